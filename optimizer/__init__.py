@@ -1,0 +1,18 @@
+"""Proposes densities and judges them.
+
+density      what a density is: profile, phi, RMS, validation, the published values
+sections     the sections of the configuration, one model each
+config       a study's YAML file, validated
+design       the trials that need no sampler: identity, published densities, Sobol', grid
+study        the Optuna study: samplers, ask and tell
+proposer     the role that keeps the job queue filled and Optuna's tables in step with the ledger
+results      trials as paired differences against identity
+snapshot     all there is to show of a study at one moment
+presets      the exported JSON file
+session      a study from creation to end, for the process that launches it
+fleet        local worker processes
+environment  home folder and storage
+display      what is shown on a terminal
+cli          the command line, where all parts meet
+errors       what ends a command with one line
+"""

@@ -1,0 +1,172 @@
+"""What is shown on a terminal: the live panel, the tables, and plain lines elsewhere."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from optimizer import results
+from optimizer.density import Densities
+from optimizer.results import TrialResult
+from optimizer.snapshot import Snapshot
+from storage.studies import StudyOverview
+
+BEST_SHOWN = 5
+
+
+def panel(snapshot: Snapshot) -> RenderableType:
+    """Return the live view of a study: a few lines that fit any terminal."""
+    counts = snapshot.counts
+    finished = counts["complete"] + counts["failed"]
+    head = Table.grid(padding=(0, 1))
+    head.add_row(
+        Text(snapshot.study.name, style="bold"),
+        ProgressBar(total=counts["asked for"], completed=finished, width=30),
+        trial_counts(snapshot),
+    )
+    return Group(head, Text(best_line(snapshot)), Text(worker_line(snapshot)))
+
+
+def trial_counts(snapshot: Snapshot) -> str:
+    """Return how many trials are done, running and failed."""
+    counts = snapshot.counts
+    finished = counts["complete"] + counts["failed"]
+    return (
+        f"{finished}/{counts['asked for']} trials done, {counts['running']} running, "
+        f"{counts['failed']} failed"
+    )
+
+
+def best_line(snapshot: Snapshot) -> str:
+    """Return the best trial so far, against identity."""
+    best = snapshot.best
+    if best is None:
+        return "best so far: waiting for identity"
+    return (
+        f"best so far (unconfirmed): {density_text(best.densities)} at "
+        f"{best.mean:.3f} {snapshot.config.unit}, {_difference(best, snapshot.config.unit)} "
+        f"to identity"
+    )
+
+
+def worker_line(snapshot: Snapshot) -> str:
+    """Return the live workers, their rate and the time left."""
+    live = snapshot.live_workers
+    left = snapshot.seconds_left
+    return (
+        f"{len(live)} worker{'s' if len(live) != 1 else ''}"
+        f", {snapshot.jobs_per_hour:.0f} jobs/hour"
+        + (f", about {duration(left)} left" if left is not None and left > 0 else "")
+    )
+
+
+def plain_line(snapshot: Snapshot) -> str:
+    """Return the panel as one line, for logs."""
+    return f"{trial_counts(snapshot)}; {best_line(snapshot)}; {worker_line(snapshot)}"
+
+
+def final_table(snapshot: Snapshot) -> Table:
+    """Return identity, the published densities and the best five, with paired differences."""
+    config = snapshot.config
+    table = Table(
+        title=f"{snapshot.study.name}: {config.metric} on validation data, unconfirmed",
+        caption=(
+            f"± is the standard error over {len(config.seeds)} paired seeds. The best of many "
+            f"noisy results looks better than it is."
+        ),
+        caption_justify="left",
+    )
+    table.add_column("density (outermost first)")
+    table.add_column("what")
+    table.add_column(f"{config.metric}, {config.unit}", justify="right")
+    table.add_column("minus identity", justify="right")
+    ranked = results.ranked(snapshot.results)
+    known = sorted(
+        (result for result in ranked if result.role != "candidate"), key=lambda r: r.number
+    )
+    _add_rows(table, known)
+    table.add_section()
+    _add_rows(table, ranked[:BEST_SHOWN], rank=True)
+    return table
+
+
+def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False) -> None:
+    for place, result in enumerate(shown, start=1):
+        what = f"{place}. {result.label}" if rank else result.label
+        table.add_row(
+            density_text(result.densities), what, f"{result.mean:.3f}", _difference(result)
+        )
+
+
+def study_table(overview: Sequence[StudyOverview]) -> Table:
+    """Return the list of studies."""
+    table = Table("study", "state", "trials done", "failed", "workers", "created (UTC)")
+    for study in overview:
+        table.add_row(
+            study.name,
+            study.state,
+            str(study.complete),
+            str(study.failed),
+            str(study.workers),
+            f"{study.created_at:%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def status(snapshot: Snapshot) -> RenderableType:
+    """Return what `status` shows: state, progress, workers and the table."""
+    study = snapshot.study
+    lines = [
+        Text(f"{study.name}: {study.state}" + (f" ({study.failure})" if study.failure else "")),
+        Text(trial_counts(snapshot)),
+        Text(best_line(snapshot)),
+        Text(worker_line(snapshot)),
+    ]
+    lines += [
+        Text(
+            f"  {worker.host} pid {worker.pid} on {worker.device}: {worker.jobs_done} jobs, "
+            f"{worker.jobs_per_hour:.0f}/hour"
+        )
+        for worker in snapshot.live_workers
+    ]
+    lines += [
+        Text(f"  trial {trial.number} ({trial.label}) failed: {trial.reason}", style="yellow")
+        for trial in snapshot.trials
+        if trial.state == "failed"
+    ]
+    return Group(*lines, final_table(snapshot)) if snapshot.results else Group(*lines)
+
+
+def density_text(densities: Densities) -> str:
+    """Return densities for people: four digits, with sizes if there are several."""
+    texts = {
+        k: "[" + ", ".join(f"{value:.4g}" for value in den) + "]" for k, den in densities.items()
+    }
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return "  ".join(f"k={k} {text}" for k, text in texts.items())
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _difference(result: TrialResult, unit: str = "") -> str:
+    if result.role == "identity":
+        return "0 (the baseline)" if not unit else f"+0 {unit}"
+    error = result.difference.standard_error
+    text = f"{result.difference.mean:+.3f}" + (f" ± {error:.3f}" if error is not None else "")
+    return f"{text} {unit}".rstrip()
+
+
+def console() -> Console:
+    """Return a console on standard output; wide enough for the tables where it is no terminal."""
+    found = Console(highlight=False)
+    return found if found.is_terminal else Console(highlight=False, width=110)

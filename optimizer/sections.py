@@ -1,0 +1,199 @@
+"""The sections of a study's configuration, one model each.
+
+Unknown keys are errors. Defaults stand here and nowhere else.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    FiniteFloat,
+    PositiveFloat,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+Goal = Literal["classification", "denoising"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A part of the file; unknown keys are errors, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Classification(Section):
+    """What all classification data have in common."""
+
+    goal: ClassVar[Goal] = "classification"
+
+
+class Denoising(Section):
+    """What all denoising data have in common: white Gaussian noise on patches of photographs."""
+
+    goal: ClassVar[Goal] = "denoising"
+
+    color: Literal["gray", "rgb"] = "gray"
+    sigma: Annotated[FiniteFloat, Field(gt=0, le=255)] = 25.0
+    """Standard deviation of the noise on the 0-255 scale."""
+    patch: Annotated[int, Field(ge=8, le=512)] = 40
+    """Side of a training patch, pixels."""
+    patches_per_image: PositiveInt = 64
+    crop: Annotated[int, Field(ge=16, le=4096)] = 128
+    """Side of the central crop that is judged of each validation image, pixels."""
+    validation: Share = 0.2
+    """Share of the images that is held out."""
+
+
+class Cifar100Data(Classification):
+    """CIFAR-100, read through torchvision."""
+
+    task: Literal["cifar100"]
+    folder: Path | None = None
+    """Where cifar-100-python lies or goes; without it, the data folder of densitune's home."""
+    download: bool = True
+    verify: bool = True
+    """False accepts a partial copy, whose MD5 sums differ."""
+    labels: Literal["fine", "coarse"] = "fine"
+    validation: Share = 0.1
+    """Share of the training split that is held out; the test split is not read."""
+
+
+class Div2kData(Denoising):
+    """DIV2K's high-resolution training images."""
+
+    task: Literal["div2k"]
+    folder: Path | None = None
+    """Where the archive lies or goes; without it, the data folder of densitune's home."""
+    download: bool = True
+    verify: bool = True
+    """False accepts an archive whose MD5 sum differs."""
+    color: Literal["gray", "rgb"] = "rgb"
+    validation: Share = 0.1
+
+
+class PhotosData(Denoising):
+    """The photographs that come with scikit-image: nothing to download."""
+
+    task: Literal["photos"]
+
+
+class FolderPhotographs(Denoising):
+    """A folder of the user's own images, for denoising."""
+
+    task: Literal["folder"]
+    kind: Literal["photographs"] = "photographs"
+    folder: Path
+
+
+class FolderClasses(Classification):
+    """A folder of the user's own images, one sub-folder per class."""
+
+    task: Literal["folder"]
+    kind: Literal["classes"]
+    folder: Path
+    color: Literal["gray", "rgb"] = "rgb"
+    size: Annotated[int, Field(ge=8, le=512)] = 32
+    """Images are resized and cropped to size x size pixels."""
+    validation: Share = 0.2
+
+
+def _which_data(section: Any) -> str | None:
+    """Return the tag of the data section that a mapping (or a section) belongs to."""
+    values = section if isinstance(section, dict) else getattr(section, "__dict__", {})
+    task = values.get("task")
+    return "folder-classes" if task == "folder" and values.get("kind") == "classes" else task
+
+
+Data = Annotated[
+    Annotated[Cifar100Data, Tag("cifar100")]
+    | Annotated[Div2kData, Tag("div2k")]
+    | Annotated[PhotosData, Tag("photos")]
+    | Annotated[FolderPhotographs, Tag("folder")]
+    | Annotated[FolderClasses, Tag("folder-classes")],
+    Discriminator(_which_data),
+]
+
+
+class Proxy(Section):
+    """The small network that stands for the real one."""
+
+    family: Literal["vgg", "resnet", "dncnn", "nafnet"]
+    width: Annotated[int, Field(ge=1, le=1024)]
+    """Channels of the first stage."""
+    depth: Annotated[int, Field(ge=1, le=200)]
+    """Layers (vgg, resnet, dncnn) or blocks (nafnet)."""
+
+    @property
+    def goal(self) -> Goal:
+        """Return what networks of this family are for."""
+        return "classification" if self.family in ("vgg", "resnet") else "denoising"
+
+    @property
+    def stages(self) -> int:
+        """Return the number of stages, which take a list of kernel sizes in turn."""
+        match self.family:
+            case "vgg" | "resnet":
+                return 3
+            case "dncnn":
+                return self.depth
+            case "nafnet":
+                return min(4, (self.depth - 1) // 2) + 1
+
+    @model_validator(mode="after")
+    def _depth_fits_the_family(self) -> Self:
+        if self.family in ("vgg", "dncnn") and self.depth < 3:
+            raise ValueError(f"depth {self.depth} is too small; a {self.family} has at least 3")
+        if self.family == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
+            raise ValueError(
+                f"depth {self.depth} is not 6n + 2; a resnet for small images has 8, 14, 20, ..."
+            )
+        return self
+
+
+class Box(Section):
+    """The search box, the same for every value of every density."""
+
+    low: Annotated[FiniteFloat, Field(gt=0)] = 0.05
+    high: Annotated[FiniteFloat, Field(gt=0)] = 2.0
+    include: tuple[tuple[float, ...] | dict[int, tuple[float, ...]], ...] = ()
+    """Densities to train right after the published ones, also outside the box: [0.3, 0.7], or with
+    several kernel sizes {3: [0.7], 5: [0.3, 0.7]}."""
+
+    @model_validator(mode="after")
+    def _low_below_high(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low} is not below high {self.high}")
+        return self
+
+
+class Training(Section):
+    """How every proxy is trained."""
+
+    budget: Annotated[int, Field(ge=1, le=10_000)]
+    """Epochs."""
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
+    lr: PositiveFloat | Literal["auto"] = "auto"
+    """Peak learning rate; auto is the family's usual one (docs/method.md)."""
+
+
+class Search(Section):
+    """How densities are proposed."""
+
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "qmc", "grid", "random"] = "auto"
+    trials: Annotated[int, Field(ge=1, le=100_000)]
+    """How many densities are trained in all, identity and the published ones included."""
+    seeds: Annotated[int, Field(ge=1, le=100)] = 2
+    """How many times each density is trained; every density with the same seeds."""
+    rungs: tuple[PositiveInt, ...] = ()
+    """Epochs, below the budget, after which a measurement is taken as well."""
+    in_flight: Annotated[int, Field(ge=1, le=1024)] = 8
+    """How many trials are open at once; it bounds the number of busy workers."""
+    seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
+    """Fixes proposals, initial weights, batches and noise."""

@@ -1,0 +1,130 @@
+"""A study from its creation to its end, as the process that launches it sees it.
+
+It takes the proposer's role, looks after the local workers and shows how far the study is.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from sqlalchemy import Engine
+
+from optimizer import display, snapshot
+from optimizer import study as optuna_study
+from optimizer.config import StudyConfig, differences
+from optimizer.errors import StudyFailedError, UsageError
+from optimizer.fleet import Fleet
+from optimizer.proposer import Proposer
+from optimizer.snapshot import Snapshot
+from storage import studies
+from storage.studies import Study
+
+STEP_SECONDS = 0.2
+"""Between two looks at the ledger."""
+REFRESH_SECONDS = 1.0
+"""Between two refreshes of the display."""
+LINE_SECONDS = 30.0
+"""Between two lines where there is no terminal and nothing happens."""
+
+Show = Callable[[Snapshot], None]
+
+
+def create(engine: Engine, config: StudyConfig, source: str, fingerprint: str) -> Study:
+    """Store a new study, or return the existing one of this name if it is the same.
+
+    `source` and `fingerprint` say what the data are. UsageError, with nothing written, if the name
+    is taken by a study with another config or other data, or by an Optuna study of somebody else.
+    """
+    if studies.find(engine, config.name) is None and optuna_study.exists(engine, config.name):
+        raise UsageError(
+            f"study name {config.name} is taken by an Optuna study that is not densitune's; "
+            f"choose another name"
+        )
+    provenance = {"source": source, "versions": optuna_study.versions()}
+    study, created = studies.create(engine, config.name, config.document(), fingerprint, provenance)
+    if created:
+        return study
+    changed = differences(study.config, config.document())
+    if changed:
+        raise UsageError(
+            f"study {config.name} exists with another config ({'; '.join(changed)}); choose "
+            f"another name, or delete it: densitune delete {config.name}"
+        )
+    check_fingerprint(study, source, fingerprint)
+    return study
+
+
+def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
+    """Check that the data here are those of the study; UsageError if not."""
+    if study.data_fingerprint != fingerprint:
+        raise UsageError(
+            f"the data here ({source}, fingerprint {fingerprint[:12]}) are not those of study "
+            f"{study.name} ({study.provenance['source']}, fingerprint "
+            f"{study.data_fingerprint[:12]}); results could not be compared"
+        )
+
+
+def run(
+    engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, console: Console
+) -> Snapshot:
+    """Advance a study until it is finished or stopped, and return what became of it.
+
+    StudyFailedError if it cannot go on: identity failed, or all local workers ended with an error
+    and no other worker is attached. UsageError if somebody deletes it.
+    """
+    proposer = Proposer(engine, study.id, config)
+    with _display(console) as show:
+        refreshed = 0.0
+        while study.state == "running":
+            proposer.advance()
+            if time.monotonic() - refreshed > REFRESH_SECONDS:
+                refreshed = time.monotonic()
+                now = snapshot.take(engine, study, config)
+                show(now)
+                _check_workers(fleet, now)
+            time.sleep(STEP_SECONDS)
+            study = _again(engine, study)
+    if study.failure:
+        raise StudyFailedError(f"study {study.name} has stopped: {study.failure}")
+    return snapshot.take(engine, study, config)
+
+
+def _check_workers(fleet: Fleet, now: Snapshot) -> None:
+    complaints = fleet.complaints()
+    if complaints and not fleet.running() and not now.live_workers:
+        raise StudyFailedError(
+            f"all local workers of study {now.study.name} have ended: {complaints[0]}; "
+            f"continue with: densitune resume {now.study.name}"
+        )
+
+
+def _again(engine: Engine, study: Study) -> Study:
+    found = studies.find(engine, study.name)
+    if found is None or found.id != study.id:
+        raise UsageError(f"study {study.name} has been deleted by another process")
+    return found
+
+
+@contextmanager
+def _display(console: Console) -> Iterator[Show]:
+    """Yield what shows a snapshot: a live panel on a terminal, a line now and then elsewhere."""
+    if not console.is_terminal:
+        yield _line_by_line(console)
+        return
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        yield lambda now: live.update(display.panel(now), refresh=True)
+
+
+def _line_by_line(console: Console) -> Show:
+    shown, at = -1, 0.0
+
+    def show(now: Snapshot) -> None:
+        nonlocal shown, at
+        finished = now.counts["complete"] + now.counts["failed"]
+        if finished != shown or time.monotonic() - at > LINE_SECONDS:
+            shown, at = finished, time.monotonic()
+            console.print(display.plain_line(now), soft_wrap=True)
+
+    return show

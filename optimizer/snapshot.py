@@ -1,0 +1,124 @@
+"""Everything there is to show of a study at one moment, read in one go."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Engine
+
+from optimizer import results
+from optimizer.config import StudyConfig
+from optimizer.results import TrialResult
+from storage import ledger, roster, trials
+from storage.ledger import LedgerRow
+from storage.roster import WorkerRow
+from storage.studies import Study
+from storage.trials import TrialRow
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A study as it is now."""
+
+    study: Study
+    config: StudyConfig
+    trials: list[TrialRow]
+    rows: list[LedgerRow]
+    results: list[TrialResult]
+    workers: list[WorkerRow]
+    jobs_per_hour: float
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Return the number of trials that are complete, running, failed, and asked for."""
+        states = [trial.state for trial in self.trials]
+        return {
+            "complete": states.count("complete"),
+            "running": states.count("running"),
+            "failed": states.count("failed"),
+            "asked for": self.config.search.trials,
+        }
+
+    @property
+    def best(self) -> TrialResult | None:
+        """Return the trial with the largest difference to identity; identity itself may be it."""
+        return next(iter(results.ranked(self.results)), None)
+
+    @property
+    def live_workers(self) -> list[WorkerRow]:
+        """Return the workers that were heard of lately."""
+        return [worker for worker in self.workers if worker.live]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Return how long the jobs that are left take at the present rate; None if unknown."""
+        finished = sum(trial.done + trial.failed for trial in self.trials)
+        left = self.config.search.trials * self.config.search.seeds - finished
+        return 3600 * left / self.jobs_per_hour if self.jobs_per_hour else None
+
+    def document(self) -> dict[str, Any]:
+        """Return the snapshot for programs: plain JSON values."""
+        return {
+            "study": self.study.name,
+            "state": self.study.state,
+            "failure": self.study.failure,
+            "created_at": _iso(self.study.created_at),
+            "finished_at": _iso(self.study.finished_at),
+            "metric": self.config.metric,
+            "unit": self.config.unit,
+            "verdict": "unconfirmed",
+            "trials": self.counts,
+            "jobs_per_hour": self.jobs_per_hour,
+            "seconds_left": self.seconds_left,
+            "best": None if self.best is None else _result(self.best),
+            "results": [_result(result) for result in results.ranked(self.results)],
+            "failed": [
+                {"trial": trial.number, "label": trial.label, "reason": trial.reason}
+                for trial in self.trials
+                if trial.state == "failed"
+            ],
+            "workers": [
+                {
+                    "host": worker.host,
+                    "pid": worker.pid,
+                    "device": worker.device,
+                    "live": worker.live,
+                    "jobs_done": worker.jobs_done,
+                    "jobs_per_hour": worker.jobs_per_hour,
+                }
+                for worker in self.workers
+            ],
+        }
+
+
+def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
+    """Read a snapshot of a study."""
+    with engine.connect() as connection:
+        rows = ledger.read(connection, study.id)
+        all_trials = trials.all_of(connection, study.id)
+        return Snapshot(
+            study=study,
+            config=config,
+            trials=all_trials,
+            rows=rows,
+            results=results.results(all_trials, rows),
+            workers=roster.roster(connection, study.id),
+            jobs_per_hour=ledger.progress(connection, study.id).jobs_per_hour,
+        )
+
+
+def _iso(moment: datetime | None) -> str | None:
+    return None if moment is None else moment.isoformat(timespec="seconds")
+
+
+def _result(result: TrialResult) -> dict[str, Any]:
+    return {
+        "trial": result.number,
+        "role": result.role,
+        "label": result.label,
+        "densities": {str(k): list(den) for k, den in result.densities.items()},
+        "value": result.mean,
+        "by_seed": {str(seed): value for seed, value in result.values.items()},
+        "difference_to_identity": result.difference.mean,
+        "standard_error": result.difference.standard_error,
+    }

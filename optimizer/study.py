@@ -1,0 +1,215 @@
+"""The Optuna study behind a densitune study: the only code that speaks to Optuna.
+
+It stays a normal Optuna study, which Optuna's own command line and optuna-dashboard open. Only the
+proposer writes to it, and always in the order of trial numbers, so that a proposal depends on
+nothing but the configuration and the results of earlier trials: `ask(n)` sees trials up to
+n - in_flight as finished and the others as running, whoever trained them and however fast.
+"""
+
+import importlib.metadata
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import optuna
+from optuna.distributions import FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import Engine
+
+from optimizer import density, design
+from optimizer.config import StudyConfig
+from optimizer.density import Densities
+from optimizer.errors import StudyFailedError
+
+# A Gaussian process costs about n^3 per proposal: 0.15 s of CPU at 100 trials and 2.4 s at 1,000
+# (Optuna 5.0, two cores), so auto hands over to TPE here.
+GP_TRIALS = 300
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+class DensityStudy:
+    """An Optuna study whose parameters are the values of the densities, outermost first."""
+
+    def __init__(self, engine: Engine, config: StudyConfig) -> None:
+        self._config = config
+        with _quiet():
+            self._study = optuna.create_study(
+                storage=_optuna_storage(engine),
+                study_name=config.name,
+                direction="maximize",
+                load_if_exists=True,
+                pruner=optuna.pruners.NopPruner(),
+            )
+            if self._study.metric_names is None:
+                self._study.set_metric_names([f"{config.metric} ({config.unit})"])
+        self._distributions = {
+            name: FloatDistribution(config.density.low, config.density.high)
+            for k in config.kernel_size
+            for name in _names(k)
+        }
+
+    def ask(self, number: int, known: set[int]) -> tuple[int, Densities]:
+        """Propose densitune's trial `number`; return Optuna's number and the densities.
+
+        `known` are the Optuna numbers that belong to earlier trials. A running trial that is not
+        among them is what a proposer left behind when it died: it is completed, not repeated.
+        """
+        point = self._point_known_in_advance(number)
+        self._study.sampler = self._sampler(number)
+        with _quiet():
+            orphan = self._orphan(known)
+            if orphan is None and point is not None and not self._waiting():
+                self._study.enqueue_trial(point)
+            trial = self._study.ask() if orphan is None else Trial(self._study, orphan._trial_id)
+            values = {
+                name: trial.suggest_float(name, distribution.low, distribution.high)
+                for name, distribution in self._distributions.items()
+            }
+        densities = {k: tuple(values[name] for name in _names(k)) for k in self._config.kernel_size}
+        return trial.number, densities
+
+    def describe(self, optuna_number: int, attributes: Mapping[str, Any]) -> None:
+        """Attach attributes to a trial that is still running, where a dashboard shows them."""
+        trial = self._frozen(optuna_number)
+        if trial.state is TrialState.RUNNING:
+            for key, value in attributes.items():
+                self._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+    def tell(
+        self, optuna_number: int, value: float | None, intermediate: Mapping[int, float]
+    ) -> None:
+        """Finish a trial with its value, or as failed without one; again is harmless.
+
+        StudyFailedError if Optuna's table holds another result than the ledger.
+        """
+        trial = self._frozen(optuna_number)
+        if not trial.state.is_finished():
+            for step, at_step in sorted(intermediate.items()):
+                self._storage.set_trial_intermediate_value(trial._trial_id, step, at_step)
+        state = TrialState.FAIL if value is None else TrialState.COMPLETE
+        told = self._study.tell(optuna_number, value, state=state, skip_if_finished=True)
+        if told.state is not state or told.value != value:
+            raise StudyFailedError(
+                f"Optuna's trial {optuna_number} of study {self._config.name} is {told.state.name} "
+                f"with value {told.value}, but the ledger says {state.name} with {value}; "
+                f"something else has written to this Optuna study"
+            )
+
+    @property
+    def _storage(self) -> optuna.storages.BaseStorage:
+        return self._study._storage
+
+    def _frozen(self, optuna_number: int) -> FrozenTrial:
+        return self._study.get_trials(deepcopy=False)[optuna_number]
+
+    def _orphan(self, known: set[int]) -> FrozenTrial | None:
+        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return next((trial for trial in running if trial.number not in known), None)
+
+    def _waiting(self) -> bool:
+        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
+
+    def _point_known_in_advance(self, number: int) -> dict[str, float] | None:
+        """Return the parameters of an anchor or of a point of a design, None for a sampler's."""
+        config = self._config
+        if number < len(config.anchors):
+            return _parameters(config.anchors[number].densities)
+        number -= len(config.anchors)
+        dimensions = config.dimensions
+        if config.search.sampler == "grid":
+            unit = design.grid(config.search.trials - len(config.anchors), dimensions)[number]
+        elif config.search.sampler == "qmc" or (
+            config.search.sampler != "random" and number < design.startup(dimensions)
+        ):
+            unit = design.sobol(number + 1, dimensions, config.search.seed)[number]
+        else:
+            return None
+        low, high = config.density.low, config.density.high
+        values = (low + (high - low) * unit).tolist()
+        return dict(zip(self._distributions, values, strict=True))
+
+    def _sampler(self, number: int) -> BaseSampler:
+        """Return a sampler whose random numbers depend on the trial's number alone.
+
+        Samplers are not stored in the database; a fresh one for every proposal makes a restarted
+        proposer continue as if nothing had happened.
+        """
+        search = self._config.search
+        seed = design.proposal_seed(search.seed, number)
+        with _quiet():
+            match search.sampler:
+                case "gp":
+                    return _gaussian_process(seed)
+                case "tpe":
+                    return _tree_parzen(seed)
+                case "auto":
+                    model = _gaussian_process if number < GP_TRIALS else _tree_parzen
+                    return model(seed)
+                case "cmaes":
+                    # CMA-ES uses popsize results per generation, so one must fill the window.
+                    return CmaEsSampler(
+                        seed=seed,
+                        popsize=max(4, search.in_flight),
+                        warn_independent_sampling=False,
+                    )
+                case "random" | "qmc" | "grid":
+                    return RandomSampler(seed=seed)
+
+
+def _gaussian_process(seed: int) -> BaseSampler:
+    return GPSampler(seed=seed, n_startup_trials=1)
+
+
+def _tree_parzen(seed: int) -> BaseSampler:
+    return TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
+
+
+def exists(engine: Engine, name: str) -> bool:
+    """Tell whether there is an Optuna study of this name, densitune's or not."""
+    return name in optuna.get_all_study_names(_optuna_storage(engine))
+
+
+def delete(engine: Engine, name: str) -> None:
+    """Delete the Optuna study of this name; nothing happens if there is none."""
+    if exists(engine, name):
+        optuna.delete_study(study_name=name, storage=_optuna_storage(engine))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that fix what is proposed."""
+    packages = ("densitune", "optuna", "cmaes", "scipy", "numpy", "torch")
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def _optuna_storage(engine: Engine) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage in our database.
+
+    It borrows our pool, so that a process has at most two connections whatever it does.
+    """
+    url = engine.url.render_as_string(hide_password=False)
+    return optuna.storages.RDBStorage(url, engine_kwargs={"pool": engine.pool})
+
+
+def _names(kernel_size: int) -> list[str]:
+    return [f"k{kernel_size}_den{ring}" for ring in range(density.length(kernel_size))]
+
+
+def _parameters(densities: Densities) -> dict[str, float]:
+    return {
+        name: value
+        for k, den in densities.items()
+        for name, value in zip(_names(k), den, strict=True)
+    }
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what is intended here: anchors outside the box, and features Optuna calls new."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Fixed parameter .* out of range")
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        yield

@@ -1,0 +1,187 @@
+"""Connections to PostgreSQL, and the schema in it.
+
+Every process keeps at most two connections. Nothing waits for ever: connecting, a lock, a
+statement and a forgotten transaction all have a time limit.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
+
+from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
+
+FORM = "postgresql://user:password@host:5432/database"
+DRIVER = "postgresql+psycopg2"
+SCHEMES = ("postgres", "postgresql", DRIVER)
+
+# Milliseconds, but for connect_timeout and keepalives (seconds). The longest is for the proposer,
+# which holds its lock as an open transaction while Optuna's Gaussian process thinks: seconds for
+# one proposal, a minute for many. If its host vanishes, this frees the lock.
+SETTINGS = {
+    "timezone": "UTC",
+    "lock_timeout": 5_000,
+    "statement_timeout": 30_000,
+    "idle_in_transaction_session_timeout": 120_000,
+}
+CONNECT_ARGUMENTS: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 30,
+    "keepalives_interval": 10,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 20_000,
+    "application_name": "densitune",
+}
+
+UNDEFINED_TABLE = "42P01"  # PostgreSQL's error code
+
+
+def connect(url: str) -> Engine:
+    """Return an engine for the server at `url`, having connected once.
+
+    StorageUrlError if the URL cannot be used, StorageUnreachableError if no connection comes about.
+    """
+    parsed = _parse(url)
+    options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+    engine = create_engine(
+        parsed.set(drivername=DRIVER),
+        pool_size=2,
+        max_overflow=0,
+        pool_pre_ping=True,
+        pool_recycle=1800,
+        connect_args={**CONNECT_ARGUMENTS, "options": options},
+    )
+    try:
+        with engine.connect():
+            return engine
+    except ProgrammingError as error:  # libpq did not understand a parameter
+        engine.dispose()
+        raise StorageUrlError(
+            f"storage URL {masked(url)}: {_reason(error)}; the form is {FORM}"
+        ) from error
+    except DBAPIError as error:
+        engine.dispose()
+        raise unreachable(url, error) from error
+
+
+def masked(url: str) -> str:
+    """Return the URL with *** in place of the password, fit for messages and logs."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return "(unreadable URL)"
+    if "password" in parsed.query:
+        parsed = parsed.update_query_dict({"password": "***"})
+    return parsed.render_as_string(hide_password=True)
+
+
+def unreachable(url: str, error: DBAPIError) -> StorageError:
+    """Return the one-line error for what the driver raised while talking to `url`."""
+    parsed = _parse(url)
+    code = getattr(error.orig, "pgcode", None)
+    if code is not None and not code.startswith(("08", "57P")):  # 08: connection, 57P: shutdown
+        return StorageError(f"PostgreSQL at {_place(parsed)} refused ({code}): {_reason(error)}")
+    return StorageUnreachableError(
+        f"cannot reach PostgreSQL at {_place(parsed)}: {_reason(error)}; check that the server is "
+        "up and that user, password and database are right (--storage, DENSITUNE_STORAGE)"
+    )
+
+
+@contextmanager
+def translated(engine: Engine) -> Iterator[None]:
+    """Turn what the driver raises inside into a StorageError."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise unreachable(engine.url.render_as_string(hide_password=False), error) from error
+
+
+def prepare(engine: Engine) -> None:
+    """Bring the schema to the newest revision; costs one query when it is there already.
+
+    Any number of processes may do this at once, on an empty database too. StorageError if the
+    database is newer than this program.
+    """
+    config = Config()
+    config.set_main_option("script_location", "storage:migrations")
+    script = ScriptDirectory.from_config(config)
+    found = _revision(engine)
+    if found == script.get_current_head():
+        return
+    if found is not None and found not in {known.revision for known in script.walk_revisions()}:
+        raise StorageError(
+            f"the database at {_place(engine.url)} has schema revision {found}, which this "
+            f"densitune (up to {script.get_current_head()}) does not know; update densitune"
+        )
+    with translated(engine), engine.begin() as connection:
+        # Waiting for another process that migrates may take longer than a lock usually may.
+        connection.execute(text("SET LOCAL lock_timeout = '5min'; SET LOCAL statement_timeout = 0"))
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended('densitune migrations', 0))")
+        )
+        connection.execute(text("CREATE SCHEMA IF NOT EXISTS densitune"))
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+@contextmanager
+def proposer_lock(engine: Engine, study_id: int) -> Iterator[Connection | None]:
+    """Yield an open transaction that holds the proposer's role for the study, or None if taken.
+
+    The role lasts as long as the transaction, which commits at the end and rolls back on an error.
+    """
+    with engine.begin() as connection:
+        taken = connection.scalar(
+            text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))"),
+            {"name": f"densitune proposer {study_id}"},
+        )
+        yield connection if taken else None
+
+
+def _parse(url: str) -> URL:
+    """Parse a storage URL; StorageUrlError, without its text, if that fails."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        # Without the cause: it may quote the password.
+        raise StorageUrlError(f"the storage URL cannot be read; the form is {FORM}") from None
+    if parsed.drivername not in SCHEMES:
+        raise StorageUrlError(
+            f"storage URL {masked(url)} has the scheme {parsed.drivername}; densitune stores in "
+            f"PostgreSQL, and the form is {FORM}"
+        )
+    return parsed
+
+
+def _place(url: URL) -> str:
+    """Return where a URL points: host and port, or the folder of a socket."""
+    host = url.host or url.query.get("host") or "localhost"
+    hosts = host if isinstance(host, str) else ", ".join(host)
+    return f"socket {hosts}" if hosts.startswith("/") else f"{hosts}:{url.port or 5432}"
+
+
+def _reason(error: DBAPIError) -> str:
+    """Return what PostgreSQL or libpq said, in one line."""
+    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
+    # libpq reports every address it tried, and what went wrong after "failed: ".
+    tried = [line.partition(" failed: ")[2] for line in lines if " failed: " in line]
+    return (tried or lines)[-1 if tried else 0].removeprefix("FATAL:").strip()
+
+
+def _revision(engine: Engine) -> str | None:
+    """Return the schema's revision, or None if there is no schema yet."""
+    query = text("SELECT version_num FROM densitune.alembic_version")
+    with translated(engine):
+        try:
+            with engine.connect() as connection:
+                revision: str | None = connection.scalar(query)
+                return revision
+        except ProgrammingError as error:
+            if getattr(error.orig, "pgcode", None) == UNDEFINED_TABLE:
+                return None
+            raise

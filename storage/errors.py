@@ -1,0 +1,17 @@
+"""What can go wrong with the storage; each ends a command with one line."""
+
+
+class StorageError(Exception):
+    """The storage cannot do what was asked; the message says why and what to do next."""
+
+    exit_code = 3
+
+
+class StorageUnreachableError(StorageError):
+    """No PostgreSQL answers at the address, or it answers no longer."""
+
+
+class StorageUrlError(StorageError):
+    """The storage URL itself cannot be used."""
+
+    exit_code = 2

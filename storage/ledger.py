@@ -1,0 +1,144 @@
+"""The ledger: every measurement that was ever made, append-only, one per job and rung.
+
+A job's seed fixes its result, so that it does not matter who measured, how late, or how often.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Table, func, select, text
+from sqlalchemy.dialects.postgresql import insert
+
+from storage import tables
+
+RECENT_SECONDS = 1800.0
+"""The window over which the current rate of finished jobs is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """A job's result at a rung."""
+
+    job_id: int
+    rung: int  # epochs trained so far
+    value: float
+    extra: Mapping[str, Any]  # JSON; numbers that are not finite are stored as null
+    seconds: float  # of training so far
+
+
+@dataclass(frozen=True, kw_only=True)
+class LedgerRow:
+    """A measurement with the job that it belongs to."""
+
+    trial: int
+    seed: int
+    budget: int
+    rung: int
+    value: float
+    extra: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a study is."""
+
+    trials: dict[str, int]  # by state; states without any are absent
+    jobs: dict[str, int]  # by state
+    first_at: datetime | None  # of the measurements
+    last_at: datetime | None
+    jobs_per_hour: float  # finished within the last RECENT_SECONDS
+
+
+def record(
+    engine: Engine, worker_id: int, measurements: Sequence[Measurement], finished: Sequence[int]
+) -> None:
+    """Store measurements and mark the jobs in `finished` as done, both or neither.
+
+    What is there already stays as it is. A job counts as done whoever holds it; one that was given
+    up is done after all if its trial is still running. Jobs of a deleted study are ignored.
+    """
+    lock = text("SELECT id FROM densitune.jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
+    done = text("""
+        UPDATE densitune.jobs AS jobs
+        SET state = 'done', finished_at = now(), lease_until = NULL, error = NULL,
+            worker_id = (SELECT id FROM densitune.workers WHERE id = :worker)
+        FROM densitune.trials AS trials
+        WHERE jobs.id = ANY(:ids) AND jobs.state != 'done'
+          AND trials.study_id = jobs.study_id AND trials.number = jobs.trial
+          AND (jobs.state != 'failed' OR trials.state = 'running')
+    """)
+    ids = sorted({*(new.job_id for new in measurements), *finished})
+    with engine.begin() as connection:
+        known = set(connection.scalars(lock, {"ids": ids}))
+        rows = [_row(new, worker_id) for new in measurements if new.job_id in known]
+        if rows:
+            connection.execute(insert(tables.measurements).values(rows).on_conflict_do_nothing())
+        connection.execute(done, {"ids": list(finished), "worker": worker_id})
+
+
+def read(connection: Connection, study_id: int) -> list[LedgerRow]:
+    """Return the study's measurements by trial, seed, budget and rung."""
+    query = text("""
+        SELECT trial, seed, budget, rung, value, extra, seconds
+        FROM densitune.measurements AS measurements
+        JOIN densitune.jobs AS jobs ON jobs.id = job_id
+        WHERE study_id = :study
+        ORDER BY trial, seed, budget, rung
+    """)
+    return [LedgerRow(**row._mapping) for row in connection.execute(query, {"study": study_id})]
+
+
+def progress(connection: Connection, study_id: int) -> Progress:
+    """Return how far the study is."""
+    study = {"study": study_id}
+    times = text("""
+        SELECT min(recorded_at), max(recorded_at) FROM densitune.measurements
+        JOIN densitune.jobs AS jobs ON jobs.id = job_id WHERE study_id = :study
+    """)
+    # A study younger than the window is measured from when its first job started.
+    rate = text("""
+        SELECT count(*) FILTER (WHERE state = 'done'
+                                AND finished_at > now() - make_interval(secs => :window)) * 3600.0
+               / greatest(1, least(:window, extract(epoch FROM now() - min(started_at))))
+        FROM densitune.jobs WHERE study_id = :study
+    """)
+    first_at, last_at = connection.execute(times, study).one()
+    return Progress(
+        trials=_by_state(connection, tables.trials, study_id),
+        jobs=_by_state(connection, tables.jobs, study_id),
+        first_at=first_at,
+        last_at=last_at,
+        jobs_per_hour=float(connection.scalar(rate, {**study, "window": RECENT_SECONDS}) or 0),
+    )
+
+
+def _by_state(connection: Connection, table: Table, study_id: int) -> dict[str, int]:
+    state = table.c.state
+    query = select(state, func.count()).where(table.c.study_id == study_id).group_by(state)
+    return dict(connection.execute(query).all())
+
+
+def _row(new: Measurement, worker_id: int) -> dict[str, Any]:
+    return {
+        "job_id": new.job_id,
+        "rung": new.rung,
+        "value": new.value,
+        "extra": _finite(new.extra),
+        "seconds": new.seconds,
+        "worker_id": worker_id,
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value with null for NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value

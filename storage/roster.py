@@ -1,0 +1,73 @@
+"""The workers of a study: who they are, whether they live, what they have done."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import Connection, Engine, func, insert, text, update
+
+from storage import tables
+
+GRACE_SECONDS = 90.0
+"""How long a worker may be silent before it counts as gone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRow:
+    """A worker, past or present."""
+
+    id: int
+    host: str
+    pid: int
+    device: str
+    versions: dict[str, Any]
+    started_at: datetime
+    seen_at: datetime
+    stopped_at: datetime | None
+    live: bool
+    jobs_done: int
+    jobs_per_hour: float  # over the time from its start to its last sign of life
+
+
+def register(
+    engine: Engine, study_id: int, host: str, pid: int, device: str, versions: Mapping[str, Any]
+) -> int:
+    """Enter a worker that starts; return its id. IntegrityError if there is no such study."""
+    new = insert(tables.workers).values(
+        study_id=study_id, host=host, pid=pid, device=device, versions=dict(versions)
+    )
+    with engine.begin() as connection:
+        worker_id: int = connection.execute(new.returning(tables.workers.c.id)).scalar_one()
+        return worker_id
+
+
+def retire(engine: Engine, worker_id: int) -> None:
+    """Note that a worker has stopped of its own accord."""
+    with engine.begin() as connection:
+        connection.execute(
+            update(tables.workers)
+            .where(tables.workers.c.id == worker_id)
+            .values(stopped_at=func.now(), seen_at=func.now())
+        )
+
+
+def roster(
+    connection: Connection, study_id: int, grace_seconds: float = GRACE_SECONDS
+) -> list[WorkerRow]:
+    """Return the study's workers in the order in which they started."""
+    query = text("""
+        SELECT workers.id, host, pid, device, versions, workers.started_at, seen_at, stopped_at,
+               stopped_at IS NULL AND seen_at > now() - make_interval(secs => :grace) AS live,
+               count(jobs.id) AS jobs_done,
+               count(jobs.id) * 3600.0::float
+                   / greatest(1, extract(epoch FROM seen_at - workers.started_at)::float)
+                   AS jobs_per_hour
+        FROM densitune.workers AS workers
+        LEFT JOIN densitune.jobs AS jobs ON jobs.worker_id = workers.id AND jobs.state = 'done'
+        WHERE workers.study_id = :study
+        GROUP BY workers.id
+        ORDER BY workers.id
+    """)
+    rows = connection.execute(query, {"study": study_id, "grace": grace_seconds})
+    return [WorkerRow(**row._mapping) for row in rows]

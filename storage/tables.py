@@ -1,0 +1,159 @@
+"""The tables, all in the schema `densitune` (Optuna's own are in `public` of the same database).
+
+What a database really has is made by `storage/migrations`; a test holds the two together.
+"""
+
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    DateTime,
+    Double,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    PrimaryKeyConstraint,
+    Table,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+
+SCHEMA = "densitune"
+
+metadata = MetaData(
+    schema=SCHEMA,
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(referred_table_name)s",
+        "uq": "uq_%(table_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+    },
+)
+
+
+def _id() -> Column[int]:
+    return Column("id", BigInteger, Identity(always=True), primary_key=True)
+
+
+def _study_id() -> Column[int]:
+    return Column(
+        "study_id",
+        BigInteger,
+        ForeignKey("densitune.studies.id", ondelete="CASCADE"),
+        nullable=False,
+    )
+
+
+def _moment(name: str) -> Column[Any]:
+    """A time, by the database's clock, of something that may not have happened yet."""
+    return Column(name, DateTime(timezone=True))
+
+
+def _now(name: str) -> Column[Any]:
+    """A time, by the database's clock, at first that of insertion."""
+    return Column(name, DateTime(timezone=True), nullable=False, server_default=func.now())
+
+
+studies = Table(
+    "studies",
+    metadata,
+    _id(),
+    Column("name", Text, nullable=False),
+    Column("config", JSONB, nullable=False),
+    Column("data_fingerprint", Text, nullable=False),
+    Column("provenance", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("state", Text, nullable=False, server_default=text("'running'")),
+    Column("failure", Text),  # why the study cannot go on
+    _now("created_at"),
+    _moment("finished_at"),
+    UniqueConstraint("name"),
+    CheckConstraint("state IN ('running', 'stopped', 'finished')", name="state"),
+)
+
+trials = Table(
+    "trials",
+    metadata,
+    _study_id(),
+    Column("number", Integer, nullable=False, autoincrement=False),
+    Column("optuna_number", Integer, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("label", Text, nullable=False),
+    Column("densities", JSONB, nullable=False),  # by kernel size: {"5": [0.2, 0.8]}
+    Column("state", Text, nullable=False, server_default=text("'running'")),
+    Column("reason", Text),  # why the trial ended as it did
+    PrimaryKeyConstraint("study_id", "number"),
+    UniqueConstraint("study_id", "optuna_number"),
+    CheckConstraint("role IN ('identity', 'published', 'candidate')", name="role"),
+    CheckConstraint("state IN ('running', 'complete', 'failed')", name="state"),
+)
+
+workers = Table(
+    "workers",
+    metadata,
+    _id(),
+    _study_id(),
+    Column("host", Text, nullable=False),
+    Column("pid", Integer, nullable=False),
+    Column("device", Text, nullable=False),
+    Column("versions", JSONB, nullable=False),
+    _now("started_at"),
+    _now("seen_at"),
+    _moment("stopped_at"),
+    Index("ix_workers_study", "study_id"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    _id(),
+    Column("study_id", BigInteger, nullable=False),
+    Column("trial", Integer, nullable=False),
+    Column("seed", BigInteger, nullable=False),
+    Column("budget", Integer, nullable=False),  # epochs
+    Column("state", Text, nullable=False, server_default=text("'waiting'")),
+    Column("worker_id", BigInteger, ForeignKey("densitune.workers.id", ondelete="SET NULL")),
+    Column("epoch", Integer, nullable=False, server_default=text("0")),  # fencing: +1 per claim
+    Column("losses", Integer, nullable=False, server_default=text("0")),  # leases that ran out
+    _moment("lease_until"),
+    Column("error", Text),
+    _now("created_at"),
+    _moment("started_at"),
+    _moment("finished_at"),
+    ForeignKeyConstraint(
+        ["study_id", "trial"],
+        ["densitune.trials.study_id", "densitune.trials.number"],
+        ondelete="CASCADE",
+    ),
+    UniqueConstraint("study_id", "trial", "seed", "budget"),
+    CheckConstraint("state IN ('waiting', 'running', 'done', 'failed')", name="state"),
+    # What a claim reads; stays as small as the open part of the queue.
+    Index(
+        "ix_jobs_open",
+        "study_id",
+        "id",
+        postgresql_where=text("state IN ('waiting', 'running')"),
+    ),
+    Index("ix_jobs_worker", "worker_id"),
+)
+
+measurements = Table(
+    "measurements",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("densitune.jobs.id", ondelete="CASCADE")),
+    Column("rung", Integer, nullable=False, autoincrement=False),  # epochs trained so far
+    Column("value", Double, nullable=False),
+    Column("extra", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
+    Column("seconds", Double, nullable=False),  # of training so far
+    # Who measured; no foreign key, for a measurement never changes.
+    Column("worker_id", BigInteger),
+    _now("recorded_at"),
+    PrimaryKeyConstraint("job_id", "rung"),
+)

@@ -1,0 +1,88 @@
+"""One embedded PostgreSQL for the whole session; an empty database of its own for each test."""
+
+import os
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine, create_engine, make_url, text
+
+from storage import studies
+from storage.database import connect, prepare
+from storage.server import embedded_url, release
+
+# Before anything reads them, and for every process that a test starts: no test touches the
+# user's own data. Short, for the path of a socket has to fit into 103 bytes.
+_home = tempfile.TemporaryDirectory(prefix="dt-")
+os.environ["DENSITUNE_HOME"] = _home.name
+os.environ.pop("DENSITUNE_STORAGE", None)
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[str]:
+    """The URL of the session's server, of which tests use databases of their own."""
+    url = embedded_url(Path(_home.name))
+    _administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    yield url
+    release()
+
+
+@pytest.fixture(scope="session")
+def prepared(postgres: str) -> str:
+    """The name of a prepared database that is only ever copied."""
+    _administer(postgres, "CREATE DATABASE prepared")
+    engine = connect(_within(postgres, "prepared"))
+    prepare(engine)
+    engine.dispose()
+    return "prepared"
+
+
+@pytest.fixture
+def empty_url(postgres: str) -> Iterator[str]:
+    """The URL of a database without any schema."""
+    with _temporary(postgres, "template1") as url:
+        yield url
+
+
+@pytest.fixture
+def database(postgres: str, prepared: str) -> Iterator[Engine]:
+    """An engine on a prepared database."""
+    with _temporary(postgres, prepared) as url:
+        engine = connect(url)
+        yield engine
+        engine.dispose()
+
+
+@pytest.fixture
+def database_url(database: Engine) -> str:
+    """The URL of the test's prepared database, for processes of their own."""
+    return database.url.render_as_string(hide_password=False)
+
+
+@pytest.fixture
+def study(database: Engine) -> studies.Study:
+    """A running study without trials."""
+    return studies.create(database, "a study", {"task": "photos"}, "fingerprint", {})[0]
+
+
+@contextmanager
+def _temporary(postgres: str, template: str) -> Iterator[str]:
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
+    yield _within(postgres, name)
+    _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _within(postgres: str, database: str) -> str:
+    return make_url(postgres).set(database=database).render_as_string(hide_password=False)
+
+
+def _administer(postgres: str, *statements: str) -> None:
+    engine = create_engine(postgres, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+    engine.dispose()

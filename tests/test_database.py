@@ -1,0 +1,249 @@
+"""Connections, their errors, the schema and its migrations."""
+
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.runtime.migration import MigrationContext
+from optuna.storages import RDBStorage
+from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy.exc import IntegrityError
+
+from storage import studies, tables
+from storage.database import connect, masked, prepare, proposer_lock, translated
+from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
+
+
+@pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
+def test_all_spellings_of_postgresql_connect(empty_url: str, scheme: str) -> None:
+    url = make_url(empty_url).set(drivername=scheme).render_as_string(hide_password=False)
+    engine = connect(url)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+    engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "sqlite:///study.db",
+        "mysql://me:hunter2@host/db",
+        "postgresql://me:hunter2@host:port/db",
+        "hunter2",
+        "postgresql://me:hunter2@127.0.0.1:1/db?colour=blue",
+    ],
+)
+def test_unusable_url_says_the_form_and_no_password(url: str) -> None:
+    with pytest.raises(StorageUrlError, match="the form is postgresql://") as raised:
+        connect(url)
+    assert raised.value.exit_code == 2
+    assert "hunter2" not in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_unreachable_server_is_named_without_the_password() -> None:
+    with pytest.raises(StorageUnreachableError, match=r"127\.0\.0\.1:1: Connection refused") as e:
+        connect("postgresql://me:hunter2@127.0.0.1:1/db")
+    assert e.value.exit_code == 3
+    assert "hunter2" not in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_unknown_database_and_user_are_one_line(postgres: str) -> None:
+    url = make_url(postgres)
+    for wrong, reason in [
+        (url.set(database="nowhere"), 'database "nowhere" does not exist'),
+        (url.set(username="nobody"), 'role "nobody" does not exist'),
+    ]:
+        with pytest.raises(StorageUnreachableError, match=reason) as raised:
+            connect(wrong.render_as_string(hide_password=False))
+        assert "\n" not in str(raised.value)
+
+
+def test_masked_hides_the_password_wherever_it_stands() -> None:
+    assert masked("postgresql://me:hunter2@host/db") == "postgresql://me:***@host/db"
+    assert "hunter2" not in masked("postgresql://me@host/db?password=hunter2")
+    assert "hunter2" not in masked("postgresql://me:hunter2@host:port/db")
+
+
+def test_lost_connection_becomes_a_storage_error(database: Engine) -> None:
+    with (
+        pytest.raises(StorageUnreachableError, match=r"cannot reach PostgreSQL at socket /"),
+        translated(database),
+        database.connect() as connection,
+    ):
+        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+    with database.connect() as connection:  # the pool notices and connects anew
+        assert connection.scalar(text("SELECT 1")) == 1
+
+
+def test_refused_statement_is_not_called_unreachable(database: Engine) -> None:
+    with pytest.raises(StorageError, match=r"refused \(22012\): division by zero") as raised:  # noqa: SIM117
+        with translated(database), database.connect() as connection:
+            connection.execute(text("SELECT 1 / 0"))
+    assert not isinstance(raised.value, StorageUnreachableError)
+
+
+def test_nothing_waits_for_ever_and_the_clock_is_utc(database: Engine) -> None:
+    with database.connect() as connection:
+        show = {
+            name: connection.scalar(text(f"SHOW {name}"))
+            for name in (
+                "timezone",
+                "lock_timeout",
+                "statement_timeout",
+                "idle_in_transaction_session_timeout",
+            )
+        }
+    assert list(show.values()) == ["UTC", "5s", "30s", "2min"]
+
+
+def test_process_keeps_to_two_connections(database: Engine) -> None:
+    seen = []
+
+    def query() -> None:
+        with database.connect() as connection:
+            connection.execute(text("SELECT pg_sleep(0.05)"))
+            count = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            seen.append(connection.scalar(text(count)))
+
+    threads = [threading.Thread(target=query) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(seen) == 6
+    assert max(seen) <= 2
+
+
+PREPARE = """
+import multiprocessing, sys
+from storage.database import connect, prepare
+
+def run(start):
+    start.wait()
+    prepare(connect(sys.argv[1]))
+
+context = multiprocessing.get_context("fork")
+start = context.Barrier(10)
+processes = [context.Process(target=run, args=[start]) for _ in range(10)]
+for process in processes:
+    process.start()
+for process in processes:
+    process.join()
+sys.exit(sum(process.exitcode != 0 for process in processes))
+"""
+
+
+def test_ten_processes_prepare_an_empty_database_at_once(empty_url: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARE, empty_url], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    engine = connect(empty_url)
+    assert studies.overview(engine) == []
+    engine.dispose()
+
+
+def test_migrations_make_exactly_the_tables(database: Engine) -> None:
+    def ours(name: str | None, kind: str, parents: Any) -> bool:
+        return kind != "schema" or name == tables.SCHEMA
+
+    with database.connect() as connection:
+        context = MigrationContext.configure(
+            connection,
+            opts={
+                "include_schemas": True,
+                "include_name": ours,
+                "version_table_schema": tables.SCHEMA,
+                "compare_server_default": True,
+            },
+        )
+        assert compare_metadata(context, tables.metadata) == []
+
+
+def test_checks_are_those_of_the_tables(database: Engine) -> None:
+    expected = {
+        str(constraint.name)
+        for table in tables.metadata.tables.values()
+        for constraint in table.constraints
+    }
+    with database.connect() as connection:
+        found = connection.scalars(
+            text("""
+                SELECT conname FROM pg_constraint
+                WHERE connamespace = 'densitune'::regnamespace AND contype != 'n'
+                  AND conrelid != 'densitune.alembic_version'::regclass
+            """)
+        )
+        assert set(found) == expected
+
+
+def test_preparing_again_costs_one_query(database: Engine) -> None:
+    statements = []
+    event.listen(
+        database, "before_cursor_execute", lambda *arguments: statements.append(arguments[2])
+    )
+    prepare(database)
+    assert len(statements) == 1
+
+
+def test_newer_schema_is_refused(database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("UPDATE densitune.alembic_version SET version_num = '9999'"))
+    with pytest.raises(StorageError, match=r"revision 9999, .*\(up to \d+\).*update densitune"):
+        prepare(database)
+
+
+@pytest.mark.parametrize("optuna_first", [True, False])
+def test_optuna_lives_beside_in_the_same_database(empty_url: str, optuna_first: bool) -> None:
+    engine = connect(empty_url)
+    if optuna_first:
+        RDBStorage(empty_url)
+    prepare(engine)
+    storage = RDBStorage(empty_url)
+    with engine.connect() as connection:
+        schemas = connection.scalars(
+            text(
+                "SELECT table_schema FROM information_schema.tables "
+                "WHERE table_name = 'alembic_version' ORDER BY 1"
+            )
+        )
+        assert list(schemas) == ["densitune", "public"]
+    studies.create(engine, "a", {}, "", {})
+    storage.engine.dispose()
+    engine.dispose()
+
+
+def test_unknown_state_is_refused(study: studies.Study, database: Engine) -> None:
+    with pytest.raises(IntegrityError, match="ck_studies_state"):
+        studies.set_state(database, study.id, "asleep")  # type: ignore[arg-type]
+
+
+def test_only_one_holds_the_proposers_role(database: Engine, database_url: str) -> None:
+    other = connect(database_url)
+    with proposer_lock(database, 1) as mine:
+        assert mine is not None
+        with proposer_lock(other, 1) as taken, proposer_lock(other, 2) as another_study:
+            assert taken is None
+            assert another_study is not None
+    with proposer_lock(other, 1) as free:
+        assert free is not None
+    other.dispose()
+
+
+def test_proposers_transaction_is_all_or_nothing(study: studies.Study, database: Engine) -> None:
+    def rename_and_divide(by: int) -> None:
+        with proposer_lock(database, study.id) as connection:
+            assert connection is not None
+            connection.execute(text("UPDATE densitune.studies SET name = 'renamed'"))
+            assert 1 // by
+
+    with pytest.raises(ZeroDivisionError):
+        rename_and_divide(0)
+    assert studies.find(database, study.name) == study
+    rename_and_divide(1)
+    assert studies.find(database, "renamed") is not None

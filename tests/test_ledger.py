@@ -1,0 +1,199 @@
+"""The ledger: nothing recorded is lost, changed or doubled."""
+
+import math
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from storage import jobs, ledger, roster, studies, trials
+from storage.jobs import ClaimedJob
+from storage.ledger import Measurement
+
+
+def claim(
+    database: Engine, study: studies.Study, seeds: Iterable[int]
+) -> tuple[int, list[ClaimedJob]]:
+    """A worker that holds jobs of a new trial 0."""
+    with database.begin() as connection:
+        trials.add(
+            connection,
+            study.id,
+            number=0,
+            optuna_number=0,
+            role="identity",
+            label="identity",
+            densities={3: [1.0]},
+            seeds=list(seeds),
+            budget=4,
+        )
+    worker = roster.register(database, study.id, "host", 1, "cpu", {})
+    return worker, jobs.claim(database, study.id, worker, 100, 60)
+
+
+def at(job: ClaimedJob, rung: int, value: float = 1.0) -> Measurement:
+    return Measurement(job_id=job.id, rung=rung, value=value, extra={"loss": value}, seconds=0.5)
+
+
+def values(database: Engine, study: studies.Study) -> list[tuple[int, int, float]]:
+    with database.connect() as connection:
+        rows = ledger.read(connection, study.id)
+    return [(row.seed, row.rung, row.value) for row in rows]
+
+
+def trials_of(database: Engine, study: studies.Study) -> list[trials.TrialRow]:
+    with database.connect() as connection:
+        return trials.all_of(connection, study.id)
+
+
+def trial(database: Engine, study: studies.Study) -> trials.TrialRow:
+    return trials_of(database, study)[0]
+
+
+def lose(database: Engine, study: studies.Study) -> None:
+    """Let the study's running jobs be lost so often that they are given up."""
+    with database.begin() as connection:
+        connection.execute(
+            text("UPDATE densitune.jobs SET losses = :n, lease_until = now() - interval '1 s'"),
+            {"n": jobs.MAX_LOSSES - 1},
+        )
+        assert jobs.fail_lost(connection, study.id) > 0
+
+
+def test_measurements_come_back_in_order(database: Engine, study: studies.Study) -> None:
+    worker, [one, two] = claim(database, study, [11, 12])
+    ledger.record(database, worker, [at(two, 2, 20.5), at(one, 2, 10.5)], [])
+    ledger.record(database, worker, [at(two, 4, 21.5), at(one, 4, 11.5)], [one.id])
+    assert values(database, study) == [(11, 2, 10.5), (11, 4, 11.5), (12, 2, 20.5), (12, 4, 21.5)]
+    assert (trial(database, study).running, trial(database, study).done) == (1, 1)
+    assert jobs.heartbeat(database, worker, 60).held == {two.claim}
+
+
+def test_repeated_record_changes_nothing(database: Engine, study: studies.Study) -> None:
+    worker, [job] = claim(database, study, [1])
+    ledger.record(database, worker, [at(job, 4, 1.0)], [job.id])
+    with database.connect() as connection:
+        before = connection.execute(text("SELECT * FROM densitune.jobs")).all()
+    ledger.record(database, worker, [at(job, 4, 2.0)], [job.id])
+    assert values(database, study) == [(1, 4, 1.0)]
+    with database.connect() as connection:
+        assert connection.execute(text("SELECT * FROM densitune.jobs")).all() == before
+
+
+def test_late_result_counts_once_and_frees_the_new_holder(
+    database: Engine, study: studies.Study
+) -> None:
+    old, [job] = claim(database, study, [1])
+    with database.begin() as connection:
+        connection.execute(text("UPDATE densitune.jobs SET lease_until = now() - interval '1 s'"))
+    new = roster.register(database, study.id, "host", 2, "cpu", {})
+    [again] = jobs.claim(database, study.id, new, 1, 60)
+    ledger.record(database, old, [at(job, 4)], [job.id])
+    assert trial(database, study).done == 1
+    assert jobs.heartbeat(database, new, 60).held == frozenset()
+    ledger.record(database, new, [at(again, 4)], [again.id])
+    assert values(database, study) == [(1, 4, 1.0)]
+    with database.connect() as connection:
+        done = {row.id: row.jobs_done for row in roster.roster(connection, study.id)}
+    assert done == {old: 1, new: 0}
+
+
+def test_late_result_of_a_job_given_up_counts_while_its_trial_runs(
+    database: Engine, study: studies.Study
+) -> None:
+    worker, [one, two] = claim(database, study, [1, 2])
+    lose(database, study)
+    assert trial(database, study).failed == 2
+    ledger.record(database, worker, [at(one, 4)], [one.id])
+    assert (trial(database, study).done, trial(database, study).failed) == (1, 1)
+    with database.begin() as connection:
+        trials.finish(connection, study.id, 0, "failed", "its jobs were lost")
+    ledger.record(database, worker, [at(two, 4)], [two.id])
+    assert (trial(database, study).done, trial(database, study).failed) == (1, 1)
+    assert trial(database, study).reason == "its jobs were lost"
+
+
+def test_measurement_and_end_of_a_job_are_recorded_together(
+    database: Engine, study: studies.Study
+) -> None:
+    worker, [job] = claim(database, study, [1])
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE densitune.jobs ADD CHECK (state != 'done')"))
+    with pytest.raises(IntegrityError):
+        ledger.record(database, worker, [at(job, 4)], [job.id])
+    assert values(database, study) == []
+
+
+def test_jobs_that_are_gone_do_not_keep_others_back(database: Engine, study: studies.Study) -> None:
+    worker, [job] = claim(database, study, [1])
+    gone = Measurement(job_id=job.id + 1, rung=4, value=1.0, extra={}, seconds=1.0)
+    ledger.record(database, worker, [gone, at(job, 4)], [gone.job_id, job.id])
+    assert values(database, study) == [(1, 4, 1.0)]
+    assert trial(database, study).done == 1
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.floats(), min_size=1))
+def test_values_come_back_to_the_last_bit(
+    database: Engine, study: studies.Study, numbers: list[float]
+) -> None:
+    if not trials_of(database, study):
+        claim(database, study, [1])
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM densitune.measurements"))
+        job_id = connection.scalars(text("SELECT id FROM densitune.jobs")).one()
+    new = [
+        # JSON has neither infinity nor, in PostgreSQL, a negative zero.
+        Measurement(job_id=job_id, rung=rung, value=x, extra={"x": abs(x)}, seconds=0.1)
+        for rung, x in enumerate(numbers)
+    ]
+    ledger.record(database, 1, new, [])
+    with database.connect() as connection:
+        rows = ledger.read(connection, study.id)
+    assert [repr(row.value) for row in rows] == [repr(x) for x in numbers]
+    for row, x in zip(rows, numbers, strict=True):
+        assert row.extra["x"] is None if not math.isfinite(x) else float(row.extra["x"]) == abs(x)
+
+
+def test_diverged_side_values_are_stored_as_null(database: Engine, study: studies.Study) -> None:
+    worker, [job] = claim(database, study, [1])
+    extra = {"loss": math.nan, "curve": (1.5, math.inf), "inner": {"x": -math.inf, "n": 3}}
+    new = Measurement(job_id=job.id, rung=1, value=math.nan, extra=extra, seconds=0.1)
+    ledger.record(database, worker, [new], [])
+    with database.connect() as connection:
+        [row] = ledger.read(connection, study.id)
+    assert row.extra == {"loss": None, "curve": [1.5, None], "inner": {"x": None, "n": 3}}
+
+
+def test_progress_counts_by_state_and_takes_the_recent_rate(
+    database: Engine, study: studies.Study
+) -> None:
+    with database.connect() as connection:
+        empty = ledger.progress(connection, study.id)
+    assert (empty.trials, empty.jobs, empty.first_at, empty.jobs_per_hour) == ({}, {}, None, 0.0)
+    worker, held = claim(database, study, range(4))
+    for job in held[:3]:
+        ledger.record(database, worker, [at(job, 4)], [job.id])
+    with database.begin() as connection:
+        # Started two hours ago; one job was finished long before the window, two within.
+        connection.execute(
+            text("UPDATE densitune.jobs SET started_at = now() - interval '2 hours'")
+        )
+        connection.execute(
+            text(
+                "UPDATE densitune.jobs SET finished_at = now() - interval '1 hour' WHERE id = :id"
+            ),
+            {"id": held[0].id},
+        )
+        found = ledger.progress(connection, study.id)
+    assert found.trials == {"running": 1}
+    assert found.jobs == {"done": 3, "running": 1}
+    assert found.first_at is not None
+    assert found.last_at is not None
+    assert found.first_at < found.last_at
+    assert found.jobs_per_hour == pytest.approx(2 * 3600 / ledger.RECENT_SECONDS)

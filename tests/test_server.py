@@ -1,0 +1,291 @@
+"""The embedded server: shared, found again after a crash, gone with its last user."""
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+import psycopg2
+import pytest
+from sqlalchemy import make_url
+
+from storage.errors import StorageError
+from storage.server import embedded_url
+
+USER = """
+import os, subprocess, sys
+from pathlib import Path
+from storage.server import embedded_url, release
+print(embedded_url(Path(sys.argv[1])), flush=True)
+for line in sys.stdin:
+    exec(line)
+    print("done", flush=True)
+"""
+
+
+class User:
+    """A process that uses the server in `home`, does what it is told, and leaves in good order."""
+
+    def __init__(self, home: Path) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", USER, str(home)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def input(self) -> IO[str]:
+        assert self.process.stdin is not None
+        return self.process.stdin
+
+    def read(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def do(self, line: str) -> None:
+        self.input.write(line + "\n")
+        self.input.flush()
+        assert self.read() == "done"
+
+    def leave(self) -> None:
+        self.process.communicate(timeout=60)
+        assert self.process.returncode == 0
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=60)
+
+
+Join = Callable[[Path], User]
+
+
+def postmaster(home: Path) -> int | None:
+    """The process id of a server that accepts connections, by its own account."""
+    folder = home / "postgresql"
+    try:
+        connection = psycopg2.connect(host=str(folder), user="postgres", dbname="postgres")
+    except psycopg2.OperationalError:
+        return None
+    connection.close()
+    return int((folder / "postmaster.pid").read_text().splitlines()[0])
+
+
+def in_use(home: Path) -> bool:
+    with (home / "postgresql.users").open("r+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """An empty folder with a short path that other test runs leave alone."""
+    with tempfile.TemporaryDirectory(prefix="dt-") as name:
+        yield Path(name)
+
+
+@pytest.fixture(scope="module")
+def made() -> Iterator[Path]:
+    """A home with a data folder, for making one takes most of a start's time."""
+    with tempfile.TemporaryDirectory(prefix="dt-") as name:
+        first = User(Path(name))
+        first.read()
+        first.leave()
+        yield Path(name)
+
+
+@pytest.fixture
+def home(made: Path) -> Iterator[Path]:
+    assert postmaster(made) is None
+    yield made
+    last = User(made)  # stops the server that a failed test leaves behind
+    last.read()
+    last.leave()
+
+
+@pytest.fixture
+def join() -> Iterator[Join]:
+    """Start a user of the server in a home; killed at the end if it is still there."""
+    users: list[User] = []
+
+    def start(home: Path) -> User:
+        users.append(User(home))
+        return users[-1]
+
+    yield start
+    for user in users:
+        if user.process.poll() is None:
+            user.kill()
+
+
+def test_last_of_two_processes_stops_the_server(home: Path, join: Join) -> None:
+    one, other = join(home), join(home)
+    assert one.read() == other.read()
+    server = postmaster(home)
+    assert server is not None
+    one.leave()
+    assert postmaster(home) == server
+    other.leave()
+    assert postmaster(home) is None
+
+
+def test_server_survives_killed_users_and_is_found_by_the_next(home: Path, join: Join) -> None:
+    user = join(home)
+    user.read()
+    server = postmaster(home)
+    user.kill()
+    assert not in_use(home)  # so nobody has inherited its lock, the server neither
+    assert postmaster(home) == server
+    following = join(home)
+    following.read()
+    assert postmaster(home) == server
+    following.leave()
+    assert postmaster(home) is None
+
+
+def test_killed_server_is_started_again_with_its_data(home: Path, join: Join) -> None:
+    user = join(home)
+    url = make_url(user.read())
+    where = {"host": str(url.query["host"]), "user": url.username, "dbname": url.database}
+    connection = psycopg2.connect(**where)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("CREATE TABLE remembered AS SELECT 7 AS x")
+    killed = postmaster(home)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    user.do("embedded_url(Path(sys.argv[1]))")
+    assert postmaster(home) not in (None, killed)
+    connection.close()
+    connection = psycopg2.connect(**where)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("SELECT x FROM remembered")
+        assert cursor.fetchall() == [(7,)]
+        cursor.execute("DROP TABLE remembered")
+    connection.close()
+    user.leave()
+    assert postmaster(home) is None
+
+
+def test_process_id_of_a_dead_server_may_belong_to_another_process(home: Path, join: Join) -> None:
+    user = join(home)
+    user.read()
+    server = postmaster(home)
+    assert server is not None
+    remnants = [home / "postgresql" / name for name in ("postmaster.pid", ".s.PGSQL.5432.lock")]
+    before = [path.read_text() for path in remnants]
+    user.leave()
+    owner = (home / "postgresql").stat().st_uid
+    bystander = subprocess.Popen(["sleep", "60"], user=owner if os.geteuid() == 0 else None)
+    try:
+        for path, text in zip(remnants, before, strict=True):
+            path.write_text(text.replace(str(server), str(bystander.pid)))
+        following = join(home)
+        following.read()
+        assert postmaster(home) not in (None, bystander.pid)
+        following.leave()
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_children_neither_keep_nor_release_the_lock(home: Path, join: Join) -> None:
+    user = join(home)
+    user.read()
+    server = postmaster(home)
+    user.do("pid = os.fork() or (release(), os._exit(0)); os.waitpid(pid, 0)")
+    assert in_use(home)
+    assert postmaster(home) == server
+    user.do("child = subprocess.Popen(['sleep', '60'], stdout=subprocess.DEVNULL)")
+    user.do("Path(sys.argv[1], 'child').write_text(str(child.pid))")
+    user.kill()
+    assert not in_use(home)
+    os.kill(int((home / "child").read_text()), signal.SIGKILL)
+
+
+def test_many_first_users_start_one_server(folder: Path, join: Join) -> None:
+    users = [join(folder) for _ in range(5)]
+    urls = {user.read() for user in users}
+    assert len(urls) == 1
+    server = postmaster(folder)
+    assert server is not None
+    log = (folder / "postgresql" / "server.log").read_text()
+    assert log.count("starting PostgreSQL") == 1
+    for user in users:
+        user.leave()
+    assert postmaster(folder) is None
+
+
+def test_interrupted_first_start_and_long_path(folder: Path, join: Join) -> None:
+    home = folder / ("long" * 30)
+    (home / "postgresql.new" / "base").mkdir(parents=True)  # initdb was killed
+    user = join(home)
+    sockets = Path(str(make_url(user.read()).query["host"]))
+    assert sockets != home / "postgresql"
+    assert sockets.stat().st_mode & 0o077 == 0
+    psycopg2.connect(host=str(sockets), user="postgres", dbname="postgres").close()
+    user.leave()
+    assert not (sockets / ".s.PGSQL.5432").exists()
+    sockets.rmdir()
+
+
+def test_unusable_home_is_one_line(folder: Path) -> None:
+    (folder / "file").touch()
+    with pytest.raises(
+        StorageError, match=r"cannot use the data folder .*; set DENSITUNE_HOME"
+    ) as raised:
+        embedded_url(folder / "file" / "home")
+    assert raised.value.exit_code == 3
+    assert "\n" not in str(raised.value)
+
+
+def test_data_of_another_version_is_refused(folder: Path) -> None:
+    (folder / "postgresql").mkdir()
+    (folder / "postgresql" / "PG_VERSION").write_text("16\n")
+    with pytest.raises(StorageError, match=r"not a data folder of PostgreSQL 18 .*found: 16"):
+        embedded_url(folder)
+    assert not in_use(folder)
+
+
+def test_server_on_another_host_is_not_doubled(folder: Path) -> None:
+    (folder / "postgresql").mkdir()
+    (folder / "postgresql" / "PG_VERSION").write_text("18\n")
+    (folder / "postgresql" / "postmaster.pid").write_text("99999999\n/elsewhere\n")
+    (folder / "postgresql.host").write_text("node17 another-boot")
+    with pytest.raises(StorageError, match=r"in use on host node17; .*--storage"):
+        embedded_url(folder)
+    assert (folder / "postgresql" / "postmaster.pid").exists()
+
+
+def test_failing_start_quotes_the_log(home: Path) -> None:
+    settings = home / "postgresql" / "postgresql.auto.conf"
+    before = settings.read_text()
+    settings.write_text("shared_buffers = plenty\n")
+    with pytest.raises(StorageError, match=r"FATAL: .*contains errors; its log is .*server.log"):
+        embedded_url(home)
+    settings.write_text(before)
+    assert not in_use(home)
+
+
+def test_a_server_that_hangs_is_not_doubled(home: Path, join: Join) -> None:
+    user = join(home)
+    user.read()
+    server = postmaster(home)
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    following = join(home)
+    time.sleep(1.0)
+    os.kill(server, signal.SIGCONT)
+    following.read()
+    assert postmaster(home) == server
+    following.leave()
+    user.leave()

@@ -1,0 +1,153 @@
+"""Studies by name, and their workers."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+
+from storage import ledger, roster, studies, trials
+from storage.database import connect
+from storage.studies import StudyOverview
+
+
+def test_study_comes_back_as_it_was_stored(database: Engine) -> None:
+    config = {"name": "a", "density": {"low": 0.05}, "kernel_size": [3, 5]}
+    study, created = studies.create(database, "a", config, "sha", {"torch": "2.11"})
+    assert created
+    assert (study.config, study.data_fingerprint) == (config, "sha")
+    assert (study.provenance, study.state, study.failure) == ({"torch": "2.11"}, "running", None)
+    assert study.created_at.tzinfo is not None
+    assert studies.find(database, "a") == study
+    assert studies.find(database, "b") is None
+
+
+def test_name_is_created_once(database: Engine, database_url: str) -> None:
+    engines = [connect(database_url) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda e: studies.create(e, "a", {"by": id(e)}, "", {}), engines))
+    assert sorted(created for _, created in results) == [False, False, False, True]
+    assert len({study.id for study, _ in results}) == 1
+    for engine in engines:
+        engine.dispose()
+
+
+def test_state_changes_are_seen(database: Engine, study: studies.Study) -> None:
+    studies.set_state(database, study.id, "stopped", "identity is at chance level")
+    found = studies.find(database, study.name)
+    assert found is not None
+    assert (found.state, found.failure) == ("stopped", "identity is at chance level")
+    assert found.finished_at is None
+    studies.set_state(database, study.id, "finished")
+    found = studies.find(database, study.name)
+    assert found is not None
+    assert (found.state, found.failure) == ("finished", None)
+    assert found.finished_at is not None
+
+
+def test_trials_of_a_study_are_unique(database: Engine, study: studies.Study) -> None:
+    def add(number: int, optuna_number: int) -> None:
+        with database.begin() as connection:
+            trials.add(
+                connection,
+                study.id,
+                number=number,
+                optuna_number=optuna_number,
+                role="published",
+                label="",
+                densities={},
+                seeds=[1],
+                budget=1,
+            )
+
+    add(0, 5)
+    add(1, 6)
+    for number, optuna_number in [(0, 7), (2, 5)]:
+        with pytest.raises(IntegrityError):
+            add(number, optuna_number)
+    with database.connect() as connection:
+        assert [trial.number for trial in trials.all_of(connection, study.id)] == [0, 1]
+
+
+def test_overview_counts_trials_and_live_workers(database: Engine, study: studies.Study) -> None:
+    other, _ = studies.create(database, "empty", {}, "", {})
+    with database.begin() as connection:
+        states: list[trials.State] = ["running", "complete", "complete", "failed"]
+        for number, state in enumerate(states):
+            trials.add(
+                connection,
+                study.id,
+                number=number,
+                optuna_number=number,
+                role="candidate",
+                label="",
+                densities={3: [1]},
+                seeds=[1, 2],
+                budget=1,
+            )
+            trials.finish(connection, study.id, number, state)
+    live, silent, retired = (
+        roster.register(database, study.id, "host", pid, "cpu", {}) for pid in range(3)
+    )
+    roster.retire(database, retired)
+    with database.begin() as connection:
+        connection.execute(
+            text("UPDATE densitune.workers SET seen_at = now() - interval '1 day' WHERE id = :id"),
+            {"id": silent},
+        )
+        workers = roster.roster(connection, study.id)
+    assert [(row.id, row.live) for row in workers] == [
+        (live, True),
+        (silent, False),
+        (retired, False),
+    ]
+    assert studies.overview(database) == [
+        StudyOverview(
+            name=study.name,
+            state="running",
+            created_at=study.created_at,
+            trials=4,
+            running=1,
+            complete=2,
+            failed=1,
+            workers=1,
+        ),
+        StudyOverview(
+            name="empty",
+            state="running",
+            created_at=other.created_at,
+            trials=0,
+            running=0,
+            complete=0,
+            failed=0,
+            workers=0,
+        ),
+    ]
+
+
+def test_deleting_leaves_other_studies_alone(database: Engine, study: studies.Study) -> None:
+    kept, _ = studies.create(database, "kept", {}, "", {})
+    with database.begin() as connection:
+        for owner in (study, kept):
+            trials.add(
+                connection,
+                owner.id,
+                number=0,
+                optuna_number=0,
+                role="identity",
+                label="",
+                densities={3: [1.0]},
+                seeds=[1],
+                budget=1,
+            )
+    roster.register(database, study.id, "host", 1, "cpu", {})
+    studies.delete(database, study.id)
+    assert studies.find(database, study.name) is None
+    with database.connect() as connection:
+        assert ledger.progress(connection, study.id).jobs == {}
+        assert ledger.progress(connection, kept.id).jobs == {"waiting": 1}
+
+
+def test_worker_of_no_study_cannot_register(database: Engine, study: studies.Study) -> None:
+    with pytest.raises(IntegrityError):
+        roster.register(database, study.id + 1, "host", 1, "cpu", {})

@@ -1,0 +1,18 @@
+"""Measures densities by training proxies.
+
+weighted_conv  the operator: weighted convolutions, conversion, folding
+classifiers    VGG and ResNet proxies
+denoisers      DnCNN and NAFNet proxies
+proxies        a proxy from its description and densities, initialised
+bank           prepared images on disk, memory-mapped and fingerprinted
+images         image files as pixels
+patches        patches of photographs for denoising
+cifar100, div2k, photos, folder
+               the data sources, each ending in a bank
+seeds          random generators by purpose
+preparation    from a study's configuration to bank, task and recipe
+devices        which device, and how it is set up
+tasks          data + proxy + loss + metric on a device
+training       the one training loop
+worker         claim, train, record, repeat
+"""

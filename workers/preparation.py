@@ -1,0 +1,93 @@
+"""From a study's configuration to what training takes: a bank, a task and a recipe."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from optimizer import sections
+from optimizer.config import StudyConfig
+from workers import cifar100, div2k, folder, photos
+from workers.bank import Bank
+from workers.patches import PatchPlan
+from workers.proxies import Proxy
+from workers.tasks import Classification, Denoising, Task
+from workers.training import Recipe
+
+
+def bank(
+    data: sections.Data, home: Path, progress: Callable[[int, int], None] | None = None
+) -> Bank:
+    """Return the prepared images of a task, downloading and decoding what is not there yet.
+
+    `progress` is called with the bytes done and the bytes in all of a download. UsageError if the
+    data are missing or damaged.
+    """
+    cache, datasets = home / "cache", home / "data"
+    match data:
+        case sections.Cifar100Data():
+            return cifar100.load(
+                data.folder or datasets,
+                download=data.download,
+                verify=data.verify,
+                labels=data.labels,
+                validation=data.validation,
+                cache=cache,
+            )
+        case sections.Div2kData():
+            return div2k.load(
+                data.folder or datasets,
+                download=data.download,
+                verify=data.verify,
+                plan=_plan(data),
+                cache=cache,
+                progress=progress,
+            )
+        case sections.PhotosData():
+            return photos.load(_plan(data), cache)
+        case sections.FolderPhotographs():
+            return folder.load_photographs(data.folder, _plan(data), cache)
+        case sections.FolderClasses():
+            return folder.load_classes(
+                data.folder,
+                color=data.color,
+                size=data.size,
+                validation=data.validation,
+                cache=cache,
+            )
+
+
+def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
+    """Return the study's task with its data on a device."""
+    if isinstance(config.data, sections.Denoising):
+        return Denoising(prepared, device, config.data.sigma)
+    return Classification(prepared, device)
+
+
+def recipe(config: StudyConfig, prepared: Bank) -> Recipe:
+    """Return how the study's jobs are trained."""
+    lr = config.training.lr
+    return Recipe(
+        proxy=Proxy(
+            family=config.proxy.family,
+            width=config.proxy.width,
+            depth=config.proxy.depth,
+            kernel_sizes=config.kernel_size,
+            channels=prepared.train.shape[1],
+            classes=prepared.classes,
+        ),
+        init=config.init,
+        batch_size=config.training.batch_size,
+        lr=None if lr == "auto" else lr,
+        rungs=config.rungs,
+    )
+
+
+def _plan(data: sections.Denoising) -> PatchPlan:
+    return PatchPlan(
+        color=data.color,
+        size=data.patch,
+        per_image=data.patches_per_image,
+        validation=data.validation,
+        crop=data.crop,
+    )

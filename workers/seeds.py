@@ -1,0 +1,23 @@
+"""Random generators by purpose, so that arms, packs and restarts share their random numbers.
+
+A generator depends on the job's seed and on what it is for ("weights", "order", "noise", ...) and
+on nothing else: not on the density, the place in a pack, or what was drawn before. Two arms with
+the same seed therefore see the same initial weights, batches, augmentation and noise.
+"""
+
+import hashlib
+
+import torch
+
+
+def derive(seed: int, *purpose: str | int) -> int:
+    """Return a 63-bit seed for one purpose."""
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def generator(
+    seed: int, *purpose: str | int, device: torch.device | str = "cpu"
+) -> torch.Generator:
+    """Return a fresh generator for one purpose on a device."""
+    return torch.Generator(device).manual_seed(derive(seed, *purpose))

@@ -1,0 +1,189 @@
+"""Tasks: data on a device, with the augmentation, the loss and the metric that belong to them.
+
+Images stay uint8 on the device; batches, augmentation and noise are made there, without Python
+work per image. Shapes: N images, C channels, H x W pixels, B images of a batch.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from skimage.metrics import structural_similarity
+from torch import Generator, Tensor, nn
+
+from workers import seeds
+from workers.bank import Bank
+
+EVALUATION_BATCH = 256
+"""Images of a validation batch; it changes memory, not results beyond rounding."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a network achieves on the validation images."""
+
+    value: float
+    """The task's metric, higher is better: top-1 accuracy in % or PSNR in dB."""
+    extra: dict[str, float]
+    """What is shown beside it."""
+
+
+class Task(Protocol):
+    """What the training loop needs to know of a task."""
+
+    def __len__(self) -> int:
+        """Return the number of training items."""
+
+    def batch(self, chosen: Tensor, draws: "Draws") -> tuple[Tensor, Tensor]:
+        """Return augmented inputs and targets of the chosen items, indices of shape (B,)."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the scalar that training minimises."""
+
+    def evaluate(self, network: nn.Module) -> Score:
+        """Judge a network, which is in evaluation mode, on the validation images."""
+
+
+class Draws:
+    """The random numbers of one job, one generator per purpose."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.order: Generator = seeds.generator(seed, "order")
+        self.augmentation: Generator = seeds.generator(seed, "augmentation", device=device)
+        self.noise: Generator = seeds.generator(seed, "noise", device=device)
+
+
+class Classification:
+    """Cross-entropy on labelled images; random crop and horizontal flip; top-1 and top-5 in %."""
+
+    def __init__(self, bank: Bank, device: torch.device) -> None:
+        if bank.train_labels is None or bank.validation_labels is None:
+            raise ValueError(f"the bank of {bank.source} has no labels")
+        images = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
+        self._size = images.shape[-1]
+        # An eighth of the side: the usual 4 pixels for 32 x 32.
+        self._margin = self._size // 8
+        self._padded = F.pad(images, (self._margin,) * 4)
+        self._labels = torch.tensor(bank.train_labels, device=device)
+        self._validation = torch.tensor(bank.validation, device=device)
+        self._validation_labels = torch.tensor(bank.validation_labels, device=device)
+        channels = images.movedim(1, 0).flatten(1).double() / 255
+        self._mean = channels.mean(dim=1).float().view(1, -1, 1, 1)
+        self._std = channels.std(dim=1).float().clamp(min=1e-3).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        """Return the number of training images."""
+        return len(self._labels)
+
+    def batch(self, chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return normalised crops (B, C, H, W) and labels (B,)."""
+        chosen = chosen.to(self._labels.device)
+        count, device = len(chosen), chosen.device
+        shifts = torch.randint(
+            2 * self._margin + 1, (2, count, 1), generator=draws.augmentation, device=device
+        )
+        flips = torch.randint(2, (count, 1), generator=draws.augmentation, device=device)
+        pixels = torch.arange(self._size, device=device)
+        rows = pixels + shifts[0]
+        columns = torch.where(flips.bool(), pixels.flip(0), pixels) + shifts[1]
+        crops = self._padded[chosen[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        return self._normalised(crops.movedim(-1, 1)), self._labels[chosen]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits (B, classes)."""
+        return F.cross_entropy(outputs, targets)
+
+    def evaluate(self, network: nn.Module) -> Score:
+        """Return top-1 accuracy in %, and top-5 beside it."""
+        pairs = zip(
+            self._validation.split(EVALUATION_BATCH),
+            self._validation_labels.split(EVALUATION_BATCH),
+            strict=True,
+        )
+        hits = torch.zeros(2, dtype=torch.int64, device=self._labels.device)
+        for images, labels in pairs:
+            logits = network(self._normalised(images))
+            # A tie is a miss, and so is NaN: a dead network must not look perfect.
+            own = logits.gather(1, labels[:, None])
+            not_below = (~(logits < own)).sum(dim=1)  # the label's own logit included
+            hits += torch.stack([(not_below <= 1).sum(), (not_below <= 5).sum()])
+        top1, top5 = (100.0 * hits / len(self._validation)).tolist()
+        return Score(top1, {"top5": top5})
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.float() / 255 - self._mean) / self._std
+
+
+class Denoising:
+    """Mean squared error against the clean patch; flips and rotations; PSNR in dB.
+
+    The noise is white and Gaussian with standard deviation sigma/255 on images in [0, 1] and is not
+    clipped, in training and validation alike (the protocol of Zhang et al. 2017, DnCNN).
+    """
+
+    def __init__(self, bank: Bank, device: torch.device, sigma: float) -> None:
+        self._patches = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
+        self._clean = torch.tensor(bank.validation, device=device)
+        self._sigma = sigma / 255
+        # The same noise for every job and rung, whatever its seed: less spread, same question.
+        noise = torch.randn(self._clean.shape, generator=seeds.generator(0, "validation noise"))
+        self._noise = noise.to(device) * self._sigma
+
+    def __len__(self) -> int:
+        """Return the number of training patches."""
+        return len(self._patches)
+
+    def batch(self, chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return noisy and clean patches, both (B, C, H, W) float."""
+        device = self._patches.device
+        clean = self._patches[chosen.to(device)].float() / 255
+        turns = torch.randint(
+            2, (3, len(chosen), 1, 1, 1), generator=draws.augmentation, device=device
+        ).bool()
+        # Two flips and a transposition generate the eight symmetries of the square.
+        clean = torch.where(turns[0], clean.flip(-1), clean)
+        clean = torch.where(turns[1], clean.flip(-2), clean)
+        clean = torch.where(turns[2], clean.transpose(-1, -2), clean)
+        noise = torch.randn(clean.shape, generator=draws.noise, device=device)
+        return clean + self._sigma * noise, clean
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean squared error."""
+        return F.mse_loss(outputs, targets)
+
+    def evaluate(self, network: nn.Module) -> Score:
+        """Return PSNR in dB of the clipped output, averaged over images, and SSIM beside it."""
+        psnr: list[Tensor] = []
+        ssim: list[float] = []
+        for noisy, clean in self._validation_pairs():
+            restored = network(noisy).clamp(0, 1)
+            error = (restored.double() - clean.double()).square().mean(dim=(1, 2, 3))
+            psnr.append(-10 * torch.log10(error))
+            ssim.extend(map(_ssim, restored, clean))
+        return Score(torch.cat(psnr).mean().item(), {"ssim": sum(ssim) / len(ssim)})
+
+    def _validation_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
+        # A validation crop has the pixels of many patches, so batches are smaller.
+        for clean, noise in zip(self._clean.split(16), self._noise.split(16), strict=True):
+            images = clean.float() / 255
+            yield images + noise, images
+
+
+def _ssim(restored: Tensor, clean: Tensor) -> float:
+    """Return the structural similarity of two images (C, H, W) in [0, 1].
+
+    Gaussian window of 1.5 pixels, as in Wang et al. 2004.
+    """
+    return float(
+        structural_similarity(
+            clean.cpu().numpy(),
+            restored.cpu().numpy(),
+            channel_axis=0,
+            data_range=1.0,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        )
+    )

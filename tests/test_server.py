@@ -198,6 +198,17 @@ def test_process_id_of_a_dead_server_may_belong_to_another_process(home: Path, j
         bystander.wait()
 
 
+@pytest.mark.parametrize("remnant", [b"", b"\0" * 64, b"99999999\n"])
+def test_remnant_of_an_interrupted_start_is_overcome(
+    home: Path, join: Join, remnant: bytes
+) -> None:
+    (home / "postgresql" / "postmaster.pid").write_bytes(remnant)
+    user = join(home)
+    user.read()
+    assert postmaster(home) is not None
+    user.leave()
+
+
 def test_children_neither_keep_nor_release_the_lock(home: Path, join: Join) -> None:
     user = join(home)
     user.read()

@@ -234,13 +234,17 @@ def _prepare(given: StudyConfig) -> "Bank":
     from workers import preparation
 
     columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with Progress(*columns, transient=True, console=display.console()) as progress:
-        bar = progress.add_task("download", total=None, visible=False)
+    progress = Progress(*columns, transient=True, console=display.console())
+    bar = progress.add_task("download", total=None)
 
-        def show(done: int, total: int) -> None:
-            progress.update(bar, completed=done, total=total, visible=True)
+    def show(done: int, total: int) -> None:
+        progress.start()
+        progress.update(bar, completed=done, total=total)
 
+    try:
         return preparation.bank(given.data, environment.home(), show)
+    finally:
+        progress.stop()
 
 
 def _run(

@@ -32,7 +32,6 @@ class Proposer:
         with database.proposer_lock(self._engine, self._study_id) as connection:
             if connection is None or studies.state(self._engine, self._study_id) != "running":
                 return False
-            jobs.fail_lost(connection, self._study_id)
             rows = trials.all_of(connection, self._study_id)
             told = next((row.number for row in rows if row.state == "running"), len(rows))
             search = self._config.search
@@ -43,6 +42,7 @@ class Proposer:
                 studies.set_state(self._engine, self._study_id, "finished")
                 return False
             if rows[told].waiting or rows[told].running:
+                jobs.fail_lost(connection, self._study_id)
                 return False
             self._tell(connection, rows[told])
             return True

@@ -1,12 +1,15 @@
 """Remembers everything, in PostgreSQL.
 
-server      the embedded PostgreSQL of this machine's user
+server      the embedded PostgreSQL of this machine's user, shared by its processes
+postmaster  one data folder's server: find, start, stop
+programs    PostgreSQL's programs, which come in a wheel
 database    connections to it or to a given server, and its schema
 tables      the tables
 migrations  how the schema came about (Alembic)
 studies     studies by name
 trials      what was proposed
 jobs        the queue: claim, lease, heartbeat, release
-ledger      the measurements, and who measured
+ledger      the measurements
+roster      the workers: who they are and what they did
 errors      what can go wrong here
 """

@@ -3,6 +3,7 @@
 density      what a density is: profile, phi, RMS, validation, the published values
 sections     the sections of the configuration, one model each
 config       a study's YAML file, validated
+problems     what is wrong with a file, in one line
 design       the trials that need no sampler: identity, published densities, Sobol', grid
 study        the Optuna study: samplers, ask and tell
 proposer     the role that keeps the job queue filled and Optuna's tables in step with the ledger

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
@@ -234,17 +235,16 @@ def _prepare(given: StudyConfig) -> "Bank":
     from workers import preparation
 
     columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    progress = Progress(*columns, transient=True, console=display.console())
-    bar = progress.add_task("download", total=None)
+    with ExitStack() as shown:
+        progress = Progress(*columns, transient=True, console=display.console())
+        bar = progress.add_task("download", total=None)
 
-    def show(done: int, total: int) -> None:
-        progress.start()
-        progress.update(bar, completed=done, total=total)
+        def show(done: int, total: int) -> None:
+            if not progress.live.is_started:
+                shown.enter_context(progress)
+            progress.update(bar, completed=done, total=total)
 
-    try:
         return preparation.bank(given.data, environment.home(), show)
-    finally:
-        progress.stop()
 
 
 def _run(

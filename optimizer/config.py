@@ -4,49 +4,34 @@ One file describes one study completely (configs/ has examples). The validated f
 the study, so that a worker needs nothing but the study's name.
 """
 
-import difflib
+import os
+import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import ValidationError, field_validator, model_validator
 
-from optimizer import density, design
+from optimizer import density, design, problems
 from optimizer.density import Densities
 from optimizer.errors import UsageError
-from optimizer.sections import (
-    Box,
-    Cifar100Data,
-    Data,
-    Div2kData,
-    FolderClasses,
-    FolderPhotographs,
-    PhotosData,
-    Proxy,
-    Search,
-    Section,
-    Training,
-)
+from optimizer.sections import DATA_BY_TAG, Box, Data, Proxy, Search, Section, Training
 
 TASKS = ("cifar100", "div2k", "photos", "folder")
-# How pydantic's error locations name the sections, for finding the keys that are known there.
+# The sections as the locations of pydantic's errors name them.
 _SECTIONS: dict[str, type[Section]] = {
     "proxy": Proxy,
     "density": Box,
     "training": Training,
     "search": Search,
-    "cifar100": Cifar100Data,
-    "div2k": Div2kData,
-    "photos": PhotosData,
-    "folder": FolderPhotographs,
-    "folder-classes": FolderClasses,
+    **DATA_BY_TAG,
 }
 
 
 class StudyConfig(Section):
     """One study."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+    name: str
     data: Data
     proxy: Proxy
     kernel_size: tuple[int, ...]
@@ -62,12 +47,37 @@ class StudyConfig(Section):
         if not isinstance(raw, dict):
             return raw
         raw = dict(raw)
-        data = raw.get("data")
-        if "task" in raw and (data is None or isinstance(data, dict)):
-            raw["data"] = {**(data or {}), "task": raw.pop("task")}
-        if isinstance(raw.get("kernel_size"), int):
+        data = {} if raw.get("data") is None else raw["data"]
+        task = raw.pop("task", None)
+        if isinstance(data, dict) and task is not None:
+            if data.get("task", task) != task:
+                raise ValueError(f"task = {task!r}, but data.task = {data['task']!r}; give one")
+            data = {**data, "task": task}
+        raw["data"] = data
+        if not isinstance(raw.get("kernel_size", []), list | tuple):
             raw["kernel_size"] = [raw["kernel_size"]]
         return raw
+
+    @field_validator("data", mode="before")
+    @classmethod
+    def _task_is_known(cls, data: Any) -> Any:
+        if not isinstance(data, dict | Section):
+            raise ValueError("input should be a mapping of keys to values")
+        if isinstance(data, dict) and data.get("task") not in TASKS:
+            task = data.get("task")
+            found = "task is missing" if task is None else f"task = {task!r} is unknown"
+            raise ValueError(f"{found}; take one of {', '.join(TASKS)}")
+        return data
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits_files_and_urls(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+            raise ValueError(
+                "a name has 1 to 63 of the characters A-Z a-z 0-9 . _ - and starts with a letter "
+                "or digit"
+            )
+        return name
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -134,9 +144,11 @@ class StudyConfig(Section):
 
 def _check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
     for k in sizes:
-        density.length(k)
-        if not 3 <= k <= 31:
-            raise ValueError(f"kernel_size {k} is outside 3 to 31; a smaller one has no density")
+        if not 3 <= k <= 31 or k % 2 == 0:
+            raise ValueError(
+                f"kernel_size {k} is not an odd size from 3 to 31; the nearest is "
+                f"{min(max(3, k - 1 + k % 2), 31)}"
+            )
     if not sizes or len(set(sizes)) != len(sizes):
         raise ValueError(f"kernel_size {list(sizes)} must name at least one size, each once")
     if len(sizes) > proxy.stages:
@@ -148,20 +160,23 @@ def _check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
 
 def _check_included(config: StudyConfig) -> None:
     sizes = list(config.kernel_size)
-    for number, given in enumerate(config.density.include, start=1):
+    for number, given in enumerate(config.density.include):
         if isinstance(given, tuple) and len(sizes) > 1:
             raise ValueError(
-                f"density.include {number} is {list(given)}, but the study has the kernel sizes "
+                f"density.include[{number}] is {list(given)}, but the study has the kernel sizes "
                 f"{sizes}; write {{size: [values], ...}} with each of them"
             )
-    for number, densities in enumerate(config.included, start=1):
+    for number, densities in enumerate(config.included):
         if sorted(densities) != sorted(sizes):
             raise ValueError(
-                f"density.include {number} names the kernel sizes {sorted(densities)}; "
+                f"density.include[{number}] names the kernel sizes {sorted(densities)}; "
                 f"the study has {sizes}"
             )
         for k, den in densities.items():
-            density.validate(den, k)
+            try:
+                density.validate(den, k)
+            except ValueError as error:
+                raise ValueError(f"density.include[{number}]: {error}") from error
 
 
 def _check_search(config: StudyConfig) -> None:
@@ -182,15 +197,36 @@ def _check_search(config: StudyConfig) -> None:
             "take tpe, gp or auto"
         )
     if search.sampler == "grid":
-        levels = design.grid_levels(search.trials - first, config.dimensions)
-        exact = first + levels**config.dimensions
-        if levels < 2 or exact != search.trials:
-            larger = first + max(2, levels + 1) ** config.dimensions
-            raise ValueError(
-                f"search.trials {search.trials} does not fill a grid of {config.dimensions} values "
-                f"after the first {first} trials; take "
-                + (f"{exact} or {larger}" if levels >= 2 else f"{larger}")
-            )
+        _check_grid(search.trials, first, config.dimensions)
+
+
+def _check_grid(trials: int, first: int, dimensions: int) -> None:
+    """Check that a grid of at least two levels is full after the first trials."""
+    levels = design.grid_levels(trials - first, dimensions)
+    if levels >= 2 and first + levels**dimensions == trials:
+        return
+    nearest = [first + n**dimensions for n in (levels, levels + 1) if n >= 2]
+    raise ValueError(
+        f"search.trials {trials} does not fill a grid of {dimensions} values after the first "
+        f"{first} trials; take {' or '.join(map(str, nearest or [first + 2**dimensions]))}"
+    )
+
+
+class _OneValuePerKey(yaml.SafeLoader):
+    """YAML in which a key that is given twice is an error, as the standard demands."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping; ConstructorError with the line of a repeated key."""
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if (key.tag, key.value) in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value} is given twice", key.start_mark
+                )
+            seen.add((key.tag, key.value))
+        return super().construct_mapping(node, deep)
 
 
 def load(path: Path) -> StudyConfig:
@@ -199,19 +235,22 @@ def load(path: Path) -> StudyConfig:
     UsageError with one line if the file is not readable, not YAML, or not a valid study.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        raw = yaml.load(path.read_text(encoding="utf-8"), _OneValuePerKey)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"config {path} cannot be read: {reason}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates and numbers that are none
         raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
-        raise UsageError(f"config {path} holds no keys; configs/quickstart.yaml is an example")
+        raise UsageError(
+            f"config {path} is not a mapping of keys to values; configs/quickstart.yaml is an "
+            f"example"
+        )
     config = parse(raw, origin=str(path))
     folder = getattr(config.data, "folder", None)
     if folder is None:
         return config
-    absolute = (path.parent / Path(folder).expanduser()).resolve()
+    absolute = (path.parent / os.path.expanduser(folder)).resolve()
     return config.model_copy(update={"data": config.data.model_copy(update={"folder": absolute})})
 
 
@@ -220,7 +259,15 @@ def parse(raw: dict[str, Any], origin: str) -> StudyConfig:
     try:
         return StudyConfig.model_validate(raw)
     except ValidationError as error:
-        raise UsageError(f"config {origin}: {_first_problem(error)}") from error
+        raise UsageError(f"config {origin}: {problems.first(error, _keys())}") from error
+
+
+def _keys() -> dict[str, list[str]]:
+    """Return the keys of every section, those of the whole file under ""."""
+    return {
+        "": ["task", *StudyConfig.model_fields],
+        **{name: list(section.model_fields) for name, section in _SECTIONS.items()},
+    }
 
 
 def differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
@@ -245,34 +292,3 @@ def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
-
-
-def _first_problem(error: ValidationError) -> str:
-    details = error.errors(include_url=False)
-    # An unknown key explains a missing one, so it comes first.
-    problem = next((d for d in details if d["type"] == "extra_forbidden"), details[0])
-    path = [str(part) for part in problem["loc"]]
-    if path[0:1] == ["data"] and len(path) > 1 and path[1] in _SECTIONS:
-        del path[1]  # the tag of the union, which no file contains
-    where, value = ".".join(path), problem["input"]
-    match problem["type"]:
-        case "extra_forbidden":
-            return f"unknown key {where}{_nearest(problem['loc'])}"
-        case "missing":
-            return f"{where} is missing"
-        case "union_tag_invalid" | "union_tag_not_found":
-            task = value.get("task") if isinstance(value, dict) else value
-            return f"task = {task!r} is unknown; take one of {', '.join(TASKS)}"
-        case "value_error":
-            message = str(problem["ctx"]["error"])
-            return f"{where}: {message}" if where else message
-        case _:
-            return f"{where} = {value!r}: {problem['msg'][0].lower()}{problem['msg'][1:]}"
-
-
-def _nearest(location: tuple[int | str, ...]) -> str:
-    """Return a hint with the key that the unknown one was probably meant to be."""
-    owner = StudyConfig if len(location) == 1 else _SECTIONS[str(location[-2])]
-    known = ["task", *owner.model_fields] if owner is StudyConfig else [*owner.model_fields]
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(known)}"

@@ -49,9 +49,10 @@ PUBLISHED: Mapping[int, tuple[Published, ...]] = {
 def length(kernel_size: int) -> int:
     """Return how many numbers a density of this kernel size has; ValueError if it is not odd."""
     if kernel_size < 1 or kernel_size % 2 == 0:
+        smaller = max(1, kernel_size - 1)
         raise ValueError(
             f"kernel size {kernel_size} has no centre; use an odd size such as "
-            f"{max(1, kernel_size - 1)} or {kernel_size + 1}"
+            f"{smaller} or {smaller + 2}"
         )
     return (kernel_size - 1) // 2
 

@@ -12,6 +12,7 @@ from optimizer.density import Densities
 from optimizer.results import TrialResult
 from optimizer.snapshot import Snapshot
 from storage.studies import StudyOverview
+from storage.trials import TrialRow
 
 BEST_SHOWN = 5
 
@@ -20,13 +21,17 @@ def panel(snapshot: Snapshot) -> RenderableType:
     """Return the live view of a study: a few lines that fit any terminal."""
     counts = snapshot.counts
     finished = counts["complete"] + counts["failed"]
-    head = Table.grid(padding=(0, 1))
-    head.add_row(
-        Text(snapshot.study.name, style="bold"),
-        ProgressBar(total=counts["asked for"], completed=finished, width=30),
+    progress = Table.grid(padding=(0, 1))
+    progress.add_row(
+        ProgressBar(total=counts["asked for"], completed=finished, width=24),
         trial_counts(snapshot),
     )
-    return Group(head, Text(best_line(snapshot)), Text(worker_line(snapshot)))
+    return Group(
+        Text(snapshot.study.name, style="bold"),
+        progress,
+        Text(best_line(snapshot)),
+        Text(worker_line(snapshot)),
+    )
 
 
 def trial_counts(snapshot: Snapshot) -> str:
@@ -44,10 +49,12 @@ def best_line(snapshot: Snapshot) -> str:
     best = snapshot.best
     if best is None:
         return "best so far: waiting for identity"
+    value = f"{best.mean:.3f} {snapshot.config.unit}"
+    if best.role == "identity":
+        return f"best so far: identity itself, at {value}"
     return (
-        f"best so far (unconfirmed): {density_text(best.densities)} at "
-        f"{best.mean:.3f} {snapshot.config.unit}, {_difference(best, snapshot.config.unit)} "
-        f"to identity"
+        f"best so far (unconfirmed): {density_text(best.densities)} at {value}, "
+        f"{_difference(best)} {snapshot.config.unit} to identity"
     )
 
 
@@ -57,7 +64,7 @@ def worker_line(snapshot: Snapshot) -> str:
     left = snapshot.seconds_left
     return (
         f"{len(live)} worker{'s' if len(live) != 1 else ''}"
-        f", {snapshot.jobs_per_hour:.0f} jobs/hour"
+        f", {_rate(snapshot.jobs_per_hour)} jobs/hour"
         + (f", about {duration(left)} left" if left is not None and left > 0 else "")
     )
 
@@ -70,16 +77,20 @@ def plain_line(snapshot: Snapshot) -> str:
 def final_table(snapshot: Snapshot) -> Table:
     """Return identity, the published densities and the best five, with paired differences."""
     config = snapshot.config
+    seeds = len(config.seeds)
+    spread = (
+        f"± is the standard error over {seeds} paired seeds."
+        if seeds > 1
+        else "One seed says nothing about the spread."
+    )
     table = Table(
         title=f"{snapshot.study.name}: {config.metric} on validation data, unconfirmed",
-        caption=(
-            f"± is the standard error over {len(config.seeds)} paired seeds. The best of many "
-            f"noisy results looks better than it is."
-        ),
+        caption=f"{spread} The best of many noisy results looks better than it is.",
         caption_justify="left",
+        show_lines=len(config.kernel_size) > 1,  # a row is then several lines
     )
-    table.add_column("density (outermost first)")
-    table.add_column("what")
+    table.add_column("density (outermost first)", overflow="fold")
+    table.add_column("what", overflow="fold")
     table.add_column(f"{config.metric}, {config.unit}", justify="right")
     table.add_column("minus identity", justify="right")
     ranked = results.ranked(snapshot.results)
@@ -96,13 +107,19 @@ def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False)
     for place, result in enumerate(shown, start=1):
         what = f"{place}. {result.label}" if rank else result.label
         table.add_row(
-            density_text(result.densities), what, f"{result.mean:.3f}", _difference(result)
+            density_text(result.densities, between="\n"),
+            what,
+            f"{result.mean:.3f}",
+            "0 (the baseline)" if result.role == "identity" else _difference(result),
         )
 
 
 def study_table(overview: Sequence[StudyOverview]) -> Table:
     """Return the list of studies."""
-    table = Table("study", "state", "trials done", "failed", "workers", "created (UTC)")
+    table = Table()
+    table.add_column("study", overflow="fold")
+    for heading in ("state", "trials done", "failed", "workers", "created (UTC)"):
+        table.add_column(heading, overflow="fold")
     for study in overview:
         table.add_row(
             study.name,
@@ -127,26 +144,26 @@ def status(snapshot: Snapshot) -> RenderableType:
     lines += [
         Text(
             f"  {worker.host} pid {worker.pid} on {worker.device}: {worker.jobs_done} jobs, "
-            f"{worker.jobs_per_hour:.0f}/hour"
+            f"{_rate(worker.jobs_per_hour)}/hour"
         )
         for worker in snapshot.live_workers
     ]
     lines += [
-        Text(f"  trial {trial.number} ({trial.label}) failed: {trial.reason}", style="yellow")
+        Text(f"  {_name(trial)} failed: {trial.reason}", style="yellow")
         for trial in snapshot.trials
         if trial.state == "failed"
     ]
     return Group(*lines, final_table(snapshot)) if snapshot.results else Group(*lines)
 
 
-def density_text(densities: Densities) -> str:
+def density_text(densities: Densities, between: str = "  ") -> str:
     """Return densities for people: four digits, with sizes if there are several."""
     texts = {
         k: "[" + ", ".join(f"{value:.4g}" for value in den) + "]" for k, den in densities.items()
     }
     if len(texts) == 1:
         return next(iter(texts.values()))
-    return "  ".join(f"k={k} {text}" for k, text in texts.items())
+    return between.join(f"k={k} {text}" for k, text in texts.items())
 
 
 def duration(seconds: float) -> str:
@@ -158,15 +175,27 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _difference(result: TrialResult, unit: str = "") -> str:
-    if result.role == "identity":
-        return "0 (the baseline)" if not unit else f"+0 {unit}"
+def _difference(result: TrialResult) -> str:
     error = result.difference.standard_error
-    text = f"{result.difference.mean:+.3f}" + (f" ± {error:.3f}" if error is not None else "")
-    return f"{text} {unit}".rstrip()
+    return f"{result.difference.mean:+.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def _rate(per_hour: float) -> str:
+    return f"{per_hour:.0f}" if per_hour >= 10 or per_hour == 0 else f"{per_hour:.1f}"
+
+
+def _name(trial: TrialRow) -> str:
+    """Return how a trial is called: by its number, and its label where that says more."""
+    number = f"trial {trial.number}"
+    return number if trial.label == number else f"{number} ({trial.label})"
 
 
 def console() -> Console:
-    """Return a console on standard output; wide enough for the tables where it is no terminal."""
-    found = Console(highlight=False)
-    return found if found.is_terminal else Console(highlight=False, width=110)
+    """Return a console on standard output; wide enough for the tables where it is no terminal.
+
+    Brackets and colons in what is printed, such as those of densities and paths, are only that.
+    """
+    found = Console(highlight=False, markup=False, emoji=False)
+    if not found.is_terminal:
+        found.width = 110
+    return found

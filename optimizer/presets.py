@@ -10,16 +10,17 @@ import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
-from optimizer import density
+from optimizer import density, problems
 from optimizer.density import Densities
 from optimizer.errors import UsageError
 from optimizer.results import TrialResult
 from optimizer.snapshot import Snapshot
 from storage.ledger import LedgerRow
+from storage.studies import Study
 
 VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
@@ -31,18 +32,22 @@ UNCONFIRMED = (
 )
 
 
-class Part(BaseModel):
-    """A part of the file; unknown keys are errors within a schema version."""
+KernelSize = Annotated[str, Field(pattern="^[1-9][0-9]*$")]
+DensityValue = Annotated[FiniteFloat, Field(ge=0)]
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+class Part(BaseModel):
+    """A part of the file; within a schema version, unknown keys and other types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 class PairedDifference(Part):
     """The metric minus identity's, within each seed."""
 
-    mean: float
-    standard_error: float | None
-    by_seed: dict[str, float]
+    mean: FiniteFloat
+    standard_error: FiniteFloat | None
+    by_seed: dict[str, FiniteFloat]
 
 
 class PresetTask(Part):
@@ -65,8 +70,8 @@ class Evidence(Part):
     verdict: Literal["better", "scale_only", "no_evidence", "worse", "unconfirmed"]
     note: str
     seeds: list[int]
-    value: float
-    identity: float
+    value: FiniteFloat
+    identity: FiniteFloat
     difference_to_identity: PairedDifference
     trials_compared: int
 
@@ -80,7 +85,7 @@ class Provenance(Part):
     config: dict[str, Any]
     versions: dict[str, str]
     devices: list[str]
-    device_hours: float
+    device_hours: FiniteFloat
     exported_at: str
     config_sha256: str
     ledger_sha256: str
@@ -89,11 +94,16 @@ class Provenance(Part):
 class Preset(Part):
     """The whole file."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_by_name=True, validate_by_alias=True
+    )
 
     schema_: Literal["densitune/preset/1"] = Field(alias="schema")
     name: str
-    densities: dict[str, list[float]]
+    densities: Annotated[
+        dict[KernelSize, list[DensityValue]],
+        Field(min_length=1, json_schema_extra={"additionalProperties": False}),
+    ]
     convention: str
     use: str
     task: PresetTask
@@ -104,8 +114,6 @@ class Preset(Part):
     @classmethod
     def _densities_are_valid(cls, given: dict[str, list[float]]) -> dict[str, list[float]]:
         for size, den in given.items():
-            if not size.isdecimal():
-                raise ValueError(f"densities has the key {size!r}; keys are kernel sizes")
             density.validate(den, int(size))
         return given
 
@@ -122,7 +130,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
     """Return the preset of one trial of a study."""
     config, study = snapshot.config, snapshot.study
     document = config.document()
-    document["data"].pop("folder", None)  # where the data lay is nobody's business
+    document["data"].pop("folder", None)
     identity = snapshot.results[0]
     return Preset(
         schema=SCHEMA,
@@ -131,7 +139,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
         convention=CONVENTION,
         use="; ".join(_use(k, list(den)) for k, den in chosen.densities.items()),
         task=PresetTask(
-            source=study.provenance["source"],
+            source=_source(study),
             split="validation",
             fingerprint=study.data_fingerprint,
             proxy=document["proxy"],
@@ -199,7 +207,7 @@ def write(preset: Preset, folder: Path) -> Path:
         unfinished.replace(path)
     except OSError as error:
         raise UsageError(
-            f"preset {path} cannot be written: {error.strerror}; choose another folder"
+            f"preset {path} cannot be written: {error.strerror or error}; choose another folder"
         ) from error
     return path
 
@@ -225,15 +233,21 @@ def load(path: Path) -> Preset:
     try:
         return Preset.model_validate(content)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UsageError(f"preset {path}: {where}: {problem['msg']}") from error
+        raise UsageError(f"preset {path}: {problems.first(error)}") from error
 
 
 def json_schema() -> str:
     """Return the JSON Schema of a preset, as preset.schema.json holds it."""
     schema = Preset.model_json_schema(by_alias=True)
-    return json.dumps({"$id": SCHEMA, **schema}, indent=2) + "\n"
+    dialect = "https://json-schema.org/draft/2020-12/schema"  # the one that pydantic writes
+    return json.dumps({"$schema": dialect, "$id": SCHEMA, **schema}, indent=2) + "\n"
+
+
+def _source(study: Study) -> str:
+    """Return what the data are; where they lay on somebody's machine is nobody's business."""
+    source: str = study.provenance["source"]
+    folder = study.config["data"].get("folder")
+    return source if folder is None else source.replace(folder, Path(folder).name)
 
 
 def _use(kernel_size: int, den: list[float]) -> str:

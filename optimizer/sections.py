@@ -12,20 +12,46 @@ from pydantic import (
     Discriminator,
     Field,
     FiniteFloat,
-    PositiveFloat,
     PositiveInt,
     Tag,
+    ValidationInfo,
+    field_validator,
     model_validator,
 )
 
 Goal = Literal["classification", "denoising"]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Values = tuple[float, ...]
+# Tags are no identifiers, so that messages can tell them from keys.
+Included = Annotated[
+    Annotated[Values, Tag("a list")] | Annotated[dict[int, Values], Tag("a mapping")],
+    Discriminator(lambda given: "a mapping" if isinstance(given, dict) else "a list"),
+]
 
 
 class Section(BaseModel):
     """A part of the file; unknown keys are errors, values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse what Python would take for 0 or 1."""
+        field = cls.model_fields[str(info.field_name)]
+        if field.annotation is not bool and _has_boolean(value):
+            raise ValueError("a boolean has no place here, and to YAML yes, no, on, off are some")
+        return value
+
+
+def _has_boolean(value: Any) -> bool:
+    """Tell whether a value is a boolean or a list with one; sections look into themselves."""
+    if isinstance(value, list | tuple):
+        return any(
+            _has_boolean([*item.keys(), *item.values()] if isinstance(item, dict) else item)
+            for item in value
+        )
+    return isinstance(value, bool)
 
 
 class Classification(Section):
@@ -104,19 +130,26 @@ class FolderClasses(Classification):
     validation: Share = 0.2
 
 
-def _which_data(section: Any) -> str | None:
+def _which_data(section: Any) -> str:
     """Return the tag of the data section that a mapping (or a section) belongs to."""
     values = section if isinstance(section, dict) else getattr(section, "__dict__", {})
-    task = values.get("task")
-    return "folder-classes" if task == "folder" and values.get("kind") == "classes" else task
+    classes = values.get("task") == "folder" and values.get("kind") == "classes"
+    return f"task {values.get('task')}{' of classes' if classes else ''}"
 
 
+DATA_BY_TAG: dict[str, type[Section]] = {
+    "task cifar100": Cifar100Data,
+    "task div2k": Div2kData,
+    "task photos": PhotosData,
+    "task folder": FolderPhotographs,
+    "task folder of classes": FolderClasses,
+}
 Data = Annotated[
-    Annotated[Cifar100Data, Tag("cifar100")]
-    | Annotated[Div2kData, Tag("div2k")]
-    | Annotated[PhotosData, Tag("photos")]
-    | Annotated[FolderPhotographs, Tag("folder")]
-    | Annotated[FolderClasses, Tag("folder-classes")],
+    Annotated[Cifar100Data, Tag("task cifar100")]
+    | Annotated[Div2kData, Tag("task div2k")]
+    | Annotated[PhotosData, Tag("task photos")]
+    | Annotated[FolderPhotographs, Tag("task folder")]
+    | Annotated[FolderClasses, Tag("task folder of classes")],
     Discriminator(_which_data),
 ]
 
@@ -149,11 +182,11 @@ class Proxy(Section):
     @model_validator(mode="after")
     def _depth_fits_the_family(self) -> Self:
         if self.family in ("vgg", "dncnn") and self.depth < 3:
-            raise ValueError(f"depth {self.depth} is too small; a {self.family} has at least 3")
-        if self.family == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
             raise ValueError(
-                f"depth {self.depth} is not 6n + 2; a resnet for small images has 8, 14, 20, ..."
+                f"proxy.depth {self.depth} is too small; a {self.family} has at least 3"
             )
+        if self.family == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
+            raise ValueError(f"proxy.depth {self.depth} is not 6n + 2; a resnet has 8, 14, 20, ...")
         return self
 
 
@@ -162,14 +195,14 @@ class Box(Section):
 
     low: Annotated[FiniteFloat, Field(gt=0)] = 0.05
     high: Annotated[FiniteFloat, Field(gt=0)] = 2.0
-    include: tuple[tuple[float, ...] | dict[int, tuple[float, ...]], ...] = ()
+    include: tuple[Included, ...] = ()
     """Densities to train right after the published ones, also outside the box: [0.3, 0.7], or with
     several kernel sizes {3: [0.7], 5: [0.3, 0.7]}."""
 
     @model_validator(mode="after")
     def _low_below_high(self) -> Self:
         if self.low >= self.high:
-            raise ValueError(f"low {self.low} is not below high {self.high}")
+            raise ValueError(f"density.low {self.low} is not below density.high {self.high}")
         return self
 
 
@@ -179,7 +212,7 @@ class Training(Section):
     budget: Annotated[int, Field(ge=1, le=10_000)]
     """Epochs."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
-    lr: PositiveFloat | Literal["auto"] = "auto"
+    lr: Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"] = "auto"
     """Peak learning rate; auto is the family's usual one (docs/method.md)."""
 
 

@@ -1,6 +1,7 @@
 """Devices: which one a worker uses, and how it is set up for repeatable results."""
 
 import os
+import re
 
 import torch
 
@@ -14,17 +15,18 @@ def resolve(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"device {name!r} is unknown; take auto, cpu, cuda or cuda:N") from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"device {name!r} is not supported; take auto, cpu, cuda or cuda:N")
+    known = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
+    if known is None:
+        raise UsageError(f"device {name!r} is unknown; take auto, cpu, cuda or cuda:N")
+    if name == "cpu":
+        return torch.device(name)
+    # Checked before torch sees it: torch takes the number modulo 256.
+    index = int(known[1]) if known[1] else None
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device.type == "cuda" and (device.index or 0) >= count:
+    if (index or 0) >= count:
         found = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU"
         raise UsageError(f"device {name} was asked for, but torch sees {found} here; take cpu")
-    return device
+    return torch.device("cuda") if index is None else torch.device("cuda", index)
 
 
 def all_gpus() -> list[str]:

@@ -18,6 +18,8 @@ from workers.bank import Bank
 
 EVALUATION_BATCH = 256
 """Images of a validation batch; it changes memory, not results beyond rounding."""
+BEST_PSNR = 100.0
+"""PSNR in dB of an image without error (an all-black one, say), which would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ class Classification:
             own = logits.gather(1, labels[:, None])
             not_below = (~(logits < own)).sum(dim=1)  # the label's own logit included
             hits += torch.stack([(not_below <= 1).sum(), (not_below <= 5).sum()])
-        top1, top5 = (100.0 * hits / len(self._validation)).tolist()
+        top1, top5 = (100 * hits.double() / len(self._validation)).tolist()
         return Score(top1, {"top5": top5})
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -160,7 +162,7 @@ class Denoising:
         for noisy, clean in self._validation_pairs():
             restored = network(noisy).clamp(0, 1)
             error = (restored.double() - clean.double()).square().mean(dim=(1, 2, 3))
-            psnr.append(-10 * torch.log10(error))
+            psnr.append((-10 * torch.log10(error)).clamp(max=BEST_PSNR))
             ssim.extend(map(_ssim, restored, clean))
         return Score(torch.cat(psnr).mean().item(), {"ssim": sum(ssim) / len(ssim)})
 

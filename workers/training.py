@@ -95,6 +95,8 @@ def train(
             except DivergedError as error:
                 del members[index]
                 on_failure(index, error)
+        if not members:
+            return
 
 
 class _Member:
@@ -136,10 +138,14 @@ class _Member:
         with torch.inference_mode():
             score = self._task.evaluate(self._network)
         loss = self._loss.item()
+        # The loss is from before the last step, and an accuracy is finite whatever the weights are.
+        weights = nn.utils.parameters_to_vector(self._network.parameters())
+        sound = bool(weights.isfinite().all())
         self._seconds += time.perf_counter() - started
-        if not (math.isfinite(score.value) and math.isfinite(loss)):
+        if not (sound and math.isfinite(score.value) and math.isfinite(loss)):
             raise DivergedError(
-                f"diverged: loss {loss:g} and score {score.value:g} after {epoch} epochs"
+                f"diverged: loss {loss:g}, score {score.value:g} and "
+                f"{'finite' if sound else 'non-finite'} weights after {epoch} epochs"
             )
         return Measurement(epoch, score, self._seconds)
 

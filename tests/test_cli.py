@@ -1,0 +1,356 @@
+"""The command line as a user meets it: real processes, real training, real PostgreSQL."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from sqlalchemy import Engine, create_engine, text
+
+from optimizer import presets
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A working folder with a study that takes some seconds: tiny.yaml."""
+    write_config(tmp_path, "tiny")
+    return tmp_path
+
+
+def write_config(folder: Path, name: str, **changes: object) -> Path:
+    content: dict[str, object] = {
+        "name": name,
+        "task": "photos",
+        "data": {"patch": 16, "patches_per_image": 8, "crop": 32},
+        "proxy": {"family": "nafnet", "width": 4, "depth": 1},
+        "kernel_size": 3,
+        "training": {"budget": 2, "batch_size": 8, "lr": 0.003},
+        "search": {"trials": 7, "seeds": 2, "rungs": [1], "sampler": "qmc"},
+    }
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump({**content, **changes}))
+    return path
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "optimizer.cli", *arguments]
+
+
+def environment(url: str) -> dict[str, str]:
+    return {**os.environ, "DENSITUNE_STORAGE": url, "PYTHONPATH": str(ROOT)}
+
+
+def run(
+    folder: Path, url: str, *arguments: str, answer: str = ""
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        cwd=folder,
+        env=environment(url),
+        input=answer,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+def start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
+    with (folder / f"{arguments[0]}-{time.monotonic_ns()}.log").open("wb") as log:
+        return subprocess.Popen(
+            command(*arguments), cwd=folder, env=environment(url), stdout=log, stderr=log
+        )
+
+
+def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(statement))]
+
+
+LEDGER = """
+    SELECT trial, seed, rung, value, extra FROM densitune.measurements
+    JOIN densitune.jobs ON jobs.id = job_id ORDER BY trial, seed, rung
+"""
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
+def test_from_config_to_preset_and_through_every_command(
+    folder: Path, database: Engine, database_url: str
+) -> None:
+    launched = run(folder, database_url, "launch", "tiny.yaml", "--workers", "2")
+    assert launched.returncode == 0, launched.stderr
+    assert "identity" in launched.stdout
+    assert "v2 README" in launched.stdout
+    assert "presets/tiny.json (unconfirmed)" in launched.stdout
+    preset = presets.load(folder / "presets" / "tiny.json")
+    assert preset.evidence.verdict == "unconfirmed"
+    first = query(database, LEDGER)
+    assert len(first) == 7 * 2 * 2
+
+    again = run(folder, database_url, "launch", "tiny.yaml")
+    assert again.returncode == 0
+    assert query(database, LEDGER) == first
+    assert "local workers" not in again.stdout
+
+    listed = run(folder, database_url, "list")
+    assert "tiny" in listed.stdout
+    assert "finished" in listed.stdout
+
+    status = json.loads(run(folder, database_url, "status", "tiny", "--json").stdout)
+    assert status["trials"] == {"complete": 7, "running": 0, "failed": 0, "asked for": 7}
+    assert status["results"][0]["densities"] == preset.densities
+    assert status["verdict"] == "unconfirmed"
+    assert "7/7 trials done" in run(folder, database_url, "status", "tiny", "--watch").stdout
+
+    exported = run(folder, database_url, "export", "tiny", "-o", "out", "--trial", "0")
+    assert exported.returncode == 0
+    assert presets.load(folder / "out" / "tiny.json").densities == {"3": [1.0]}
+
+    kept = run(folder, database_url, "delete", "tiny", answer="n\n")
+    assert kept.returncode == 1
+    assert len(query(database, LEDGER)) == len(first)
+    assert run(folder, database_url, "delete", "tiny", "--yes").returncode == 0
+    assert query(database, LEDGER) == []
+    assert query(database, "SELECT study_name FROM public.studies") == []
+
+
+def test_the_finished_study_opens_in_optuna_itself(
+    folder: Path, database: Engine, database_url: str
+) -> None:
+    assert run(folder, database_url, "launch", "tiny.yaml").returncode == 0
+    shown = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("optuna")),
+            "trials",
+            "--study-name",
+            "tiny",
+            "--storage",
+            database.url.render_as_string(hide_password=False),
+            "-f",
+            "json",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    trials = json.loads(shown.stdout)
+    assert len(trials) == 7
+    assert trials[0]["params"] == {"k3_den0": 1.0}
+    assert all(trial["state"] == "COMPLETE" for trial in trials)
+
+
+def test_the_same_study_twice_gives_the_same_bits_whatever_the_workers(
+    folder: Path, database: Engine, database_url: str
+) -> None:
+    write_config(folder, "one", search={"trials": 9, "seeds": 2, "sampler": "auto"})
+    write_config(folder, "two", search={"trials": 9, "seeds": 2, "sampler": "auto"})
+    assert run(folder, database_url, "launch", "one.yaml", "--workers", "1").returncode == 0
+    first = query(database, LEDGER)
+    assert run(folder, database_url, "delete", "one", "--yes").returncode == 0
+    assert run(folder, database_url, "launch", "two.yaml", "--workers", "3").returncode == 0
+    assert query(database, LEDGER) == first
+    assert len(first) == 9 * 2
+
+
+def test_a_killed_worker_costs_nothing_and_the_budget_stays_exact(
+    folder: Path, database: Engine, database_url: str
+) -> None:
+    """Two workers from other shells; one is killed with SIGKILL in mid-training."""
+    write_config(
+        folder,
+        "attach",
+        training={"budget": 12, "batch_size": 8, "lr": 0.003},
+        search={"trials": 7, "seeds": 2, "sampler": "qmc"},
+    )
+    launch = start(folder, database_url, "launch", "attach.yaml", "--workers", "0")
+    workers = [start(folder, database_url, "worker", "attach", "--wait") for _ in range(2)]
+    running = (
+        "SELECT pid FROM densitune.jobs JOIN densitune.workers AS workers "
+        "ON workers.id = worker_id WHERE state = 'running'"
+    )
+    doomed = workers[1]
+    wait_for(lambda: (doomed.pid,) in query(database, running))
+    doomed.kill()
+    doomed.wait()
+    # Its lease would run out by itself after a minute.
+    with database.begin() as connection:
+        connection.execute(
+            text("""
+                UPDATE densitune.jobs SET lease_until = now()
+                WHERE state = 'running'
+                  AND worker_id = (SELECT id FROM densitune.workers WHERE pid = :pid)
+            """),
+            {"pid": doomed.pid},
+        )
+    assert launch.wait(240) == 0
+    assert workers[0].wait(60) == 0
+    states = query(database, "SELECT state, count(*) FROM densitune.jobs GROUP BY state")
+    assert states == [("done", 14)]
+    assert query(database, "SELECT count(*), count(DISTINCT number) FROM densitune.trials") == [
+        (7, 7)
+    ]
+    optuna_trials = query(database, "SELECT state::text, count(*) FROM public.trials GROUP BY 1")
+    assert optuna_trials == [("COMPLETE", 7)]
+
+
+def test_workers_finish_a_study_whose_launcher_is_gone(
+    folder: Path, database: Engine, database_url: str
+) -> None:
+    launch = start(folder, database_url, "launch", "tiny.yaml", "--workers", "0")
+    wait_for(lambda: query(database, "SELECT id FROM densitune.jobs"))
+    launch.kill()
+    launch.wait()
+    assert run(folder, database_url, "worker", "tiny").returncode == 0
+    status = json.loads(run(folder, database_url, "status", "tiny", "--json").stdout)
+    assert (status["state"], status["trials"]["complete"]) == ("finished", 7)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_launch_hands_back_its_jobs_and_resumes(
+    folder: Path, database: Engine, database_url: str, number: signal.Signals
+) -> None:
+    write_config(
+        folder,
+        "interrupted",
+        training={"budget": 20, "batch_size": 8, "lr": 0.003},
+        search={"trials": 5, "seeds": 1, "sampler": "qmc"},
+    )
+    launch = start(folder, database_url, "launch", "interrupted.yaml", "--workers", "1")
+    wait_for(lambda: query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'"))
+    launch.send_signal(number)
+    assert launch.wait(60) == 130
+    assert query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'") == []
+    resumed = run(folder, database_url, "resume", "interrupted", "--workers", "2")
+    assert resumed.returncode == 0
+    assert query(database, "SELECT DISTINCT state FROM densitune.jobs") == [("done",)]
+
+
+def test_stop_ends_all_processes_of_a_study(
+    folder: Path, database: Engine, database_url: str
+) -> None:
+    write_config(folder, "stopped", training={"budget": 5000}, search={"trials": 5, "seeds": 1})
+    launch = start(folder, database_url, "launch", "stopped.yaml", "--workers", "1")
+    wait_for(lambda: query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'"))
+    assert run(folder, database_url, "stop", "stopped").returncode == 0
+    assert launch.wait(60) == 0
+    assert query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'") == []
+    refused = run(folder, database_url, "stop", "stopped")
+    assert refused.returncode == 2
+
+
+def test_a_study_of_this_name_with_another_config_is_refused(
+    folder: Path, database: Engine, database_url: str
+) -> None:
+    assert run(folder, database_url, "launch", "tiny.yaml").returncode == 0
+    before = query(database, LEDGER)
+    write_config(folder, "tiny", search={"trials": 9, "seeds": 2, "rungs": [1], "sampler": "qmc"})
+    refused = run(folder, database_url, "launch", "tiny.yaml")
+    assert refused.returncode == 2
+    assert "search.trials: 7 -> 9" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert query(database, LEDGER) == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kernel_size": 4}, ["4", "odd"]),
+        ({"tsak": "photos"}, ["tsak", "task"]),
+        ({"density": {"low": 0, "high": 1}}, ["density.low", "0"]),
+        ({"density": {"include": [[-1.0]]}}, ["-1.0"]),
+        ({"task": "folder", "data": {"folder": "nowhere"}}, ["nowhere"]),
+        ({"proxy": {"family": "vgg", "width": 8, "depth": 6}}, ["vgg", "dncnn or nafnet"]),
+    ],
+)
+def test_a_bad_config_is_one_line_and_writes_nothing(
+    folder: Path, empty_url: str, changes: dict[str, object], words: list[str]
+) -> None:
+    write_config(folder, "bad", **changes)
+    refused = run(folder, empty_url, "launch", "bad.yaml")
+    assert refused.returncode == 2, refused.stdout + refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert all(word in refused.stderr for word in words), refused.stderr
+    assert not (folder / "presets").exists()
+    engine = create_engine(empty_url)
+    tables = (
+        "SELECT table_name FROM information_schema.tables "
+        "WHERE table_schema IN ('public', 'densitune')"
+    )
+    assert query(engine, tables) == []
+    engine.dispose()
+
+
+def test_a_gpu_where_none_is_is_refused(folder: Path, database_url: str) -> None:
+    refused = run(folder, database_url, "launch", "tiny.yaml", "--device", "cuda:99")
+    assert refused.returncode == 2
+    assert "cuda:99" in refused.stderr
+
+
+def test_unreachable_storage_ends_with_3_and_names_the_place_but_not_the_password(
+    folder: Path,
+) -> None:
+    for arguments in (["list"], ["launch", "tiny.yaml"], ["worker", "tiny"], ["export", "tiny"]):
+        refused = run(folder, "postgresql://someone:hunter2@127.0.0.1:1/none", *arguments)
+        assert refused.returncode == 3, refused.stderr
+        assert "127.0.0.1:1" in refused.stderr
+        assert "hunter2" not in refused.stderr + refused.stdout
+        assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_an_unknown_study_is_refused_by_every_command(folder: Path, database_url: str) -> None:
+    for name in ("worker", "status", "stop", "resume", "delete", "export"):
+        refused = run(folder, database_url, name, "nothing")
+        assert refused.returncode == 2
+        assert "there is no study nothing" in refused.stderr
+
+
+def test_the_password_may_come_from_a_file(folder: Path, database: Engine) -> None:
+    secret = folder / "password"
+    secret.write_text("a secret\n")
+    url = database.url.render_as_string(hide_password=False)
+    listed = subprocess.run(
+        command("list"),
+        env={**environment(url), "DENSITUNE_STORAGE_PASSWORD_FILE": str(secret)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert listed.returncode == 0, listed.stderr
+    missing = subprocess.run(
+        command("list"),
+        env={**environment(url), "DENSITUNE_STORAGE_PASSWORD_FILE": str(folder / "none")},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert missing.returncode == 2
+
+
+def test_listing_studies_loads_neither_torch_nor_optuna(folder: Path, database_url: str) -> None:
+    program = (
+        "import sys\nfrom optimizer.cli import app\n"
+        "try:\n    app(['list'])\nexcept SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'optuna'} & set(sys.modules)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", program], env=environment(database_url), check=True, timeout=60
+    )

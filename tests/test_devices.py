@@ -1,0 +1,161 @@
+"""Devices: names, refusals in one line, the places of local workers, repeatable set-up."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from optimizer.errors import UsageError
+from workers import devices
+
+GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def see(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    """Let torch report this number of GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Card {device.index}")
+
+
+def refused(name: str) -> str:
+    with pytest.raises(UsageError) as caught:
+        devices.resolve(name)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_auto_is_what_this_machine_has() -> None:
+    assert devices.resolve("auto").type == ("cuda" if GPUS else "cpu")
+
+
+@pytest.mark.parametrize(("gpus", "kind"), [(0, "cpu"), (1, "cuda"), (3, "cuda")])
+def test_auto_prefers_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int, kind: str) -> None:
+    see(monkeypatch, gpus)
+    assert devices.resolve("auto") == torch.device(kind)
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_cpu_is_the_cpu_everywhere(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    see(monkeypatch, gpus)
+    assert devices.resolve("cpu") == torch.device("cpu")
+
+
+def test_gpus_are_found_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 2)
+    assert devices.resolve("cuda") == torch.device("cuda")
+    assert [devices.resolve(f"cuda:{n}") for n in range(2)] == [
+        torch.device("cuda", 0),
+        torch.device("cuda", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "gpu", "CUDA", "mps", "meta", "cpu:1", "cuda:", "cuda:-1", "cuda:x", "cuda:0 ", "0"],
+)
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_unknown_name_is_refused_with_the_known_ones(
+    monkeypatch: pytest.MonkeyPatch, name: str, gpus: int
+) -> None:
+    see(monkeypatch, gpus)
+    assert refused(name) == f"device {name!r} is unknown; take auto, cpu, cuda or cuda:N"
+
+
+# torch itself takes an index modulo 256.
+@pytest.mark.parametrize("index", [GPUS, GPUS + 128, GPUS + 255, 256, 300, 10**12])
+def test_gpu_that_this_machine_lacks_is_refused(index: int) -> None:
+    assert refused(f"cuda:{index}").startswith(f"device cuda:{index} was asked for, but torch sees")
+
+
+@pytest.mark.parametrize(("gpus", "found"), [(0, "no GPU"), (1, "1 GPU"), (2, "2 GPUs")])
+def test_refusal_tells_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, found: str
+) -> None:
+    see(monkeypatch, gpus)
+    expected = f"device cuda:{gpus} was asked for, but torch sees {found} here; take cpu"
+    assert refused(f"cuda:{gpus}") == expected
+
+
+def test_gpu_without_a_number_needs_one_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 0)
+    assert refused("cuda") == "device cuda was asked for, but torch sees no GPU here; take cpu"
+
+
+def test_all_gpus_are_named_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 3)
+    assert devices.all_gpus() == ["cuda:0", "cuda:1", "cuda:2"]
+
+
+def test_all_gpus_of_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 0)
+    with pytest.raises(UsageError, match=r"torch sees no GPU here; take --device cpu$"):
+        devices.all_gpus()
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_a_worker_for_each_core_without_gpus(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    see(monkeypatch, 0)
+    assert devices.spread(name, None) == ["cpu"] * CORES
+    assert devices.spread(name, 3) == ["cpu"] * 3
+
+
+@pytest.mark.parametrize("name", ["auto", "cuda"])
+def test_workers_take_gpus_in_turn(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    see(monkeypatch, 2)
+    assert devices.spread(name, None) == ["cuda:0", "cuda:1"]
+    assert devices.spread(name, 1) == ["cuda:0"]
+    assert devices.spread(name, 5) == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
+
+
+def test_workers_share_the_one_gpu_that_was_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 4)
+    assert devices.spread("cuda:2", None) == ["cuda:2"]
+    assert devices.spread("cuda:2", 2) == ["cuda:2", "cuda:2"]
+    assert devices.spread("cpu", 2) == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "tpu"])
+def test_workers_on_a_missing_device_are_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    see(monkeypatch, 0)
+    with pytest.raises(UsageError):
+        devices.spread(name, 2)
+
+
+def test_devices_have_names_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
+    see(monkeypatch, 2)
+    assert devices.describe(torch.device("cpu")) == "CPU"
+    assert devices.describe(torch.device("cuda", 1)) == "Card 1"
+
+
+def settings_after(device: str) -> list[str]:
+    """Return threads, cuDNN's two settings and cuBLAS's workspace of a process set up for it."""
+    program = (
+        "import os, torch; from workers.devices import make_repeatable;"
+        f"make_repeatable(torch.device({device!r})); cudnn = torch.backends.cudnn;"
+        "print(torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark,"
+        "os.environ.get('CUBLAS_WORKSPACE_CONFIG'))"
+    )
+    environment = {key: os.environ[key] for key in os.environ if "CUBLAS" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**environment, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "2"},
+    )
+    return done.stdout.split()
+
+
+def test_a_cpu_worker_has_one_thread() -> None:
+    assert settings_after("cpu")[0] == "1"
+
+
+def test_a_gpu_worker_takes_deterministic_algorithms() -> None:
+    assert settings_after("cuda")[1:] == ["True", "False", ":4096:8"]

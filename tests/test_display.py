@@ -159,7 +159,6 @@ def test_one_seed_has_no_standard_error(width: int) -> None:
     assert "One seed says nothing about the spread." in flat(
         rendered(display.final_table(study), width)
     )
-    assert "at 26.000 dB, " not in text  # 24 + 5 anchors after identity / 10
     assert "+0.500 dB to identity" in display.best_line(study)
 
 
@@ -201,7 +200,7 @@ def test_long_names_labels_and_densities_are_never_cut_off(width: int) -> None:
     )
     listed = rendered(display.study_table([overview]), width)
     assert "".join(row[0] for row in rows(listed)) == name
-    assert "2026-03-04 05:06" in flat(listed) or "2026-03-04" in listed
+    assert " ".join(filter(None, (row[-1] for row in rows(listed)))) == "2026-03-04 05:06"
 
 
 def test_identity_as_the_best_is_said_as_such() -> None:
@@ -251,7 +250,7 @@ def test_the_document_for_programs_is_json_with_the_same_numbers() -> None:
     assert document["seconds_left"] == pytest.approx(26 * 30)
     assert document["best"] == document["results"][0]
     assert document["best"]["trial"] == 6
-    assert document["best"]["densities"] == {"5": [0.6 + 0.1 / 3, 1 + 6 / 7]}
+    assert document["best"]["densities"] == {"5": list(usual().trials[6].densities[5])}
     assert document["best"]["by_seed"] == pytest.approx({"0": 24.66, "1": 25.78})
     assert document["failed"] == [
         {"trial": 10, "label": "trial 10", "reason": "loss is not finite"}

@@ -244,6 +244,11 @@ def test_batch_keeps_the_order_of_the_chosen_patches() -> None:
     assert len(task) == 20
 
 
+def test_patches_lie_in_plain_memory_order() -> None:
+    task = Denoising(unlabelled(pixels(5, 3, 8)), CPU, sigma=25)
+    assert all(part.is_contiguous() for part in task.batch(torch.arange(5), Draws(0, CPU)))
+
+
 def test_loss_of_denoising_is_the_mean_squared_error() -> None:
     first, second = (torch.rand(2, 1, 4, 4) for _ in range(2))
     expected = ((first - second).double().numpy() ** 2).mean()

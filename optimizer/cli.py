@@ -256,33 +256,15 @@ def _run(
     pack: int,
     folder: Path,
 ) -> None:
-    """Run a study to its end, print the table and write the preset."""
+    """Run a study to its end with local workers, print the table and write the preset."""
     from optimizer import session
     from optimizer.fleet import Fleet
 
     console = display.console()
-    if study.failure:
-        raise StudyFailedError(
-            f"study {study.name} cannot go on: {study.failure}; "
-            f"to start again: densitune delete {study.name}"
-        )
     _interrupt_on_termination()
     if study.state != "finished":
-        studies.set_state(engine, study.id, "running")
-        study = studies.find(engine, study.name) or study
-        console.print(
-            f"{study.name}: {len(local)} local workers; attach more from any shell with: "
-            f"densitune worker {study.name}",
-            soft_wrap=True,
-        )
-        try:
-            with Fleet(study.name, local, pack=pack, storage=storage, logs=_logs()) as fleet:
-                session.run(engine, study, given, fleet, console)
-        except KeyboardInterrupt:
-            console.print(
-                f"interrupted; nothing is lost. Continue with: densitune resume {study.name}"
-            )
-            raise typer.Exit(130) from None
+        fleet = Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
+        session.run(engine, study, given, fleet, console)
     now = _snapshot(engine, study.name)
     if now.study.state == "stopped":
         console.print(f"{study.name} was stopped; continue with: densitune resume {study.name}")

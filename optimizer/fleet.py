@@ -55,6 +55,11 @@ class Fleet:
                 process.kill()
                 process.wait()
 
+    @property
+    def size(self) -> int:
+        """Return the number of workers that the fleet has, running or not."""
+        return len(self._devices)
+
     def running(self) -> int:
         """Return how many of the processes run."""
         return sum(process.poll() is None for process, _ in self._workers)

@@ -26,7 +26,7 @@ VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
 CONVENTION = "outermost first; centre 1 implied; phi = outer(alpha, alpha)"
 UNCONFIRMED = (
-    "Found by search on validation data and not confirmed: the best of many noisy results looks "
+    "Chosen by a search on validation data and not confirmed: the best of many noisy results looks "
     "better than it is, and a density also changes the scale of the initial weights. Compare it "
     "with identity on fresh seeds before relying on it."
 )

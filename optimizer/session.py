@@ -66,29 +66,44 @@ def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
         )
 
 
-def run(
-    engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, console: Console
-) -> Snapshot:
-    """Advance a study until it is finished or stopped, and return what became of it.
+def run(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, console: Console) -> None:
+    """Advance a study with local workers until it is finished or stopped.
 
     StudyFailedError if it cannot go on: identity failed, or all local workers ended with an error
     and no other worker is attached. UsageError if somebody deletes it.
     """
-    proposer = Proposer(engine, study.id, config)
-    with _display(console) as show:
-        refreshed = 0.0
-        while study.state == "running":
-            proposer.advance()
-            if time.monotonic() - refreshed > REFRESH_SECONDS:
-                refreshed = time.monotonic()
-                now = snapshot.take(engine, study, config)
-                show(now)
-                _check_workers(fleet, now)
-            time.sleep(STEP_SECONDS)
-            study = _again(engine, study)
     if study.failure:
-        raise StudyFailedError(f"study {study.name} has stopped: {study.failure}")
-    return snapshot.take(engine, study, config)
+        raise StudyFailedError(
+            f"study {study.name} cannot go on: {study.failure}; "
+            f"to start again: densitune delete {study.name}"
+        )
+    studies.set_state(engine, study.id, "running")
+    console.print(
+        f"{study.name}: {fleet.size} local workers; attach more from any shell with: "
+        f"densitune worker {study.name}",
+        soft_wrap=True,
+    )
+    try:
+        with fleet, _display(console) as show:
+            _advance(engine, study, config, fleet, show)
+    except KeyboardInterrupt:
+        console.print(f"nothing is lost; continue with: densitune resume {study.name}")
+        raise
+
+
+def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, show: Show) -> None:
+    proposer = Proposer(engine, study.id, config)
+    refreshed = 0.0
+    while (now := _again(engine, study)).state == "running":
+        proposer.advance()
+        if time.monotonic() - refreshed > REFRESH_SECONDS:
+            refreshed = time.monotonic()
+            shown = snapshot.take(engine, now, config)
+            show(shown)
+            _check_workers(fleet, shown)
+        time.sleep(STEP_SECONDS)
+    if now.failure:
+        raise StudyFailedError(f"study {study.name} has stopped: {now.failure}")
 
 
 def _check_workers(fleet: Fleet, now: Snapshot) -> None:

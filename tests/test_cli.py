@@ -13,7 +13,7 @@ import pytest
 import yaml
 from sqlalchemy import Engine, create_engine, text
 
-from optimizer import presets
+from optimizer import cli, presets
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +72,27 @@ def start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
         )
 
 
+class Here:
+    """The command line in this process, for what ends before anything is trained."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def run(self, folder: Path, url: str, *arguments: str) -> tuple[int, str]:
+        """Return exit code and what was printed to standard error."""
+        self._monkeypatch.chdir(folder)
+        self._monkeypatch.setenv("DENSITUNE_STORAGE", url)
+        self._monkeypatch.setattr(sys, "argv", ["densitune", *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        return int(end.value.code or 0), self._capsys.readouterr().err.strip()
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
+    return Here(monkeypatch, capsys)
+
+
 def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(statement))]
@@ -108,6 +129,8 @@ def test_from_config_to_preset_and_through_every_command(
     assert query(database, LEDGER) == first
     assert "local workers" not in again.stdout
 
+    check_that_optuna_opens_it(database)
+
     listed = run(folder, database_url, "list")
     assert "tiny" in listed.stdout
     assert "finished" in listed.stdout
@@ -122,6 +145,13 @@ def test_from_config_to_preset_and_through_every_command(
     assert exported.returncode == 0
     assert presets.load(folder / "out" / "tiny.json").densities == {"3": [1.0]}
 
+    write_config(folder, "tiny", search={"trials": 9, "seeds": 2, "rungs": [1], "sampler": "qmc"})
+    refused = run(folder, database_url, "launch", "tiny.yaml")
+    assert refused.returncode == 2
+    assert "search.trials: 7 -> 9" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+    assert query(database, LEDGER) == first
+
     kept = run(folder, database_url, "delete", "tiny", answer="n\n")
     assert kept.returncode == 1
     assert len(query(database, LEDGER)) == len(first)
@@ -130,20 +160,13 @@ def test_from_config_to_preset_and_through_every_command(
     assert query(database, "SELECT study_name FROM public.studies") == []
 
 
-def test_the_finished_study_opens_in_optuna_itself(
-    folder: Path, database: Engine, database_url: str
-) -> None:
-    assert run(folder, database_url, "launch", "tiny.yaml").returncode == 0
+def check_that_optuna_opens_it(database: Engine) -> None:
+    """Optuna's own command line lists the densities of the finished study."""
     shown = subprocess.run(
         [
             str(Path(sys.executable).with_name("optuna")),
-            "trials",
-            "--study-name",
-            "tiny",
-            "--storage",
+            *("trials", "--study-name", "tiny", "-f", "json", "--storage"),
             database.url.render_as_string(hide_password=False),
-            "-f",
-            "json",
         ],
         capture_output=True,
         text=True,
@@ -229,7 +252,7 @@ def test_an_interrupted_launch_hands_back_its_jobs_and_resumes(
     write_config(
         folder,
         "interrupted",
-        training={"budget": 20, "batch_size": 8, "lr": 0.003},
+        training={"budget": 8, "batch_size": 8, "lr": 0.003},
         search={"trials": 5, "seeds": 1, "sampler": "qmc"},
     )
     launch = start(folder, database_url, "launch", "interrupted.yaml", "--workers", "1")
@@ -255,19 +278,6 @@ def test_stop_ends_all_processes_of_a_study(
     assert refused.returncode == 2
 
 
-def test_a_study_of_this_name_with_another_config_is_refused(
-    folder: Path, database: Engine, database_url: str
-) -> None:
-    assert run(folder, database_url, "launch", "tiny.yaml").returncode == 0
-    before = query(database, LEDGER)
-    write_config(folder, "tiny", search={"trials": 9, "seeds": 2, "rungs": [1], "sampler": "qmc"})
-    refused = run(folder, database_url, "launch", "tiny.yaml")
-    assert refused.returncode == 2
-    assert "search.trials: 7 -> 9" in refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
-    assert query(database, LEDGER) == before
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -280,13 +290,13 @@ def test_a_study_of_this_name_with_another_config_is_refused(
     ],
 )
 def test_a_bad_config_is_one_line_and_writes_nothing(
-    folder: Path, empty_url: str, changes: dict[str, object], words: list[str]
+    folder: Path, empty_url: str, here: Here, changes: dict[str, object], words: list[str]
 ) -> None:
     write_config(folder, "bad", **changes)
-    refused = run(folder, empty_url, "launch", "bad.yaml")
-    assert refused.returncode == 2, refused.stdout + refused.stderr
-    assert len(refused.stderr.strip().splitlines()) == 1
-    assert all(word in refused.stderr for word in words), refused.stderr
+    code, line = here.run(folder, empty_url, "launch", "bad.yaml")
+    assert code == 2, line
+    assert len(line.splitlines()) == 1
+    assert all(word in line for word in words), line
     assert not (folder / "presets").exists()
     engine = create_engine(empty_url)
     tables = (
@@ -297,28 +307,31 @@ def test_a_bad_config_is_one_line_and_writes_nothing(
     engine.dispose()
 
 
-def test_a_gpu_where_none_is_is_refused(folder: Path, database_url: str) -> None:
-    refused = run(folder, database_url, "launch", "tiny.yaml", "--device", "cuda:99")
-    assert refused.returncode == 2
-    assert "cuda:99" in refused.stderr
+def test_a_gpu_where_none_is_is_refused(folder: Path, database_url: str, here: Here) -> None:
+    code, line = here.run(folder, database_url, "launch", "tiny.yaml", "--device", "cuda:99")
+    assert (code, len(line.splitlines())) == (2, 1)
+    assert "cuda:99" in line
 
 
+@pytest.mark.parametrize(
+    "arguments", [["list"], ["launch", "tiny.yaml"], ["worker", "tiny"], ["export", "tiny"]]
+)
 def test_unreachable_storage_ends_with_3_and_names_the_place_but_not_the_password(
-    folder: Path,
+    folder: Path, here: Here, arguments: list[str]
 ) -> None:
-    for arguments in (["list"], ["launch", "tiny.yaml"], ["worker", "tiny"], ["export", "tiny"]):
-        refused = run(folder, "postgresql://someone:hunter2@127.0.0.1:1/none", *arguments)
-        assert refused.returncode == 3, refused.stderr
-        assert "127.0.0.1:1" in refused.stderr
-        assert "hunter2" not in refused.stderr + refused.stdout
-        assert len(refused.stderr.strip().splitlines()) == 1
+    code, line = here.run(folder, "postgresql://someone:hunter2@127.0.0.1:1/none", *arguments)
+    assert (code, len(line.splitlines())) == (3, 1)
+    assert "127.0.0.1:1" in line
+    assert "hunter2" not in line
 
 
-def test_an_unknown_study_is_refused_by_every_command(folder: Path, database_url: str) -> None:
-    for name in ("worker", "status", "stop", "resume", "delete", "export"):
-        refused = run(folder, database_url, name, "nothing")
-        assert refused.returncode == 2
-        assert "there is no study nothing" in refused.stderr
+@pytest.mark.parametrize("name", ["worker", "status", "stop", "resume", "delete", "export"])
+def test_an_unknown_study_is_refused_by_every_command(
+    folder: Path, database_url: str, here: Here, name: str
+) -> None:
+    code, line = here.run(folder, database_url, name, "nothing")
+    assert (code, len(line.splitlines())) == (2, 1)
+    assert "there is no study nothing" in line
 
 
 def test_the_password_may_come_from_a_file(folder: Path, database: Engine) -> None:

@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the study cannot go on, 2 bad usage or config, 3 storage u
 130 interrupted. What is slow to import (torch, Optuna) is imported by the commands that need it.
 """
 
+import functools
 import json
 import logging
 import signal
@@ -30,6 +31,7 @@ from storage.errors import StorageError
 from storage.studies import Study
 
 if TYPE_CHECKING:
+    from optimizer.proposer import Proposer
     from workers.bank import Bank
 
 app = typer.Typer(
@@ -282,9 +284,6 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, pa
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     device = devices.resolve(device_name)
     devices.make_repeatable(device)
     bank = _prepare(given)
@@ -292,6 +291,9 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, pa
     bench = loop.Bench(
         study.id, preparation.task(given, bank, device), preparation.recipe(given, bank), device
     )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
     done = loop.work(
         engine, bench, pack=pack, stop=stop, when_idle=_take_role_when_idle(engine, study, given)
     )
@@ -303,12 +305,13 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, pa
 def _take_role_when_idle(engine: Engine, study: Study, given: StudyConfig) -> Callable[[], None]:
     """Return what an idle worker does: propose and tell, so that no process is indispensable."""
 
-    def advance() -> None:
+    @functools.cache
+    def proposer() -> "Proposer":
         from optimizer.proposer import Proposer
 
-        Proposer(engine, study.id, given).advance()
+        return Proposer(engine, study.id, given)
 
-    return advance
+    return lambda: proposer().advance()
 
 
 def _find(engine: Engine, name: str) -> tuple[Study, StudyConfig]:

@@ -230,6 +230,25 @@ def export(
     display.console().print(f"preset: {path} (unconfirmed)", soft_wrap=True)
 
 
+@app.command()
+def dashboard(
+    storage: Storage = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. There is no login: whoever gets in may delete."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+) -> None:
+    """Show all studies in a browser, with optuna-dashboard."""
+    import optuna_dashboard
+
+    from optimizer import study as optuna_study
+
+    engine = environment.open_storage(storage)
+    print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
+    optuna_dashboard.run_server(optuna_study.optuna_storage(engine), host=host, port=port)
+
+
 def _prepare(given: StudyConfig) -> "Bank":
     """Prepare the study's data, with a progress bar where there is something to download."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
@@ -351,6 +370,9 @@ def main() -> None:
         code, message = StorageError.exit_code, f"PostgreSQL: {str(error.orig).splitlines()[0]}"
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
+    finally:
+        # What is left is short and must not be cut: the embedded server is released at exit.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
     print(f"densitune: {message}", file=sys.stderr)
     sys.exit(code)
 

@@ -38,7 +38,7 @@ class DensityStudy:
         self._config = config
         with _quiet():
             self._study = optuna.create_study(
-                storage=_optuna_storage(engine),
+                storage=optuna_storage(engine),
                 study_name=config.name,
                 direction="maximize",
                 load_if_exists=True,
@@ -170,13 +170,13 @@ def _tree_parzen(seed: int) -> BaseSampler:
 
 def exists(engine: Engine, name: str) -> bool:
     """Tell whether there is an Optuna study of this name, densitune's or not."""
-    return name in optuna.get_all_study_names(_optuna_storage(engine))
+    return name in optuna.get_all_study_names(optuna_storage(engine))
 
 
 def delete(engine: Engine, name: str) -> None:
     """Delete the Optuna study of this name; nothing happens if there is none."""
     if exists(engine, name):
-        optuna.delete_study(study_name=name, storage=_optuna_storage(engine))
+        optuna.delete_study(study_name=name, storage=optuna_storage(engine))
 
 
 def versions() -> dict[str, str]:
@@ -185,8 +185,8 @@ def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def _optuna_storage(engine: Engine) -> optuna.storages.RDBStorage:
-    """Return Optuna's storage in our database.
+def optuna_storage(engine: Engine) -> optuna.storages.RDBStorage:
+    """Return Optuna's storage in our database, its tables made if they are not there.
 
     It borrows our pool, so that a process has at most two connections whatever it does.
     """

@@ -126,8 +126,7 @@ def test_dockerfile_extracts_the_declared_dependencies() -> None:
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     ).stdout
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    dashboard = project["optional-dependencies"]["dashboard"]
-    assert printed.splitlines() == project["dependencies"] + dashboard
+    assert printed.splitlines() == project["dependencies"]
 
 
 def test_base_images_are_pinned_to_a_version() -> None:
@@ -236,22 +235,6 @@ def test_overrides_change_only_what_exists() -> None:
     for override in map(compose, OVERRIDES):
         for section, entries in override.items():
             assert set(entries) <= set(base[section])
-
-
-def test_dashboard_command_reaches_for_the_database(tmp_path: Path) -> None:
-    password = tmp_path / "password"
-    password.write_text("secret\n")
-    (script,) = SERVICES["dashboard"]["command"]
-    script = script.replace("$$", "$").replace("@postgres:5432", "@127.0.0.1:1")
-    environment = {
-        "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin",
-        "DENSITUNE_STORAGE_PASSWORD_FILE": str(password),
-    }
-    entrypoint = SERVICES["dashboard"]["entrypoint"]
-    ended = subprocess.run(
-        [*entrypoint, script], env=environment, capture_output=True, text=True, timeout=60
-    )
-    assert "Connection refused" in ended.stderr  # port 1: options and driver were accepted
 
 
 def find_compose() -> list[str] | None:

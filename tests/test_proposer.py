@@ -117,7 +117,7 @@ def test_optuna_holds_the_means_of_the_ledger(database: Engine) -> None:
         proposer.advance()
         for job in jobs.claim(database, study_id, worker, 8, 60):
             finish(database, worker, job)
-    plain = optuna.load_study(study_name="projection", storage=study._optuna_storage(database))
+    plain = optuna.load_study(study_name="projection", storage=study.optuna_storage(database))
     _, rows = contents(database, study_id)
     for trial in plain.trials:
         own = [row for row in rows if row.trial == trial.number]
@@ -145,7 +145,7 @@ def test_a_failed_job_fails_its_trial_and_nothing_else(database: Engine) -> None
     assert [trial.state for trial in done].count("complete") == 6
     assert (done[3].state, done[3].reason) == ("failed", "diverged: loss nan")
     assert studies.state(database, study_id) == "finished"
-    plain = optuna.load_study(study_name="failing", storage=study._optuna_storage(database))
+    plain = optuna.load_study(study_name="failing", storage=study.optuna_storage(database))
     assert plain.trials[3].state is optuna.trial.TrialState.FAIL
 
 

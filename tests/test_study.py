@@ -1,9 +1,13 @@
 """The Optuna study: what is proposed first, and that proposals depend on results alone."""
 
+import json
 import math
 from collections.abc import Callable
+from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import optuna
+import optuna_dashboard
 import pytest
 from optuna.trial import TrialState
 from sqlalchemy import Engine, text
@@ -134,7 +138,7 @@ def test_a_trial_created_but_not_yet_proposed_is_completed(database: Engine) -> 
     given = make_config("half", 5, "random")
     for number in range(4):
         DensityStudy(database, given).ask(number, set(range(number)))
-    plain = optuna.load_study(study_name="half", storage=study._optuna_storage(database))
+    plain = optuna.load_study(study_name="half", storage=study.optuna_storage(database))
     plain.ask()  # a running trial without parameters
     optuna_number, densities = DensityStudy(database, given).ask(4, set(range(4)))
     assert optuna_number == 4
@@ -159,7 +163,7 @@ def test_the_study_is_a_normal_optuna_study(database: Engine) -> None:
     shared.describe(0, {"role": "identity"})
     shared.tell(0, 25.0, {1: 20.0, 2: 25.0})
     shared.tell(1, None, {})
-    plain = optuna.load_study(study_name="normal", storage=study._optuna_storage(database))
+    plain = optuna.load_study(study_name="normal", storage=study.optuna_storage(database))
     first, second = plain.trials
     assert plain.direction is optuna.study.StudyDirection.MAXIMIZE
     assert first.params == {"k3_den0": 1.0, "k5_den0": 1.0, "k5_den1": 1.0}
@@ -168,6 +172,37 @@ def test_the_study_is_a_normal_optuna_study(database: Engine) -> None:
     assert first.user_attrs == {"role": "identity"}
     assert second.params == {"k3_den0": 0.7, "k5_den0": 0.2, "k5_den1": 0.8}
     assert second.state is TrialState.FAIL
+
+
+def test_optuna_dashboard_shows_densities_values_and_intermediate_values(
+    database: Engine,
+) -> None:
+    given = make_config("shown", 5)
+    shared = DensityStudy(database, given)
+    shared.ask(0, set())
+    shared.tell(0, 25.0, {1: 20.0, 2: 25.0})
+    application = optuna_dashboard.wsgi(study.optuna_storage(database))
+
+    def get(path: str) -> Any:
+        environ: dict[str, Any] = {"PATH_INFO": path}
+        setup_testing_defaults(environ)
+        body = b"".join(application(environ, lambda status, headers, error=None: None))
+        return json.loads(body)
+
+    (summary,) = get("/api/studies")["study_summaries"]
+    assert summary["study_name"] == "shown"
+    detail = get(f"/api/studies/{summary['study_id']}")
+    (trial,) = detail["trials"]
+    assert detail["objective_names"] == ["PSNR (dB)"]
+    assert trial["values"] == [25.0]
+    assert {p["name"]: p["param_internal_value"] for p in trial["params"]} == {
+        "k5_den0": 1.0,
+        "k5_den1": 1.0,
+    }
+    assert trial["intermediate_values"] == [
+        {"step": 1, "value": 20.0},
+        {"step": 2, "value": 25.0},
+    ]
 
 
 def test_a_process_holds_at_most_two_connections(database: Engine) -> None:

@@ -231,6 +231,24 @@ def export(
 
 
 @app.command()
+def verify(
+    path: Annotated[Path, typer.Argument(help="The preset's JSON file.", metavar="PRESET")],
+) -> None:
+    """Check a preset: its schema, its config's hash, and that its layers fold exactly."""
+    preset = presets.load(path)
+    presets.check_hash(preset)
+    from workers import verification
+
+    for kernel_size, den in preset.by_kernel_size().items():
+        verification.check_folding(kernel_size, den)
+    display.console().print(
+        f"{path}: schema, hash and folding are in order; densities "
+        f"{display.density_text(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
+        soft_wrap=True,
+    )
+
+
+@app.command()
 def dashboard(
     storage: Storage = None,
     host: Annotated[

@@ -236,6 +236,15 @@ def load(path: Path) -> Preset:
         raise UsageError(f"preset {path}: {problems.first(error)}") from error
 
 
+def check_hash(preset: Preset) -> None:
+    """Check that the config in a preset is the one that was exported; UsageError if not."""
+    if _sha256(preset.provenance.config) != preset.provenance.config_sha256:
+        raise UsageError(
+            f"preset {preset.name}: provenance.config does not have the hash "
+            f"{preset.provenance.config_sha256[:12]} that was exported with it; it was altered"
+        )
+
+
 def json_schema() -> str:
     """Return the JSON Schema of a preset, as preset.schema.json holds it."""
     schema = Preset.model_json_schema(by_alias=True)

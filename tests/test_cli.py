@@ -8,10 +8,12 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from sqlalchemy import Engine, create_engine, text
+from synthetic import usual
 
 from optimizer import cli, presets
 
@@ -140,6 +142,10 @@ def test_from_config_to_preset_and_through_every_command(
     assert status["results"][0]["densities"] == preset.densities
     assert status["verdict"] == "unconfirmed"
     assert "7/7 trials done" in run(folder, database_url, "status", "tiny", "--watch").stdout
+
+    verified = run(folder, database_url, "verify", "presets/tiny.json")
+    assert verified.returncode == 0, verified.stderr
+    assert "verdict unconfirmed" in verified.stdout
 
     exported = run(folder, database_url, "export", "tiny", "-o", "out", "--trial", "0")
     assert exported.returncode == 0
@@ -305,6 +311,34 @@ def test_a_bad_config_is_one_line_and_writes_nothing(
     )
     assert query(engine, tables) == []
     engine.dispose()
+
+
+def altered(preset: dict[str, Any]) -> None:
+    preset["provenance"]["config"]["training"]["budget"] = 99
+
+
+def newer(preset: dict[str, Any]) -> None:
+    preset["schema"] = "densitune/preset/2"
+
+
+def too_short(preset: dict[str, Any]) -> None:
+    preset["densities"]["5"] = [0.5]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [(altered, "altered"), (newer, "install a newer densitune"), (too_short, "takes 2")],
+)
+def test_a_preset_that_cannot_be_trusted_is_refused_by_verify(
+    folder: Path, here: Here, damage: Callable[[dict[str, Any]], None], words: str
+) -> None:
+    known = usual()
+    content = json.loads(presets.compose(known, known.results[-1]).text())
+    damage(content)
+    (folder / "given.json").write_text(json.dumps(content))
+    code, line = here.run(folder, "", "verify", "given.json")
+    assert (code, len(line.splitlines())) == (2, 1)
+    assert words in line
 
 
 def test_a_gpu_where_none_is_is_refused(folder: Path, database_url: str, here: Here) -> None:

@@ -15,4 +15,5 @@ devices        which device, and how it is set up
 tasks          data + proxy + loss + metric on a device
 training       the one training loop
 worker         claim, train, record, repeat
+verification   checks of what a preset promises
 """

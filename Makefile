@@ -10,7 +10,7 @@ quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a f
 	$(BIN)/densitune launch configs/quickstart.yaml
 
 test: $(VENV)/installed-test  ## the whole test suite
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 check: $(VENV)/installed-test  ## formatting, lints, types and borders
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ design       the trials that need no sampler: identity, published densities, Sob
 study        the Optuna study: samplers, ask and tell
 proposer     the role that keeps the job queue filled and Optuna's tables in step with the ledger
 results      trials as paired differences against identity
+cautions     signs that differences mean little
 snapshot     all there is to show of a study at one moment
 presets      the exported JSON file
 session      a study from creation to end, for the process that launches it

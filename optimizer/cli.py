@@ -80,12 +80,18 @@ def launch(
     """Run a study from its config to a preset; continues it if it exists."""
     given = config.load(path)
     from optimizer import session
-    from workers import devices
+    from workers import devices, preparation
 
     local = devices.spread(device, workers)
     bank = _prepare(given)  # before anything is written
     engine = environment.open_storage(storage)
-    study = session.create(engine, given, bank.source, bank.fingerprint)
+    study = session.create(
+        engine,
+        given,
+        bank.source,
+        bank.fingerprint,
+        floor=lambda: preparation.floor(given, bank),
+    )
     _run(engine, study, given, storage, local, pack, folder)
 
 

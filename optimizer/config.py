@@ -137,6 +137,11 @@ class StudyConfig(Section):
         """Return the metric's unit."""
         return "%" if self.data.goal == "classification" else "dB"
 
+    @property
+    def floor_name(self) -> str:
+        """Return what scores the floor: the metric without any training."""
+        return "commonest class" if self.data.goal == "classification" else "noisy input"
+
     def document(self) -> dict[str, Any]:
         """Return the form that is stored and compared: plain JSON values."""
         return self.model_dump(mode="json")

@@ -75,7 +75,10 @@ def plain_line(snapshot: Snapshot) -> str:
 
 
 def final_table(snapshot: Snapshot) -> Table:
-    """Return identity, the published densities and the best five, with paired differences."""
+    """Return identity, the published densities and the best five, with paired differences.
+
+    What the metric is without any training stands above them, signs of caution below.
+    """
     config = snapshot.config
     seeds = len(config.seeds)
     spread = (
@@ -85,7 +88,12 @@ def final_table(snapshot: Snapshot) -> Table:
     )
     table = Table(
         title=f"{snapshot.study.name}: {config.metric} on validation data, unconfirmed",
-        caption=f"{spread} The best of many noisy results looks better than it is.",
+        caption="\n".join(
+            [
+                f"{spread} The best of many noisy results looks better than it is.",
+                *(f"Caution: {caution}" for caution in snapshot.cautions),
+            ]
+        ),
         caption_justify="left",
         show_lines=len(config.kernel_size) > 1,  # a row is then several lines
     )
@@ -97,6 +105,8 @@ def final_table(snapshot: Snapshot) -> Table:
     known = sorted(
         (result for result in ranked if result.role != "candidate"), key=lambda r: r.number
     )
+    if known:
+        table.add_row("no network", config.floor_name, f"{snapshot.floor:.3f}", "")
     _add_rows(table, known)
     table.add_section()
     _add_rows(table, ranked[:BEST_SHOWN], rank=True)

@@ -72,8 +72,12 @@ class Evidence(Part):
     seeds: list[int]
     value: FiniteFloat
     identity: FiniteFloat
+    floor: FiniteFloat
+    """The metric without any training."""
     difference_to_identity: PairedDifference
     trials_compared: int
+    cautions: list[str]
+    """Signs that the difference means little."""
 
 
 class Provenance(Part):
@@ -155,12 +159,14 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
             seeds=sorted(chosen.values),
             value=chosen.mean,
             identity=identity.mean,
+            floor=snapshot.floor,
             difference_to_identity=PairedDifference(
                 mean=chosen.difference.mean,
                 standard_error=chosen.difference.standard_error,
                 by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
             ),
             trials_compared=len(snapshot.results),
+            cautions=snapshot.cautions,
         ),
         provenance=Provenance(
             study=config.name,

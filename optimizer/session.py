@@ -31,21 +31,32 @@ LINE_SECONDS = 30.0
 Show = Callable[[Snapshot], None]
 
 
-def create(engine: Engine, config: StudyConfig, source: str, fingerprint: str) -> Study:
+def create(
+    engine: Engine, config: StudyConfig, source: str, fingerprint: str, floor: Callable[[], float]
+) -> Study:
     """Store a new study, or return the existing one of this name if it is the same.
 
-    `source` and `fingerprint` say what the data are. UsageError, with nothing written, if the name
+    `source` and `fingerprint` say what the data are, `floor` computes the metric without any
+    training and is called for a new study only. UsageError, with nothing written, if the name
     is taken by a study with another config or other data, or by an Optuna study of somebody else.
     """
-    if studies.find(engine, config.name) is None and optuna_study.exists(engine, config.name):
-        raise UsageError(
-            f"study name {config.name} is taken by an Optuna study that is not densitune's; "
-            f"choose another name"
+    study = studies.find(engine, config.name)
+    if study is None:
+        if optuna_study.exists(engine, config.name):
+            raise UsageError(
+                f"study name {config.name} is taken by an Optuna study that is not densitune's; "
+                f"choose another name"
+            )
+        provenance = {
+            "source": source,
+            "floor": floor(),
+            "versions": optuna_study.versions(),
+        }
+        study, created = studies.create(
+            engine, config.name, config.document(), fingerprint, provenance
         )
-    provenance = {"source": source, "versions": optuna_study.versions()}
-    study, created = studies.create(engine, config.name, config.document(), fingerprint, provenance)
-    if created:
-        return study
+        if created:
+            return study
     changed = differences(study.config, config.document())
     if changed:
         raise UsageError(

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Engine
 
 from optimizer import results
+from optimizer.cautions import cautions
 from optimizer.config import StudyConfig
 from optimizer.results import TrialResult
 from storage import ledger, roster, trials
@@ -45,6 +46,16 @@ class Snapshot:
         return next(iter(results.ranked(self.results)), None)
 
     @property
+    def floor(self) -> float:
+        """Return the metric without any training."""
+        return float(self.study.provenance["floor"])
+
+    @property
+    def cautions(self) -> list[str]:
+        """Return signs that the differences mean little."""
+        return cautions(self.config, self.results, self.floor)
+
+    @property
     def live_workers(self) -> list[WorkerRow]:
         """Return the workers that were heard of lately."""
         return [worker for worker in self.workers if worker.live]
@@ -67,6 +78,8 @@ class Snapshot:
             "metric": self.config.metric,
             "unit": self.config.unit,
             "verdict": "unconfirmed",
+            "floor": self.floor,
+            "cautions": self.cautions,
             "trials": self.counts,
             "jobs_per_hour": self.jobs_per_hour,
             "seconds_left": self.seconds_left,

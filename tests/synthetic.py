@@ -106,7 +106,11 @@ def snapshot(
         "name": given.name,
         "config": given.document(),
         "data_fingerprint": "0123abcd" * 8,
-        "provenance": {"source": "photographs", "versions": {"torch": "2.11.0"}},
+        "provenance": {
+            "source": "photographs",
+            "floor": 20.25,
+            "versions": {"torch": "2.11.0"},
+        },
         "state": "running",
         "failure": None,
         "created_at": WHEN,

@@ -91,6 +91,7 @@ def test_the_final_table_has_identity_the_published_densities_and_the_best_five(
 ) -> None:
     text = rendered(display.final_table(usual()), width)
     assert rows(text) == [
+        ["no network", "noisy input", "20.250", ""],
         ["[1, 1]", "identity", "24.500", "0 (the baseline)"],
         ["[0.2, 0.8]", "v2 README", "24.620", "+0.120 ± 0.010"],
         ["[0.3, 1.5]", "v1 README", "24.740", "+0.240 ± 0.020"],
@@ -105,11 +106,12 @@ def test_the_final_table_has_identity_the_published_densities_and_the_best_five(
     assert f"± is the standard error over 2 paired seeds. {NOT_KNOWN}" in flat(text)
 
 
-def test_identity_is_the_first_row_also_where_it_is_not_the_first_in_rank() -> None:
+def test_identity_is_the_first_density_also_where_it_is_not_the_first_in_rank() -> None:
     trials = [trial(0, {5: (1.0, 1.0)}), trial(1, {5: (0.2, 0.8)}), trial(2, {5: (0.3, 0.8)})]
     found = [row for n, v in enumerate((20.0, 21.0, 19.0)) for row in measured(n, {0: v})]
     study = snapshot(trials, found, given=configured(search={"seeds": 1}))
     assert [row[1] for row in rows(rendered(display.final_table(study)))] == [
+        "noisy input",
         "identity",
         "1. trial 1",
         "2. identity",

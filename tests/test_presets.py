@@ -162,7 +162,8 @@ def test_a_preset_tells_nobody_where_the_data_lay(kind: str) -> None:
     proxy = {"family": "nafnet" if kind == "photographs" else "vgg", "depth": 3}
     given = configured(task="folder", data={"folder": folder, "kind": kind}, proxy=proxy)
     study = usual(
-        given=given, provenance={"source": f"{kind} in {folder}: 20 training", "versions": {}}
+        given=given,
+        provenance={"source": f"{kind} in {folder}: 20 training", "floor": 1.0, "versions": {}},
     )
     text = best_of(study).text()
     assert "somebody" not in text

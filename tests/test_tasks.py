@@ -354,3 +354,25 @@ def test_a_perfect_image_counts_as_100_db() -> None:
 def test_nan_is_not_a_score() -> None:
     dead = Apply(lambda noisy: torch.full_like(noisy, float("nan")))
     assert np.isnan(Denoising(unlabelled(natural(2)), CPU, 25).evaluate(dead).value)
+
+
+def test_the_floor_of_denoising_is_the_psnr_of_the_clipped_noisy_images() -> None:
+    clean = np.random.default_rng(3).integers(60, 200, (3, 1, 48, 48), dtype=np.uint8)
+    bank = Bank(train=clean, validation=clean, fingerprint="", source="")
+    task = Denoising(bank, torch.device("cpu"), sigma=25.0)
+    # In the middle of the range nothing is clipped, so it is 20 log10(255 / 25) = 20.17 dB.
+    assert abs(task.floor() - 20.17) < 0.15
+
+
+def test_the_floor_of_classification_is_the_share_of_the_commonest_training_class() -> None:
+    images = np.zeros((6, 1, 8, 8), dtype=np.uint8)
+    bank = Bank(
+        train=images,
+        validation=images[:4],
+        train_labels=np.array([2, 2, 2, 0, 1, 1]),
+        validation_labels=np.array([2, 0, 1, 1]),
+        classes=3,
+        fingerprint="",
+        source="",
+    )
+    assert Classification(bank, torch.device("cpu")).floor() == 25.0

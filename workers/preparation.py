@@ -64,6 +64,11 @@ def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
     return Classification(prepared, device)
 
 
+def floor(config: StudyConfig, prepared: Bank) -> float:
+    """Return the study's metric without any training (workers.tasks)."""
+    return task(config, prepared, torch.device("cpu")).floor()
+
+
 def recipe(config: StudyConfig, prepared: Bank) -> Recipe:
     """Return how the study's jobs are trained."""
     lr = config.training.lr

@@ -47,6 +47,9 @@ class Task(Protocol):
     def evaluate(self, network: nn.Module) -> Score:
         """Judge a network, which is in evaluation mode, on the validation images."""
 
+    def floor(self) -> float:
+        """Return the metric without any training: what a network has to beat."""
+
 
 class Draws:
     """The random numbers of one job, one generator per purpose."""
@@ -114,6 +117,11 @@ class Classification:
         top1, top5 = (100 * hits.double() / len(self._validation)).tolist()
         return Score(top1, {"top5": top5})
 
+    def floor(self) -> float:
+        """Return the top-1 accuracy of always guessing the commonest training label."""
+        commonest = self._labels.bincount().argmax()
+        return 100.0 * (self._validation_labels == commonest).double().mean().item()
+
     def _normalised(self, images: Tensor) -> Tensor:
         return (images.float() / 255 - self._mean) / self._std
 
@@ -166,6 +174,10 @@ class Denoising:
             psnr.append((-10 * torch.log10(error)).clamp(max=BEST_PSNR))
             ssim.extend(map(_ssim, restored, clean))
         return Score(torch.cat(psnr).mean().item(), {"ssim": sum(ssim) / len(ssim)})
+
+    def floor(self) -> float:
+        """Return the PSNR of the noisy images as they are, clipped."""
+        return self.evaluate(nn.Identity()).value
 
     def _validation_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
         # A validation crop has the pixels of many patches, so batches are smaller.

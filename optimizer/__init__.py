@@ -15,6 +15,9 @@ session      a study from creation to end, for the process that launches it
 fleet        local worker processes
 environment  home folder and storage
 display      what is shown on a terminal
-cli          the command line, where all parts meet
+run_commands, study_commands
+             what the commands do; here all parts meet
+options      what several commands take
+cli          the command line: which commands there are, how errors end them
 errors       what ends a command with one line
 """

@@ -6,11 +6,12 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from optimizer import results
+from optimizer import config, results
 from optimizer.cautions import cautions
 from optimizer.config import StudyConfig
+from optimizer.errors import UsageError
 from optimizer.results import TrialResult
-from storage import ledger, roster, trials
+from storage import ledger, roster, studies, trials
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
 from storage.studies import Study
@@ -102,6 +103,20 @@ class Snapshot:
                 for worker in self.workers
             ],
         }
+
+
+def find(engine: Engine, name: str) -> tuple[Study, StudyConfig]:
+    """Return a study and its configuration; UsageError if there is none of this name."""
+    study = studies.find(engine, name)
+    if study is None:
+        names = ", ".join(found.name for found in studies.overview(engine)) or "none"
+        raise UsageError(f"there is no study {name} here; there are: {names}")
+    return study, config.parse(study.config, origin=f"of study {name}")
+
+
+def of(engine: Engine, name: str) -> Snapshot:
+    """Read a snapshot of the study of this name; UsageError if there is none."""
+    return take(engine, *find(engine, name))
 
 
 def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:

@@ -1,0 +1,206 @@
+"""The commands that train: launch, resume, worker.
+
+Here optimizer, workers and storage meet. What is slow to import (torch, Optuna) is imported by the
+commands that need it.
+"""
+
+import functools
+import logging
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from sqlalchemy import Engine
+
+from optimizer import config, display, environment, presets, snapshot
+from optimizer.config import StudyConfig
+from optimizer.options import Device, LocalWorkers, Pack, PresetFolder, Storage, StudyName
+from storage import studies
+from storage.studies import Study
+
+if TYPE_CHECKING:
+    from optimizer.proposer import Proposer
+    from workers.bank import Bank
+
+POLL_SECONDS = 1.0
+"""Between two looks for a study that a worker waits for."""
+
+
+def launch(
+    path: Annotated[Path, typer.Argument(help="The study's YAML file.", metavar="CONFIG")],
+    storage: Storage = None,
+    workers: LocalWorkers = None,
+    device: Device = "auto",
+    pack: Pack = 1,
+    folder: PresetFolder = Path("presets"),
+) -> None:
+    """Run a study from config to preset, or continue it."""
+    given = config.load(path)
+    from optimizer import session
+    from workers import devices, preparation
+
+    local = devices.spread(device, workers)
+    bank = _prepare(given)  # before anything is written
+    engine = environment.open_storage(storage)
+    study = session.create(
+        engine,
+        given,
+        bank.source,
+        bank.fingerprint,
+        floor=lambda: preparation.floor(given, bank),
+    )
+    _run(engine, study, given, storage, local, pack, folder)
+
+
+def resume(
+    name: StudyName,
+    storage: Storage = None,
+    workers: LocalWorkers = None,
+    device: Device = "auto",
+    pack: Pack = 1,
+    folder: PresetFolder = Path("presets"),
+) -> None:
+    """Continue a study that was stopped or interrupted."""
+    from optimizer import session
+    from workers import devices
+
+    local = devices.spread(device, workers)
+    engine = environment.open_storage(storage)
+    study, stored = snapshot.find(engine, name)
+    bank = _prepare(stored)
+    session.check_fingerprint(study, bank.source, bank.fingerprint)
+    _run(engine, study, stored, storage, local, pack, folder)
+
+
+def worker(
+    name: StudyName,
+    storage: Storage = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    device: Device = "auto",
+    all_gpus: Annotated[bool, typer.Option("--all-gpus", help="One process per GPU.")] = False,
+    pack: Pack = 1,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait until the study exists.")] = False,
+) -> None:
+    """Attach workers to a study; they end when it does."""
+    from workers import devices
+
+    local = devices.all_gpus() if all_gpus else devices.spread(device, workers)
+    engine = environment.open_storage(storage)
+    while wait and studies.find(engine, name) is None:
+        time.sleep(POLL_SECONDS)
+    study, stored = snapshot.find(engine, name)
+    if len(local) == 1:
+        _work(engine, study, stored, local[0], pack)
+        return
+    from optimizer.fleet import Fleet
+
+    _interrupt_on_termination()
+    with Fleet(name, local, pack=pack, storage=storage, logs=_logs()) as fleet:
+        display.console().print(f"{len(local)} workers for {name}; logs in {_logs()}")
+        code = fleet.wait()
+    if code:
+        raise typer.Exit(code)
+
+
+def _prepare(given: StudyConfig) -> "Bank":
+    """Prepare the study's data, with a progress bar where there is something to download."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    from workers import preparation
+
+    columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with ExitStack() as shown:
+        progress = Progress(*columns, transient=True, console=display.console())
+        bar = progress.add_task("download", total=None)
+
+        def show(done: int, total: int) -> None:
+            if not progress.live.is_started:
+                shown.enter_context(progress)
+            progress.update(bar, completed=done, total=total)
+
+        return preparation.bank(given.data, environment.home(), show)
+
+
+def _run(
+    engine: Engine,
+    study: Study,
+    given: StudyConfig,
+    storage: str | None,
+    local: list[str],
+    pack: int,
+    folder: Path,
+) -> None:
+    """Run a study to its end with local workers, print the table and write the preset."""
+    from optimizer import session
+    from optimizer.fleet import Fleet
+
+    console = display.console()
+    _interrupt_on_termination()
+    if study.state != "finished":
+        fleet = Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
+        session.run(engine, study, given, fleet, console)
+    now = snapshot.of(engine, study.name)
+    if now.study.state == "stopped":
+        console.print(f"{study.name} was stopped; continue with: densitune resume {study.name}")
+        return
+    console.print(display.final_table(now))
+    console.print(f"preset: {presets.export(now, folder)} (unconfirmed)", soft_wrap=True)
+
+
+def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, pack: int) -> None:
+    """Work for a study in this process until it ends or a signal comes."""
+    from optimizer import session
+    from workers import devices, preparation
+    from workers import worker as loop
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    device = devices.resolve(device_name)
+    devices.make_repeatable(device)
+    bank = _prepare(given)
+    session.check_fingerprint(study, bank.source, bank.fingerprint)
+    bench = loop.Bench(
+        study.id, preparation.task(given, bank, device), preparation.recipe(given, bank), device
+    )
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    done = loop.work(
+        engine, bench, pack=pack, stop=stop, when_idle=_take_role_when_idle(engine, study, given)
+    )
+    display.console().print(f"worker for {study.name} ends after {done} jobs")
+    if stop.is_set():
+        raise typer.Exit(130)
+
+
+def _take_role_when_idle(engine: Engine, study: Study, given: StudyConfig) -> Callable[[], None]:
+    """Return what an idle worker does: propose and tell, so that no process is indispensable."""
+
+    @functools.cache
+    def proposer() -> "Proposer":
+        from optimizer.proposer import Proposer
+
+        return Proposer(engine, study.id, given)
+
+    return lambda: proposer().advance()
+
+
+def _logs() -> Path:
+    return environment.home() / "logs"
+
+
+def _interrupt_on_termination() -> None:
+    """Make SIGTERM and a closed terminal end a command as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)

@@ -34,7 +34,7 @@ class Fleet:
         if self._devices:
             self._logs.mkdir(parents=True, exist_ok=True)
         for number, device in enumerate(self._devices, start=1):
-            path = self._logs / f"{self._study}.worker-{number}.log"
+            path = self._logs / f"{self._study}.{os.getpid()}-{number}.log"
             with path.open("wb") as log:
                 self._workers.append((self._start(device, log), path))
         return self

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -100,7 +99,7 @@ def worker(
         return
     from optimizer.fleet import Fleet
 
-    _interrupt_on_termination()
+    _on_termination(_interrupt)
     with Fleet(name, local, pack=pack, storage=storage, logs=_logs()) as fleet:
         display.console().print(f"{len(local)} workers for {name}; logs in {_logs()}")
         code = fleet.wait()
@@ -141,7 +140,7 @@ def _run(
     from optimizer.fleet import Fleet
 
     console = display.console()
-    _interrupt_on_termination()
+    _on_termination(_interrupt)
     if study.state != "finished":
         fleet = Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
         session.run(engine, study, given, fleet, console)
@@ -170,8 +169,7 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, pa
         study.id, preparation.task(given, bank, device), preparation.recipe(given, bank), device
     )
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
+    _on_termination(stop.set, signal.SIGINT)
     done = loop.work(
         engine, bench, pack=pack, stop=stop, when_idle=_take_role_when_idle(engine, study, given)
     )
@@ -196,11 +194,12 @@ def _logs() -> Path:
     return environment.home() / "logs"
 
 
-def _interrupt_on_termination() -> None:
-    """Make SIGTERM and a closed terminal end a command as Ctrl-C does."""
+def _interrupt() -> None:
+    raise KeyboardInterrupt
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupt)
+def _on_termination(react: Callable[[], None], *also: signal.Signals) -> None:
+    """React to SIGTERM and to a closed terminal (but not under nohup), and to the signals given."""
+    for number in (signal.SIGTERM, signal.SIGHUP, *also):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: react())

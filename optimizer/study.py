@@ -69,6 +69,11 @@ class DensityStudy:
                 name: trial.suggest_float(name, distribution.low, distribution.high)
                 for name, distribution in self._distributions.items()
             }
+        if point is not None and values != point:
+            raise StudyFailedError(
+                f"Optuna gave trial {trial.number} of study {self._config.name} the parameters "
+                f"{values} where {point} were asked for; something else has written to this study"
+            )
         densities = {k: tuple(values[name] for name in _names(k)) for k in self._config.kernel_size}
         return trial.number, densities
 

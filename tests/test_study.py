@@ -223,3 +223,12 @@ def test_deleting_removes_the_optuna_study_and_is_repeatable(database: Engine) -
     study.delete(database, "gone")
     study.delete(database, "gone")
     assert not study.exists(database, "gone")
+
+
+def test_a_point_that_somebody_else_enqueued_is_not_taken_for_identity(database: Engine) -> None:
+    given = make_config("foreign", 3)
+    shared = DensityStudy(database, given)
+    plain = optuna.load_study(study_name="foreign", storage=study.optuna_storage(database))
+    plain.enqueue_trial({"k3_den0": 0.3})
+    with pytest.raises(StudyFailedError, match="something else has written"):
+        shared.ask(0, set())

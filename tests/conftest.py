@@ -1,6 +1,7 @@
 """One embedded PostgreSQL for the whole session; an empty database of its own for each test."""
 
 import os
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,9 @@ from storage.server import embedded_url, release
 _home = tempfile.TemporaryDirectory(prefix="dt-")
 os.environ["DENSITUNE_HOME"] = _home.name
 os.environ.pop("DENSITUNE_STORAGE", None)
+
+# A shell that runs the tests in the background ignores SIGINT, and every process would inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

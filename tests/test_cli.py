@@ -1,5 +1,6 @@
 """The command line as a user meets it: real processes, real training, real PostgreSQL."""
 
+import functools
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import yaml
 from sqlalchemy import Engine, create_engine, text
 from synthetic import usual
 
-from optimizer import cli, presets
+from optimizer import cli, presets, run_commands
 
 pytestmark = pytest.mark.slow
 
@@ -401,3 +402,18 @@ def test_listing_studies_loads_neither_torch_nor_optuna(folder: Path, database_u
     subprocess.run(
         [sys.executable, "-c", program], env=environment(database_url), check=True, timeout=60
     )
+
+
+def test_a_hangup_is_ignored_under_nohup_and_reacted_to_elsewhere() -> None:
+    """nohup ignores SIGHUP before it starts a program."""
+    for before, reactions in ((signal.SIG_IGN, 0), (signal.SIG_DFL, 1)):
+        seen: list[str] = []
+        earlier = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+        try:
+            signal.signal(signal.SIGHUP, before)
+            run_commands._on_termination(functools.partial(seen.append, "hangup"))
+            signal.raise_signal(signal.SIGHUP)
+        finally:
+            for number, handler in earlier.items():
+                signal.signal(number, handler)
+        assert len(seen) == reactions

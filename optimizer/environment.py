@@ -43,7 +43,7 @@ def _with_password(url: str) -> str:
     if not file:
         return url
     try:
-        password = Path(file).read_text(encoding="utf-8").rstrip("\r\n")
+        password = Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
         parsed = make_url(url)
     except OSError as error:
         raise UsageError(

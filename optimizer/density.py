@@ -117,8 +117,3 @@ def nest(den: Sequence[float], kernel_size: int) -> Density:
             f"{kernel_size}; give a size of at least {2 * len(den) + 1}"
         )
     return (0.0,) * missing + tuple(float(value) for value in den)
-
-
-def is_identity(densities: Mapping[int, Sequence[float]]) -> bool:
-    """Tell whether every density is the standard convolution's."""
-    return all(value == 1.0 for den in densities.values() for value in den)

@@ -131,7 +131,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             rows=rows,
             results=results.results(all_trials, rows),
             workers=roster.roster(connection, study.id),
-            jobs_per_hour=ledger.progress(connection, study.id).jobs_per_hour,
+            jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
         )
 
 

@@ -6,10 +6,9 @@ A job's seed fixes its result, so that it does not matter who measured, how late
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Table, func, select, text
+from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
@@ -40,17 +39,6 @@ class LedgerRow:
     value: float
     extra: dict[str, Any]
     seconds: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a study is."""
-
-    trials: dict[str, int]  # by state; states without any are absent
-    jobs: dict[str, int]  # by state
-    first_at: datetime | None  # of the measurements
-    last_at: datetime | None
-    jobs_per_hour: float  # finished within the last RECENT_SECONDS
 
 
 def record(
@@ -92,34 +80,19 @@ def read(connection: Connection, study_id: int) -> list[LedgerRow]:
     return [LedgerRow(**row._mapping) for row in connection.execute(query, {"study": study_id})]
 
 
-def progress(connection: Connection, study_id: int) -> Progress:
-    """Return how far the study is."""
-    study = {"study": study_id}
-    times = text("""
-        SELECT min(recorded_at), max(recorded_at) FROM densitune.measurements
-        JOIN densitune.jobs AS jobs ON jobs.id = job_id WHERE study_id = :study
-    """)
-    # A study younger than the window is measured from when its first job started.
+def jobs_per_hour(connection: Connection, study_id: int) -> float:
+    """Return the rate at which jobs were finished within the last RECENT_SECONDS.
+
+    A study younger than that is measured from when its first job started.
+    """
     rate = text("""
         SELECT count(*) FILTER (WHERE state = 'done'
                                 AND finished_at > now() - make_interval(secs => :window)) * 3600.0
                / greatest(1, least(:window, extract(epoch FROM now() - min(started_at))))
         FROM densitune.jobs WHERE study_id = :study
     """)
-    first_at, last_at = connection.execute(times, study).one()
-    return Progress(
-        trials=_by_state(connection, tables.trials, study_id),
-        jobs=_by_state(connection, tables.jobs, study_id),
-        first_at=first_at,
-        last_at=last_at,
-        jobs_per_hour=float(connection.scalar(rate, {**study, "window": RECENT_SECONDS}) or 0),
-    )
-
-
-def _by_state(connection: Connection, table: Table, study_id: int) -> dict[str, int]:
-    state = table.c.state
-    query = select(state, func.count()).where(table.c.study_id == study_id).group_by(state)
-    return dict(connection.execute(query).all())
+    arguments = {"study": study_id, "window": RECENT_SECONDS}
+    return float(connection.scalar(rate, arguments) or 0)
 
 
 def _row(new: Measurement, worker_id: int) -> dict[str, Any]:

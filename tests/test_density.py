@@ -140,8 +140,3 @@ def test_nesting_puts_the_smaller_phi_into_the_centre_of_zeros(
 def test_nesting_into_a_smaller_kernel_is_refused() -> None:
     with pytest.raises(ValueError, match="kernel size 5 does not fit into kernel size 3"):
         density.nest([0.2, 0.8], 3)
-
-
-def test_only_ones_are_identity() -> None:
-    assert density.is_identity({3: (1.0,), 5: (1, 1)})
-    assert not density.is_identity({3: (1.0,), 5: (1.0, 1.0 + 1e-15)})

@@ -150,6 +150,29 @@ def test_output_and_gradients_equal_the_written_out_reference(dimensions, k, tra
     assert_agrees(randomised(module), image(module, side=2 if dimensions == 3 else 4), den)
 
 
+@pytest.mark.parametrize(
+    "given_settings",
+    [
+        {"stride": 2, "bias": True},
+        {"dilation": 2, "bias": False},
+        {"groups": 2, "bias": True},
+        {"stride": 3, "dilation": 2, "groups": 2, "bias": False},
+    ],
+    ids=["stride", "dilation", "groups", "all"],
+)
+@pytest.mark.parametrize("k", SIZES)
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_settings_equal_the_written_out_reference_in_every_dimension_and_size(
+    dimensions, k, given_settings
+):
+    den = example_den(k)
+    reach = given_settings.get("dilation", 1) * (k // 2)
+    module = weighted(dimensions, 2, 4, k, den, padding=reach, **given_settings)
+    # One position more than the stride, so that a strided convolution has two outputs in a row.
+    side = given_settings.get("stride", 1) + 1
+    assert_agrees(randomised(module), image(module, side, batch=1), den)
+
+
 @settings(deadline=None, max_examples=40)
 @given(
     dimensions=st.sampled_from([1, 2]),

@@ -10,7 +10,7 @@ from rich.text import Text
 from optimizer import results
 from optimizer.density import Densities
 from optimizer.results import TrialResult
-from optimizer.snapshot import Snapshot
+from optimizer.snapshot import Snapshot, precision
 from storage.studies import StudyOverview
 from storage.trials import TrialRow
 
@@ -19,11 +19,9 @@ BEST_SHOWN = 5
 
 def panel(snapshot: Snapshot) -> RenderableType:
     """Return the live view of a study: a few lines that fit any terminal."""
-    counts = snapshot.counts
-    finished = counts["complete"] + counts["failed"]
     progress = Table.grid(padding=(0, 1))
     progress.add_row(
-        ProgressBar(total=counts["asked for"], completed=finished, width=24),
+        ProgressBar(total=snapshot.counts["asked for"], completed=snapshot.ended, width=24),
         trial_counts(snapshot),
     )
     return Group(
@@ -35,12 +33,11 @@ def panel(snapshot: Snapshot) -> RenderableType:
 
 
 def trial_counts(snapshot: Snapshot) -> str:
-    """Return how many trials are done, running and failed."""
+    """Return how many trials are done, running, cut and failed."""
     counts = snapshot.counts
-    finished = counts["complete"] + counts["failed"]
     return (
-        f"{finished}/{counts['asked for']} trials done, {counts['running']} running, "
-        f"{counts['failed']} failed"
+        f"{snapshot.ended}/{counts['asked for']} trials done, {counts['running']} running, "
+        f"{counts['pruned']} cut, {counts['failed']} failed"
     )
 
 
@@ -91,6 +88,7 @@ def final_table(snapshot: Snapshot) -> Table:
         caption="\n".join(
             [
                 f"{spread} The best of many noisy results looks better than it is.",
+                *_cut_line(snapshot),
                 *(f"Caution: {caution}" for caution in snapshot.cautions),
             ]
         ),
@@ -124,17 +122,25 @@ def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False)
         )
 
 
+def _cut_line(snapshot: Snapshot) -> list[str]:
+    """Return how many trials the table leaves out because they were cut; nothing if none was."""
+    cut = snapshot.counts["pruned"]
+    were = "1 trial was" if cut == 1 else f"{cut} trials were"
+    return [f"{were} cut at a rung and not trained to the end."] if cut else []
+
+
 def study_table(overview: Sequence[StudyOverview]) -> Table:
     """Return the list of studies."""
     table = Table()
     table.add_column("study", overflow="fold")
-    for heading in ("state", "trials done", "failed", "workers", "created (UTC)"):
+    for heading in ("state", "complete", "cut", "failed", "workers", "created (UTC)"):
         table.add_column(heading, overflow="fold")
     for study in overview:
         table.add_row(
             study.name,
             study.state,
             str(study.complete),
+            str(study.pruned),
             str(study.failed),
             str(study.workers),
             f"{study.created_at:%Y-%m-%d %H:%M}",
@@ -147,6 +153,7 @@ def status(snapshot: Snapshot) -> RenderableType:
     study = snapshot.study
     lines = [
         Text(f"{study.name}: {study.state}" + (f" ({study.failure})" if study.failure else "")),
+        Text(f"budget {snapshot.config.training.budget} epochs, {precision(study)} precision"),
         Text(trial_counts(snapshot)),
         Text(best_line(snapshot)),
         Text(worker_line(snapshot)),

@@ -21,7 +21,13 @@ class Fleet:
     """
 
     def __init__(
-        self, study: str, devices: Sequence[str], *, pack: int, storage: str | None, logs: Path
+        self,
+        study: str,
+        devices: Sequence[str],
+        *,
+        pack: int | None,
+        storage: str | None,
+        logs: Path,
     ) -> None:
         self._study, self._devices, self._pack = study, devices, pack
         self._environment = dict(os.environ)
@@ -77,7 +83,7 @@ class Fleet:
     def _start(self, device: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "optimizer.cli", "worker", self._study]
         return subprocess.Popen(
-            [*command, "--device", device, "--pack", str(self._pack)],
+            [*command, "--device", device, "--pack", str(self._pack or "auto")],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

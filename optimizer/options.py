@@ -1,9 +1,22 @@
 """Arguments and options that several commands share."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from optimizer.errors import UsageError
+
+
+def _pack(given: str) -> int | None:
+    """Return a number of jobs, None for auto; UsageError if it is neither."""
+    if given == "auto":
+        return None
+    if not re.fullmatch("[1-9][0-9]{0,5}", given):
+        raise UsageError(f"--pack {given} is no number of jobs; take auto, or a number from 1")
+    return int(given)
+
 
 Storage = Annotated[
     str | None,
@@ -19,7 +32,15 @@ PresetFolder = Annotated[
     Path, typer.Option("--presets", help="Folder that the preset is written to.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Pack = Annotated[int, typer.Option(min=1, help="Jobs that a worker trains side by side.")]
+Pack = Annotated[
+    int | None,
+    typer.Option(
+        parser=_pack,
+        metavar="auto|N",
+        help="Jobs trained together on one device; auto measures what is fastest.",
+        show_default="auto",
+    ),
+]
 LocalWorkers = Annotated[
     int | None,
     typer.Option(

@@ -18,7 +18,7 @@ from optimizer import density, problems
 from optimizer.density import Densities
 from optimizer.errors import UsageError
 from optimizer.results import TrialResult
-from optimizer.snapshot import Snapshot
+from optimizer.snapshot import Snapshot, precision
 from storage.ledger import LedgerRow
 from storage.studies import Study
 
@@ -149,7 +149,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
             proxy=document["proxy"],
             kernel_size=list(config.kernel_size),
             init=config.init,
-            training=document["training"],
+            training={**document["training"], "precision": precision(study)},
             metric=config.metric,
             unit=config.unit,
         ),
@@ -165,7 +165,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
                 standard_error=chosen.difference.standard_error,
                 by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
             ),
-            trials_compared=len(snapshot.results),
+            trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
             cautions=snapshot.cautions,
         ),
         provenance=Provenance(

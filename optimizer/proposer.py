@@ -1,17 +1,20 @@
 """The proposer: a role that any process may take for a moment, never a machine.
 
 It keeps the job queue filled and brings Optuna's tables in step with the ledger. Each step happens
-under a PostgreSQL advisory lock and does one thing: propose the next trial, or tell the oldest
-open one. Steps are strictly ordered (trial n is proposed when exactly the first n - in_flight + 1
-are told), so what is proposed does not depend on how many workers there are or who dies when.
+under a PostgreSQL advisory lock and does one thing: propose the next trial, queue the other seeds
+of one whose first seed was not cut, or tell the oldest open one. Trials are proposed and told
+strictly in order (trial n is proposed when exactly the first n - in_flight + 1 are told), so what
+is proposed and cut does not depend on how many workers there are or who dies when.
 """
+
+import statistics
 
 from sqlalchemy import Connection, Engine
 
-from optimizer import results
+from optimizer import results, rungs
 from optimizer.config import StudyConfig
 from optimizer.design import Anchor
-from optimizer.study import DensityStudy
+from optimizer.study import DensityStudy, Outcome
 from storage import database, jobs, ledger, studies, trials
 from storage.trials import TrialRow
 
@@ -35,8 +38,12 @@ class Proposer:
             rows = trials.all_of(connection, self._study_id)
             told = next((row.number for row in rows if row.state == "running"), len(rows))
             search = self._config.search
+            kept = next((row for row in rows[told:] if row.done == row.jobs < search.seeds), None)
+            if kept is not None:
+                self._train_on(connection, kept)
+                return True
             if len(rows) < search.trials and len(rows) - told < search.in_flight:
-                self._propose(connection, rows)
+                self._propose(connection, rows, told)
                 return True
             if told == search.trials:
                 studies.set_state(self._engine, self._study_id, "finished")
@@ -47,7 +54,7 @@ class Proposer:
             self._tell(connection, rows[told])
             return True
 
-    def _propose(self, connection: Connection, rows: list[TrialRow]) -> None:
+    def _propose(self, connection: Connection, rows: list[TrialRow], told: int) -> None:
         number = len(rows)
         known = {row.optuna_number for row in rows}
         optuna_number, densities = self._study.ask(number, known)
@@ -58,6 +65,8 @@ class Proposer:
             else Anchor("candidate", f"trial {number}", densities)
         )
         self._study.describe(optuna_number, {"role": anchor.role, "label": anchor.label})
+        measured = ledger.read(connection, self._study_id)
+        bars = rungs.bars(self._config, rows[:told], measured) if number >= len(anchors) else {}
         trials.add(
             connection,
             self._study_id,
@@ -66,35 +75,45 @@ class Proposer:
             role=anchor.role,
             label=anchor.label,
             densities=densities,
-            seeds=self._config.seeds,
+            seeds=self._config.seeds[:1] if bars else self._config.seeds,
             budget=self._config.training.budget,
+            bars=bars,
         )
 
+    def _train_on(self, connection: Connection, trial: TrialRow) -> None:
+        """Queue the other seeds of a trial whose first one cleared every bar."""
+        seeds, budget = self._config.seeds[trial.jobs :], self._config.training.budget
+        jobs.enqueue(connection, self._study_id, trial.number, seeds, budget)
+
     def _tell(self, connection: Connection, trial: TrialRow) -> None:
-        """Tell Optuna how a trial ended whose jobs are all done or failed."""
+        """Tell Optuna how a trial ended of whose jobs none is waiting or running."""
         if trial.error is not None:
-            self._study.describe(trial.optuna_number, {"reason": trial.error})
-            self._study.tell(trial.optuna_number, None, {})
-            trials.finish(connection, self._study_id, trial.number, "failed", trial.error)
-            if trial.role == "identity":
-                studies.set_state(
-                    self._engine,
-                    self._study_id,
-                    "stopped",
-                    f"identity could not be trained, so nothing can be compared: {trial.error}",
-                )
+            self._fail(connection, trial, trial.error)
             return
         rows = ledger.read(connection, self._study_id)
-        own = [row for row in rows if row.trial == trial.number]
-        final = results.final_values(rows)
-        values, baseline = final[trial.number], final[0]
+        differences = results.differences(rows, trial.number)
+        last = max(differences)
+        own = [row for row in rows if row.trial == trial.number and row.rung == last]
         self._study.describe(
             trial.optuna_number,
             {
-                "values by seed": {str(seed): value for seed, value in sorted(values.items())},
-                "difference to identity": results.paired(values, baseline).mean,
+                "values by seed": {str(row.seed): row.value for row in own},
+                "mean": statistics.fmean(row.value for row in own),
             },
         )
-        means = results.intermediate_means(own)
-        self._study.tell(trial.optuna_number, means[self._config.training.budget], means)
-        trials.finish(connection, self._study_id, trial.number, "complete")
+        outcome: Outcome = "pruned" if trial.cut else "complete"
+        reason = f"below its bar after {last} epochs" if trial.cut else None
+        self._study.tell(trial.optuna_number, outcome, differences)
+        trials.finish(connection, self._study_id, trial.number, outcome, reason)
+
+    def _fail(self, connection: Connection, trial: TrialRow, error: str) -> None:
+        self._study.describe(trial.optuna_number, {"reason": error})
+        self._study.tell(trial.optuna_number, "failed", {})
+        trials.finish(connection, self._study_id, trial.number, "failed", error)
+        if trial.role == "identity":
+            studies.set_state(
+                self._engine,
+                self._study_id,
+                "stopped",
+                f"identity could not be trained, so nothing can be compared: {error}",
+            )

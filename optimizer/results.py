@@ -39,7 +39,7 @@ class TrialResult:
 
     @property
     def mean(self) -> float:
-        """Return the metric's mean over the seeds: what Optuna is told."""
+        """Return the metric's mean over the seeds."""
         return statistics.fmean(self.values.values())
 
 
@@ -52,12 +52,16 @@ def final_values(rows: Iterable[LedgerRow]) -> dict[int, dict[int, float]]:
     return values
 
 
-def intermediate_means(rows: Iterable[LedgerRow]) -> dict[int, float]:
-    """Return {rung: mean over the seeds} of one trial."""
-    by_rung: dict[int, list[float]] = {}
+def differences(rows: Iterable[LedgerRow], trial: int) -> dict[int, float]:
+    """Return {rung: mean paired difference against identity, trial 0}: what Optuna is told."""
+    values: dict[tuple[int, int], dict[int, float]] = {}
     for row in rows:
-        by_rung.setdefault(row.rung, []).append(row.value)
-    return {rung: statistics.fmean(values) for rung, values in by_rung.items()}
+        values.setdefault((row.trial, row.rung), {})[row.seed] = row.value
+    return {
+        rung: paired(by_seed, values[0, rung]).mean
+        for (number, rung), by_seed in values.items()
+        if number == trial
+    }
 
 
 def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:

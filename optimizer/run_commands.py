@@ -36,7 +36,7 @@ def launch(
     storage: Storage = None,
     workers: LocalWorkers = None,
     device: Device = "auto",
-    pack: Pack = 1,
+    pack: Pack = None,
     folder: PresetFolder = Path("presets"),
 ) -> None:
     """Run a study from config to preset, or continue it."""
@@ -52,6 +52,7 @@ def launch(
         given,
         bank.source,
         bank.fingerprint,
+        precision=devices.precision(given.training.precision, devices.resolve(device)),
         floor=lambda: preparation.floor(given, bank),
     )
     _run(engine, study, given, storage, local, pack, folder)
@@ -62,7 +63,7 @@ def resume(
     storage: Storage = None,
     workers: LocalWorkers = None,
     device: Device = "auto",
-    pack: Pack = 1,
+    pack: Pack = None,
     folder: PresetFolder = Path("presets"),
 ) -> None:
     """Continue a study that was stopped or interrupted."""
@@ -83,7 +84,7 @@ def worker(
     workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
     device: Device = "auto",
     all_gpus: Annotated[bool, typer.Option("--all-gpus", help="One process per GPU.")] = False,
-    pack: Pack = 1,
+    pack: Pack = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the study exists.")] = False,
 ) -> None:
     """Attach workers to a study; they end when it does."""
@@ -132,7 +133,7 @@ def _run(
     given: StudyConfig,
     storage: str | None,
     local: list[str],
-    pack: int,
+    pack: int | None,
     folder: Path,
 ) -> None:
     """Run a study to its end with local workers, print the table and write the preset."""
@@ -152,7 +153,9 @@ def _run(
     console.print(f"preset: {presets.export(now, folder)} (unconfirmed)", soft_wrap=True)
 
 
-def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, pack: int) -> None:
+def _work(
+    engine: Engine, study: Study, given: StudyConfig, device_name: str, pack: int | None
+) -> None:
     """Work for a study in this process until it ends or a signal comes."""
     from optimizer import session
     from workers import devices, preparation
@@ -165,9 +168,8 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, pa
     devices.make_repeatable(device)
     bank = _prepare(given)
     session.check_fingerprint(study, bank.source, bank.fingerprint)
-    bench = loop.Bench(
-        study.id, preparation.task(given, bank, device), preparation.recipe(given, bank), device
-    )
+    recipe = preparation.recipe(given, bank, snapshot.precision(study))
+    bench = loop.Bench(study.id, preparation.task(given, bank, device), recipe, device)
     stop = threading.Event()
     _on_termination(stop.set, signal.SIGINT)
     done = loop.work(

@@ -214,6 +214,9 @@ class Training(Section):
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     lr: Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"] = "auto"
     """Peak learning rate; auto is the family's usual one (docs/method.md)."""
+    precision: Literal["auto", "full", "bfloat16"] = "auto"
+    """Arithmetic of the networks. full is float32; auto takes bfloat16 where the device that
+    launches the study gains by it, and the whole study keeps to that."""
 
 
 class Search(Section):
@@ -226,6 +229,8 @@ class Search(Section):
     """How many times each density is trained; every density with the same seeds."""
     rungs: tuple[PositiveInt, ...] = ()
     """Epochs, below the budget, after which a measurement is taken as well."""
+    keep: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.4
+    """Share of the trials that goes on at each rung; 1 cuts nothing."""
     in_flight: Annotated[int, Field(ge=1, le=1024)] = 8
     """How many trials are open at once; it bounds the number of busy workers."""
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0

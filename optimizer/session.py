@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from optimizer import display, snapshot
 from optimizer import study as optuna_study
-from optimizer.config import StudyConfig, differences
+from optimizer.config import StudyConfig, differences, parse
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.fleet import Fleet
 from optimizer.proposer import Proposer
@@ -32,13 +32,19 @@ Show = Callable[[Snapshot], None]
 
 
 def create(
-    engine: Engine, config: StudyConfig, source: str, fingerprint: str, floor: Callable[[], float]
+    engine: Engine,
+    config: StudyConfig,
+    source: str,
+    fingerprint: str,
+    precision: str,
+    floor: Callable[[], float],
 ) -> Study:
     """Store a new study, or return the existing one of this name if it is the same.
 
-    `source` and `fingerprint` say what the data are, `floor` computes the metric without any
-    training and is called for a new study only. UsageError, with nothing written, if the name
-    is taken by a study with another config or other data, or by an Optuna study of somebody else.
+    `source` and `fingerprint` say what the data are, `precision` in what arithmetic a new study
+    is trained; `floor` computes the metric without any training and is called for a new study
+    only. UsageError, with nothing written, if the name is taken by a study with another config or
+    other data, or by an Optuna study of somebody else.
     """
     study = studies.find(engine, config.name)
     if study is None:
@@ -50,6 +56,7 @@ def create(
         provenance = {
             "source": source,
             "floor": floor(),
+            "precision": precision,
             "versions": optuna_study.versions(),
         }
         study, created = studies.create(
@@ -57,7 +64,8 @@ def create(
         )
         if created:
             return study
-    changed = differences(study.config, config.document())
+    stored = parse(study.config, origin=f"of study {study.name}")  # with defaults newer than it
+    changed = differences(stored.document(), config.document())
     if changed:
         raise UsageError(
             f"study {config.name} exists with another config ({'; '.join(changed)}); choose "
@@ -148,9 +156,8 @@ def _line_by_line(console: Console) -> Show:
 
     def show(now: Snapshot) -> None:
         nonlocal shown, at
-        finished = now.counts["complete"] + now.counts["failed"]
-        if finished != shown or time.monotonic() - at > LINE_SECONDS:
-            shown, at = finished, time.monotonic()
+        if now.ended != shown or time.monotonic() - at > LINE_SECONDS:
+            shown, at = now.ended, time.monotonic()
             console.print(display.plain_line(now), soft_wrap=True)
 
     return show

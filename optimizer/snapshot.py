@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import Engine
 
@@ -32,14 +32,20 @@ class Snapshot:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Return the number of trials that are complete, running, failed, and asked for."""
+        """Return the number of trials that are complete, running, pruned, failed, asked for."""
         states = [trial.state for trial in self.trials]
         return {
             "complete": states.count("complete"),
             "running": states.count("running"),
+            "pruned": states.count("pruned"),
             "failed": states.count("failed"),
             "asked for": self.config.search.trials,
         }
+
+    @property
+    def ended(self) -> int:
+        """Return the number of trials of which nothing more is to come."""
+        return sum(trial.state != "running" for trial in self.trials)
 
     @property
     def best(self) -> TrialResult | None:
@@ -63,9 +69,13 @@ class Snapshot:
 
     @property
     def seconds_left(self) -> float | None:
-        """Return how long the jobs that are left take at the present rate; None if unknown."""
-        finished = sum(trial.done + trial.failed for trial in self.trials)
-        left = self.config.search.trials * self.config.search.seeds - finished
+        """Return how long the jobs that are left take at the present rate; None if unknown.
+
+        At most so long: trials may yet be cut.
+        """
+        open_trials = [trial for trial in self.trials if trial.state == "running"]
+        search = self.config.search
+        left = (search.trials - self.ended) * search.seeds - sum(t.done for t in open_trials)
         return 3600 * left / self.jobs_per_hour if self.jobs_per_hour else None
 
     def document(self) -> dict[str, Any]:
@@ -78,6 +88,7 @@ class Snapshot:
             "finished_at": _iso(self.study.finished_at),
             "metric": self.config.metric,
             "unit": self.config.unit,
+            "precision": precision(self.study),
             "verdict": "unconfirmed",
             "floor": self.floor,
             "cautions": self.cautions,
@@ -112,6 +123,12 @@ def find(engine: Engine, name: str) -> tuple[Study, StudyConfig]:
         names = ", ".join(found.name for found in studies.overview(engine)) or "none"
         raise UsageError(f"there is no study {name} here; there are: {names}")
     return study, config.parse(study.config, origin=f"of study {name}")
+
+
+def precision(study: Study) -> Literal["full", "bfloat16"]:
+    """Return the arithmetic of a study; before there was a choice it was `full`."""
+    stored: Literal["full", "bfloat16"] = study.provenance.get("precision", "full")
+    return stored
 
 
 def of(engine: Engine, name: str) -> Snapshot:

@@ -1,4 +1,4 @@
-"""The Optuna study behind a densitune study: the only code that speaks to Optuna.
+"""The Optuna study behind a densitune study: with `samplers`, the only code that knows Optuna.
 
 It stays a normal Optuna study, which Optuna's own command line and optuna-dashboard open. Only the
 proposer writes to it, and always in the order of trial numbers, so that a proposal depends on
@@ -10,23 +10,25 @@ import importlib.metadata
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy import Engine
 
-from optimizer import density, design
+from optimizer import density, design, samplers
 from optimizer.config import StudyConfig
 from optimizer.density import Densities
 from optimizer.errors import StudyFailedError
 
-# A Gaussian process costs about n^3 per proposal: 0.15 s of CPU at 100 trials and 2.4 s at 1,000
-# (Optuna 5.0, two cores), so auto hands over to TPE here.
-GP_TRIALS = 300
+Outcome = Literal["complete", "pruned", "failed"]
+_STATES: dict[Outcome, TrialState] = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -44,8 +46,7 @@ class DensityStudy:
                 load_if_exists=True,
                 pruner=optuna.pruners.NopPruner(),
             )
-            if self._study.metric_names is None:
-                self._study.set_metric_names([f"{config.metric} ({config.unit})"])
+            self._name_metric(f"difference in {config.metric} ({config.unit})")
         self._distributions = {
             name: FloatDistribution(config.density.low, config.density.high)
             for k in config.kernel_size
@@ -59,8 +60,8 @@ class DensityStudy:
         among them is what a proposer left behind when it died: it is completed, not repeated.
         """
         point = self._point_known_in_advance(number)
-        self._study.sampler = self._sampler(number)
         with _quiet():
+            self._study.sampler = samplers.for_trial(self._config.search, number)
             orphan = self._orphan(known)
             if orphan is None and point is not None and not self._waiting():
                 self._study.enqueue_trial(point)
@@ -84,24 +85,38 @@ class DensityStudy:
             for key, value in attributes.items():
                 self._storage.set_trial_user_attr(trial._trial_id, key, value)
 
-    def tell(
-        self, optuna_number: int, value: float | None, intermediate: Mapping[int, float]
-    ) -> None:
-        """Finish a trial with its value, or as failed without one; again is harmless.
+    def tell(self, optuna_number: int, outcome: Outcome, differences: Mapping[int, float]) -> None:
+        """Finish a trial with its differences to identity by rung; again is harmless.
 
+        The last one is its value, for a pruned trial too; a failed trial has none.
         StudyFailedError if Optuna's table holds another result than the ledger.
         """
         trial = self._frozen(optuna_number)
         if not trial.state.is_finished():
-            for step, at_step in sorted(intermediate.items()):
-                self._storage.set_trial_intermediate_value(trial._trial_id, step, at_step)
-        state = TrialState.FAIL if value is None else TrialState.COMPLETE
-        told = self._study.tell(optuna_number, value, state=state, skip_if_finished=True)
+            for rung, difference in sorted(differences.items()):
+                self._storage.set_trial_intermediate_value(trial._trial_id, rung, difference)
+        state = _STATES[outcome]
+        value = differences[max(differences)] if differences else None
+        # Optuna gives a pruned trial its last intermediate value itself, and takes no other.
+        given = value if outcome == "complete" else None
+        told = self._study.tell(optuna_number, given, state=state, skip_if_finished=True)
         if told.state is not state or told.value != value:
             raise StudyFailedError(
                 f"Optuna's trial {optuna_number} of study {self._config.name} is {told.state.name} "
                 f"with value {told.value}, but the ledger says {state.name} with {value}; "
                 f"something else has written to this Optuna study"
+            )
+
+    def _name_metric(self, name: str) -> None:
+        """Name what is told; StudyFailedError if this study was told something else so far."""
+        named = self._study.metric_names
+        if named is None:
+            self._study.set_metric_names([name])
+        elif named != [name]:
+            raise StudyFailedError(
+                f"study {self._config.name} holds {named[0]} where this densitune tells {name}: it "
+                f"was begun by another version; finish it with that one, or begin anew: "
+                f"densitune delete {self._config.name}"
             )
 
     @property
@@ -136,41 +151,6 @@ class DensityStudy:
         low, high = config.density.low, config.density.high
         values = (low + (high - low) * unit).tolist()
         return dict(zip(self._distributions, values, strict=True))
-
-    def _sampler(self, number: int) -> BaseSampler:
-        """Return a sampler whose random numbers depend on the trial's number alone.
-
-        Samplers are not stored in the database; a fresh one for every proposal makes a restarted
-        proposer continue as if nothing had happened.
-        """
-        search = self._config.search
-        seed = design.proposal_seed(search.seed, number)
-        with _quiet():
-            match search.sampler:
-                case "gp":
-                    return _gaussian_process(seed)
-                case "tpe":
-                    return _tree_parzen(seed)
-                case "auto":
-                    model = _gaussian_process if number < GP_TRIALS else _tree_parzen
-                    return model(seed)
-                case "cmaes":
-                    # CMA-ES uses popsize results per generation, so one must fill the window.
-                    return CmaEsSampler(
-                        seed=seed,
-                        popsize=max(4, search.in_flight),
-                        warn_independent_sampling=False,
-                    )
-                case "random" | "qmc" | "grid":
-                    return RandomSampler(seed=seed)
-
-
-def _gaussian_process(seed: int) -> BaseSampler:
-    return GPSampler(seed=seed, n_startup_trials=1)
-
-
-def _tree_parzen(seed: int) -> BaseSampler:
-    return TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
 
 
 def exists(engine: Engine, name: str) -> bool:

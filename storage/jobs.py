@@ -4,11 +4,15 @@ waiting -> running   claim: a lease, and an epoch that fences earlier holders of
 running -> running   claim again, once the lease has run out (counted in `losses`)
 running -> waiting   release, by its holder
 running -> failed    fail, by its holder; fail_lost, after too many losses
-any     -> done      a result arrives (storage.ledger), whoever holds the job
+any     -> done      its last result arrives (storage.ledger), whoever holds the job
+any     -> cut       a result below its bar arrives (storage.ledger), whoever holds the job
+
+done and cut are final; a failed job leaves its state only while its trial runs.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, insert, text
@@ -34,6 +38,7 @@ class ClaimedJob:
     densities: dict[int, tuple[float, ...]]  # by kernel size
     seed: int
     budget: int  # epochs
+    bars: dict[int, float]  # by rung: with a lower value there, the job ends
 
     @property
     def claim(self) -> Claim:
@@ -50,14 +55,25 @@ class Beat:
 
 
 def enqueue(
-    connection: Connection, study_id: int, trial: int, seeds: Sequence[int], budget: int
+    connection: Connection,
+    study_id: int,
+    trial: int,
+    seeds: Sequence[int],
+    budget: int,
+    bars: Mapping[int, float] = MappingProxyType({}),
 ) -> None:
-    """Add a waiting job of `budget` epochs for each seed."""
+    """Add a waiting job of `budget` epochs for each seed.
+
+    bars: by rung, the least value with which a job goes on from there.
+    """
+    job = {
+        "study_id": study_id,
+        "trial": trial,
+        "budget": budget,
+        "bars": {str(rung): bar for rung, bar in bars.items()},
+    }
     if seeds:
-        rows = [
-            {"study_id": study_id, "trial": trial, "seed": seed, "budget": budget} for seed in seeds
-        ]
-        connection.execute(insert(tables.jobs).values(rows))
+        connection.execute(insert(tables.jobs).values([{**job, "seed": seed} for seed in seeds]))
 
 
 CLAIM = text("""
@@ -81,7 +97,7 @@ CLAIM = text("""
             losses = losses + (state = 'running')::int,
             lease_until = now() + make_interval(secs => :lease), started_at = now()
         FROM free WHERE jobs.id = free.id
-        RETURNING jobs.id, epoch, trial, seed, budget
+        RETURNING jobs.id, epoch, trial, seed, budget, bars
     )
     SELECT claimed.*, densities FROM claimed
     JOIN densitune.trials ON study_id = :study AND number = claimed.trial
@@ -178,7 +194,9 @@ def densities_of(stored: Mapping[str, Sequence[float]]) -> dict[int, tuple[float
 
 
 def _claimed(row: Row[Any]) -> ClaimedJob:
-    return ClaimedJob(**{**row._mapping, "densities": densities_of(row.densities)})
+    bars = {int(rung): float(bar) for rung, bar in row.bars.items()}
+    densities = densities_of(row.densities)
+    return ClaimedJob(**{**row._mapping, "bars": bars, "densities": densities})
 
 
 def _storable(error: str) -> str:

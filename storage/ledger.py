@@ -42,30 +42,36 @@ class LedgerRow:
 
 
 def record(
-    engine: Engine, worker_id: int, measurements: Sequence[Measurement], finished: Sequence[int]
+    engine: Engine,
+    worker_id: int,
+    measurements: Sequence[Measurement],
+    finished: Sequence[int],
+    cut: Sequence[int] = (),
 ) -> None:
-    """Store measurements and mark the jobs in `finished` as done, both or neither.
+    """Store measurements and mark jobs as done (`finished`) or as cut, all or nothing.
 
-    What is there already stays as it is. A job counts as done whoever holds it; one that was given
-    up is done after all if its trial is still running. Jobs of a deleted study are ignored.
+    What is there already stays as it is. A job ends whoever holds it; one that was given up ends
+    so after all if its trial is still running. Jobs of a deleted study are ignored.
     """
     lock = text("SELECT id FROM densitune.jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
-    done = text("""
+    end = text("""
         UPDATE densitune.jobs AS jobs
-        SET state = 'done', finished_at = now(), lease_until = NULL, error = NULL,
+        SET state = :state, finished_at = now(), lease_until = NULL, error = NULL,
             worker_id = (SELECT id FROM densitune.workers WHERE id = :worker)
         FROM densitune.trials AS trials
-        WHERE jobs.id = ANY(:ids) AND jobs.state != 'done'
+        WHERE jobs.id = ANY(:ids) AND jobs.state NOT IN ('done', 'cut')
           AND trials.study_id = jobs.study_id AND trials.number = jobs.trial
           AND (jobs.state != 'failed' OR trials.state = 'running')
     """)
-    ids = sorted({*(new.job_id for new in measurements), *finished})
+    ids = sorted({*(new.job_id for new in measurements), *finished, *cut})
     with engine.begin() as connection:
         known = set(connection.scalars(lock, {"ids": ids}))
         rows = [_row(new, worker_id) for new in measurements if new.job_id in known]
         if rows:
             connection.execute(insert(tables.measurements).values(rows).on_conflict_do_nothing())
-        connection.execute(done, {"ids": list(finished), "worker": worker_id})
+        for state, ended in (("done", finished), ("cut", cut)):
+            arguments = {"ids": list(ended), "state": state, "worker": worker_id}
+            connection.execute(end, arguments)
 
 
 def read(connection: Connection, study_id: int) -> list[LedgerRow]:
@@ -81,12 +87,12 @@ def read(connection: Connection, study_id: int) -> list[LedgerRow]:
 
 
 def jobs_per_hour(connection: Connection, study_id: int) -> float:
-    """Return the rate at which jobs were finished within the last RECENT_SECONDS.
+    """Return the rate at which jobs were done or cut within the last RECENT_SECONDS.
 
     A study younger than that is measured from when its first job started.
     """
     rate = text("""
-        SELECT count(*) FILTER (WHERE state = 'done'
+        SELECT count(*) FILTER (WHERE state IN ('done', 'cut')
                                 AND finished_at > now() - make_interval(secs => :window)) * 3600.0
                / greatest(1, least(:window, extract(epoch FROM now() - min(started_at))))
         FROM densitune.jobs WHERE study_id = :study

@@ -26,7 +26,7 @@ class WorkerRow:
     seen_at: datetime
     stopped_at: datetime | None
     live: bool
-    jobs_done: int
+    jobs_done: int  # or cut
     jobs_per_hour: float  # over the time from its start to its last sign of life
 
 
@@ -64,7 +64,8 @@ def roster(
                    / greatest(1, extract(epoch FROM seen_at - workers.started_at)::float)
                    AS jobs_per_hour
         FROM densitune.workers AS workers
-        LEFT JOIN densitune.jobs AS jobs ON jobs.worker_id = workers.id AND jobs.state = 'done'
+        LEFT JOIN densitune.jobs AS jobs
+            ON jobs.worker_id = workers.id AND jobs.state IN ('done', 'cut')
         WHERE workers.study_id = :study
         GROUP BY workers.id
         ORDER BY workers.id

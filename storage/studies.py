@@ -39,6 +39,7 @@ class StudyOverview:
     trials: int
     running: int
     complete: int
+    pruned: int
     failed: int
     workers: int
 
@@ -91,6 +92,7 @@ def overview(engine: Engine) -> list[StudyOverview]:
             SELECT count(*) AS trials,
                    count(*) FILTER (WHERE trials.state = 'running') AS running,
                    count(*) FILTER (WHERE trials.state = 'complete') AS complete,
+                   count(*) FILTER (WHERE trials.state = 'pruned') AS pruned,
                    count(*) FILTER (WHERE trials.state = 'failed') AS failed
             FROM densitune.trials AS trials WHERE study_id = studies.id
         ) AS counted

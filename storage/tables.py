@@ -92,7 +92,7 @@ trials = Table(
     PrimaryKeyConstraint("study_id", "number"),
     UniqueConstraint("study_id", "optuna_number"),
     CheckConstraint("role IN ('identity', 'published', 'candidate')", name="role"),
-    CheckConstraint("state IN ('running', 'complete', 'failed')", name="state"),
+    CheckConstraint("state IN ('running', 'complete', 'pruned', 'failed')", name="state"),
 )
 
 workers = Table(
@@ -118,6 +118,8 @@ jobs = Table(
     Column("trial", Integer, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("budget", Integer, nullable=False),  # epochs
+    # By rung, the least value with which the job goes on: {"2": 31.5}.
+    Column("bars", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("state", Text, nullable=False, server_default=text("'waiting'")),
     Column("worker_id", BigInteger, ForeignKey("densitune.workers.id", ondelete="SET NULL")),
     Column("epoch", Integer, nullable=False, server_default=text("0")),  # fencing: +1 per claim
@@ -133,7 +135,7 @@ jobs = Table(
         ondelete="CASCADE",
     ),
     UniqueConstraint("study_id", "trial", "seed", "budget"),
-    CheckConstraint("state IN ('waiting', 'running', 'done', 'failed')", name="state"),
+    CheckConstraint("state IN ('waiting', 'running', 'done', 'cut', 'failed')", name="state"),
     # What a claim reads; stays as small as the open part of the queue.
     Index(
         "ix_jobs_open",

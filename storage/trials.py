@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from sqlalchemy import Connection, Row, insert, text, update
@@ -9,7 +10,7 @@ from sqlalchemy import Connection, Row, insert, text, update
 from storage import jobs, tables
 
 Role = Literal["identity", "published", "candidate"]
-State = Literal["running", "complete", "failed"]
+State = Literal["running", "complete", "pruned", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +24,11 @@ class TrialRow:
     densities: dict[int, tuple[float, ...]]  # by kernel size
     state: State
     reason: str | None
+    jobs: int
     waiting: int
     running: int
     done: int
+    cut: int
     failed: int
     error: str | None  # of the first of its jobs that failed
 
@@ -41,8 +44,9 @@ def add(
     densities: Mapping[int, Sequence[float]],
     seeds: Sequence[int],
     budget: int,
+    bars: Mapping[int, float] = MappingProxyType({}),
 ) -> None:
-    """Add a running trial, and a waiting job of `budget` epochs for each seed."""
+    """Add a running trial, and a waiting job of `budget` epochs with these bars for each seed."""
     connection.execute(
         insert(tables.trials).values(
             study_id=study_id,
@@ -53,7 +57,7 @@ def add(
             densities={str(size): [float(x) for x in den] for size, den in densities.items()},
         )
     )
-    jobs.enqueue(connection, study_id, number, seeds, budget)
+    jobs.enqueue(connection, study_id, number, seeds, budget, bars)
 
 
 def finish(
@@ -71,9 +75,11 @@ def all_of(connection: Connection, study_id: int) -> list[TrialRow]:
     """Return the study's trials by number."""
     query = text("""
         SELECT number, optuna_number, role, label, densities, trials.state, reason,
+               count(jobs.id) AS jobs,
                count(*) FILTER (WHERE jobs.state = 'waiting') AS waiting,
                count(*) FILTER (WHERE jobs.state = 'running') AS running,
                count(*) FILTER (WHERE jobs.state = 'done') AS done,
+               count(*) FILTER (WHERE jobs.state = 'cut') AS cut,
                count(*) FILTER (WHERE jobs.state = 'failed') AS failed,
                (array_agg(error ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1] AS error
         FROM densitune.trials AS trials

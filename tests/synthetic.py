@@ -46,9 +46,11 @@ def trial(number: int, densities: Densities, **changes: Any) -> TrialRow:
         "densities": densities,
         "state": "complete",
         "reason": None,
+        "jobs": 2,
         "waiting": 0,
         "running": 0,
         "done": 2,
+        "cut": 0,
         "failed": 0,
         "error": None,
     }

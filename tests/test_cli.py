@@ -139,7 +139,14 @@ def test_from_config_to_preset_and_through_every_command(
     assert "finished" in listed.stdout
 
     status = json.loads(run(folder, database_url, "status", "tiny", "--json").stdout)
-    assert status["trials"] == {"complete": 7, "running": 0, "failed": 0, "asked for": 7}
+    assert status["trials"] == {
+        "complete": 7,
+        "running": 0,
+        "pruned": 0,
+        "failed": 0,
+        "asked for": 7,
+    }
+    assert status["precision"] == preset.task.training["precision"]
     assert status["results"][0]["densities"] == preset.densities
     assert status["verdict"] == "unconfirmed"
     assert "7/7 trials done" in run(folder, database_url, "status", "tiny", "--watch").stdout
@@ -189,14 +196,17 @@ def check_that_optuna_opens_it(database: Engine) -> None:
 def test_the_same_study_twice_gives_the_same_bits_whatever_the_workers(
     folder: Path, database: Engine, database_url: str
 ) -> None:
-    write_config(folder, "one", search={"trials": 9, "seeds": 2, "sampler": "auto"})
-    write_config(folder, "two", search={"trials": 9, "seeds": 2, "sampler": "auto"})
+    search = {"trials": 12, "seeds": 2, "rungs": [1], "keep": 0.2, "in_flight": 3}
+    write_config(folder, "one", search=search)
+    write_config(folder, "two", search=search)
     assert run(folder, database_url, "launch", "one.yaml", "--workers", "1").returncode == 0
     first = query(database, LEDGER)
     assert run(folder, database_url, "delete", "one", "--yes").returncode == 0
     assert run(folder, database_url, "launch", "two.yaml", "--workers", "3").returncode == 0
     assert query(database, LEDGER) == first
-    assert len(first) == 9 * 2
+    states = dict(query(database, "SELECT state, count(*) FROM densitune.trials GROUP BY 1"))
+    assert set(states) == {"complete", "pruned"}
+    assert len(first) == 4 * states["complete"] + states["pruned"]
 
 
 def test_a_killed_worker_costs_nothing_and_the_budget_stays_exact(
@@ -346,6 +356,25 @@ def test_a_gpu_where_none_is_is_refused(folder: Path, database_url: str, here: H
     code, line = here.run(folder, database_url, "launch", "tiny.yaml", "--device", "cuda:99")
     assert (code, len(line.splitlines())) == (2, 1)
     assert "cuda:99" in line
+
+
+@pytest.mark.parametrize(
+    ("pack", "words"),
+    [
+        ("0", "--pack 0 is no number of jobs; take auto, or a number from 1"),
+        ("-3", "--pack -3 is no number of jobs"),
+        ("2.5", "--pack 2.5 is no number of jobs"),
+        ("all", "--pack all is no number of jobs"),
+        ("auto", "config missing.yaml cannot be read"),
+        ("16", "config missing.yaml cannot be read"),
+    ],
+)
+def test_a_pack_is_auto_or_a_number(
+    folder: Path, database_url: str, here: Here, pack: str, words: str
+) -> None:
+    code, line = here.run(folder, database_url, "launch", "missing.yaml", "--pack", pack)
+    assert (code, len(line.splitlines())) == (2, 1)
+    assert words in line
 
 
 @pytest.mark.parametrize(

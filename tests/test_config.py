@@ -233,6 +233,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"search__seeds": 101}, "search.seeds = 101: input should be less than or equal to 100"),
     ({"search__seed": -1}, "search.seed = -1: input should be greater than or equal to 0"),
     ({"search__seed": 1_000_000}, "search.seed = 1000000: input should be less than 1000000"),
+    ({"search__keep": 0}, "search.keep = 0: input should be greater than 0"),
+    ({"search__keep": 1.1}, "search.keep = 1.1: input should be less than or equal to 1"),
+    (
+        {"training__precision": "half"},
+        "training.precision = 'half': input should be 'auto', 'full' or 'bfloat16'",
+    ),
     ({"search__in_flight": 0}, "search.in_flight = 0: input should be greater than or equal to 1"),
     (
         {"search__sampler": "cmaes", "kernel_size": 3},
@@ -262,6 +268,8 @@ def test_a_mistake_is_refused_with_one_line_that_says_what_is_allowed(
         {"kernel_size": [3, 5], "density__include": [{5: [0.2, 0.8], 3: [0.7]}]},
         {"training__lr": "1e-3"},  # how YAML reads 1e-3
         {"search__rungs": [1, 4, 7]},
+        {"search__keep": 1},
+        {"training__precision": "bfloat16"},
         {"search__sampler": "cmaes"},
         {"name": "A.b_c-9"},
         {"proxy": {"family": "resnet", "width": 8, "depth": 14}},

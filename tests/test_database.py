@@ -6,13 +6,15 @@ import threading
 from typing import Any
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 
-from storage import studies, tables
+from storage import jobs, ledger, roster, studies, tables, trials
 from storage.database import connect, masked, prepare, proposer_lock, translated
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
 
@@ -180,6 +182,43 @@ def test_checks_are_those_of_the_tables(database: Engine) -> None:
             """)
         )
         assert set(found) == expected
+
+
+def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> None:
+    engine = connect(empty_url)
+    migrations = Config()
+    migrations.set_main_option("script_location", "storage:migrations")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA densitune"))
+        migrations.attributes["connection"] = connection
+        command.upgrade(migrations, "0001")
+        connection.execute(
+            text("""
+                INSERT INTO densitune.studies (name, config, data_fingerprint)
+                    VALUES ('old', '{"task": "photos"}', 'f');
+                INSERT INTO densitune.trials
+                    (study_id, number, optuna_number, role, label, densities, state)
+                    VALUES (1, 0, 0, 'identity', 'identity', '{"3": [1.0]}', 'complete'),
+                           (1, 1, 1, 'candidate', 'trial 1', '{"3": [0.5]}', 'running');
+                INSERT INTO densitune.jobs (study_id, trial, seed, budget, state)
+                    VALUES (1, 0, 7, 4, 'done'), (1, 1, 7, 4, 'waiting');
+                INSERT INTO densitune.measurements (job_id, rung, value, seconds)
+                    VALUES (1, 4, 30.5, 2.0);
+            """)
+        )
+    prepare(engine)
+    study = studies.find(engine, "old")
+    assert study is not None
+    assert study.config == {"task": "photos"}
+    worker = roster.register(engine, study.id, "host", 1, "cpu", {})
+    [job] = jobs.claim(engine, study.id, worker, 5, 60)
+    assert (job.trial, job.bars) == (1, {})
+    ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
+    with engine.begin() as connection:
+        trials.finish(connection, study.id, 1, "pruned")
+        assert [row.state for row in trials.all_of(connection, study.id)] == ["complete", "pruned"]
+        assert [row.value for row in ledger.read(connection, study.id)] == [30.5]
+    engine.dispose()
 
 
 def test_preparing_again_costs_one_query(database: Engine) -> None:

@@ -7,7 +7,7 @@ import re
 import pytest
 from rich.console import Console, RenderableType
 from rich.text import Text
-from synthetic import WHEN, configured, measured, snapshot, trial, usual, worker
+from synthetic import RUNG, WHEN, configured, measured, snapshot, trial, usual, worker
 
 from optimizer import display
 from optimizer.snapshot import Snapshot
@@ -64,7 +64,7 @@ def several_sizes() -> Snapshot:
 def test_the_panel_shows_progress_best_and_workers(width: int) -> None:
     text = flat(rendered(display.panel(usual()), width))
     assert text.startswith("a-study")
-    assert "11/24 trials done, 1 running, 1 failed" in text
+    assert "11/24 trials done, 1 running, 0 cut, 1 failed" in text
     assert (
         "best so far (unconfirmed): [0.6333, 1.857] at 25.220 dB, +0.720 ± 0.060 dB to identity"
         in text
@@ -77,7 +77,7 @@ def test_the_plain_line_is_one_line_with_all_that_the_panel_shows() -> None:
     line = display.plain_line(usual())
     assert "\n" not in line
     for part in (
-        "11/24 trials done, 1 running, 1 failed",
+        "11/24 trials done, 1 running, 0 cut, 1 failed",
         "[0.6333, 1.857] at 25.220 dB, +0.720 ± 0.060 dB to identity",
         "2 workers, 120 jobs/hour, about 13 min 0 s left",
     ):
@@ -122,7 +122,8 @@ def test_identity_is_the_first_density_also_where_it_is_not_the_first_in_rank() 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_status_shows_state_live_workers_and_failures(width: int) -> None:
     text = flat(rendered(display.status(usual()), width))
-    assert text.startswith("a-study: running 11/24 trials done, 1 running, 1 failed")
+    assert text.startswith("a-study: running budget 4 epochs, full precision 11/24 trials done")
+    assert "11/24 trials done, 1 running, 0 cut, 1 failed" in text
     assert "node7 pid 4001 on NVIDIA H200: 6 jobs, 60/hour" in text
     assert "pid 4003" not in text  # it is gone
     assert "trial 10 failed: loss is not finite" in text
@@ -145,7 +146,7 @@ def test_a_study_without_results_can_be_shown(width: int) -> None:
     empty = snapshot([], [])
     for shown in (display.panel(empty), display.status(empty), Text(display.plain_line(empty))):
         text = flat(rendered(shown, width))
-        assert "0/24 trials done, 0 running, 0 failed" in text
+        assert "0/24 trials done, 0 running, 0 cut, 0 failed" in text
         assert "best so far: waiting for identity" in text
         assert "0 workers, 0 jobs/hour" in text
         assert "left" not in text
@@ -194,9 +195,10 @@ def test_long_names_labels_and_densities_are_never_cut_off(width: int) -> None:
         name=name,
         state="finished",
         created_at=WHEN,
-        trials=1003,
+        trials=1203,
         running=0,
         complete=1000,
+        pruned=200,
         failed=3,
         workers=12,
     )
@@ -246,9 +248,45 @@ def test_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().out == "preset: /tmp/[bold]/:smile:/[/red].json\n"
 
 
+def with_cut_trials(count: int) -> Snapshot:
+    """The usual study, in which more candidates were cut after one seed's first rung."""
+    known = usual(provenance={"source": "photographs", "floor": 20.25, "precision": "bfloat16"})
+    for number in range(12, 12 + count):
+        known.trials.append(
+            trial(number, {5: (1.9, 1.9)}, state="pruned", jobs=1, done=0, cut=1, reason="low")
+        )
+        known.rows.extend(row for row in measured(number, {0: 22.0}) if row.rung == RUNG)
+    return known
+
+
+def test_cut_trials_are_counted_and_named_beside_the_table() -> None:
+    some, one, none = with_cut_trials(3), with_cut_trials(1), usual()
+    assert "14/24 trials done, 1 running, 3 cut, 1 failed" in flat(rendered(display.panel(some)))
+    assert "14/24 trials done, 1 running, 3 cut, 1 failed" in display.plain_line(some)
+    table = rendered(display.final_table(some))
+    assert rows(table) == rows(rendered(display.final_table(none)))
+    assert "3 trials were cut at a rung and not trained to the end." in flat(table)
+    assert "1 trial was cut at a rung" in flat(rendered(display.final_table(one)))
+    assert "cut" not in rendered(display.final_table(none))
+    assert "bfloat16 precision" in flat(rendered(display.status(some)))
+    document = json.loads(json.dumps(some.document()))
+    assert document["trials"]["pruned"] == 3
+    assert document["precision"] == "bfloat16"
+    assert len(document["results"]) == 10
+    # Nothing is left to train of the trials that were cut: 10 of two jobs each are.
+    assert document["seconds_left"] == pytest.approx(20 * 30)
+
+
 def test_the_document_for_programs_is_json_with_the_same_numbers() -> None:
     document = json.loads(json.dumps(usual().document(), allow_nan=False))
-    assert document["trials"] == {"complete": 10, "running": 1, "failed": 1, "asked for": 24}
+    assert document["trials"] == {
+        "complete": 10,
+        "running": 1,
+        "pruned": 0,
+        "failed": 1,
+        "asked for": 24,
+    }
+    assert document["precision"] == "full"
     assert document["seconds_left"] == pytest.approx(26 * 30)
     assert document["best"] == document["results"][0]
     assert document["best"]["trial"] == 6

@@ -87,6 +87,31 @@ def test_claim_tells_all_that_training_needs(database: Engine, study: studies.St
     [job, _] = jobs.claim(database, study.id, enter(database, study), 5, 60)
     assert (job.trial, job.seed, job.budget, job.epoch) == (3, 2**40, 9, 1)
     assert job.densities == {3: (0.7,), 5: (0.2, 0.8)}
+    assert job.bars == {}
+
+
+bars = st.dictionaries(
+    st.integers(1, 10_000), st.floats(allow_nan=False, allow_infinity=False), max_size=5
+)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(bars)
+def test_bars_come_back_to_the_last_bit(
+    database: Engine, study: studies.Study, bars: dict[int, float]
+) -> None:
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM densitune.trials"))
+    add_trial(database, study, 0, [])
+    with database.begin() as connection:
+        jobs.enqueue(connection, study.id, 0, [1], 4, bars)
+    [job] = jobs.claim(database, study.id, enter(database, study), 1, 60)
+    # Adding 0.0 turns -0.0 into 0.0, as PostgreSQL's JSON does.
+    assert {rung: repr(bar) for rung, bar in job.bars.items()} == {
+        rung: repr(bar + 0.0) for rung, bar in bars.items()
+    }
 
 
 def test_pack_has_one_budget_and_the_oldest_come_first(

@@ -101,30 +101,58 @@ def test_late_result_counts_once_and_frees_the_new_holder(
     assert done == {old: 1, new: 0}
 
 
+def test_a_cut_job_is_over_like_a_done_one(database: Engine, study: studies.Study) -> None:
+    worker, [low, high, open_] = claim(database, study, [1, 2, 3])
+    ledger.record(database, worker, [at(low, 2), at(high, 4)], [high.id], cut=[low.id])
+    found = trial(database, study)
+    assert (found.running, found.done, found.cut, found.failed) == (1, 1, 1, 0)
+    assert values(database, study) == [(1, 2, 1.0), (2, 4, 1.0)]
+    assert jobs.heartbeat(database, worker, 60).held == {open_.claim}
+    with database.connect() as connection:
+        assert [row.jobs_done for row in roster.roster(connection, study.id)] == [2]
+
+
+def test_the_first_end_of_a_job_stays(database: Engine, study: studies.Study) -> None:
+    worker, [low, high] = claim(database, study, [1, 2])
+    ledger.record(database, worker, [at(low, 2), at(high, 4)], [high.id], cut=[low.id])
+    with database.connect() as connection:
+        before = connection.execute(text("SELECT * FROM densitune.jobs ORDER BY id")).all()
+    ledger.record(database, worker, [], [low.id], cut=[high.id])
+    with database.connect() as connection:
+        after = connection.execute(text("SELECT * FROM densitune.jobs ORDER BY id")).all()
+    assert after == before
+
+
 def test_late_result_of_a_job_given_up_counts_while_its_trial_runs(
     database: Engine, study: studies.Study
 ) -> None:
-    worker, [one, two] = claim(database, study, [1, 2])
+    def ended() -> tuple[int, int, int]:
+        found = trial(database, study)
+        return found.done, found.cut, found.failed
+
+    worker, [one, two, three, four] = claim(database, study, [1, 2, 3, 4])
     lose(database, study)
-    assert trial(database, study).failed == 2
-    ledger.record(database, worker, [at(one, 4)], [one.id])
-    assert (trial(database, study).done, trial(database, study).failed) == (1, 1)
+    assert ended() == (0, 0, 4)
+    ledger.record(database, worker, [at(one, 4), at(two, 2)], [one.id], cut=[two.id])
+    assert ended() == (1, 1, 2)
     with database.begin() as connection:
         trials.finish(connection, study.id, 0, "failed", "its jobs were lost")
-    ledger.record(database, worker, [at(two, 4)], [two.id])
-    assert (trial(database, study).done, trial(database, study).failed) == (1, 1)
+    ledger.record(database, worker, [at(three, 4), at(four, 2)], [three.id], cut=[four.id])
+    assert ended() == (1, 1, 2)
     assert trial(database, study).reason == "its jobs were lost"
 
 
-def test_measurement_and_end_of_a_job_are_recorded_together(
-    database: Engine, study: studies.Study
+@pytest.mark.parametrize("state", ["done", "cut"])
+def test_measurements_and_ends_of_jobs_are_recorded_together(
+    database: Engine, study: studies.Study, state: str
 ) -> None:
-    worker, [job] = claim(database, study, [1])
+    worker, [one, other] = claim(database, study, [1, 2])
     with database.begin() as connection:
-        connection.execute(text("ALTER TABLE densitune.jobs ADD CHECK (state != 'done')"))
+        connection.execute(text(f"ALTER TABLE densitune.jobs ADD CHECK (state != '{state}')"))
     with pytest.raises(IntegrityError):
-        ledger.record(database, worker, [at(job, 4)], [job.id])
+        ledger.record(database, worker, [at(one, 4), at(other, 2)], [one.id], cut=[other.id])
     assert values(database, study) == []
+    assert trial(database, study).running == 2
 
 
 def test_jobs_that_are_gone_do_not_keep_others_back(database: Engine, study: studies.Study) -> None:
@@ -176,8 +204,9 @@ def test_the_rate_counts_jobs_finished_within_the_window(
     with database.connect() as connection:
         assert ledger.jobs_per_hour(connection, study.id) == 0.0
     worker, held = claim(database, study, range(4))
-    for job in held[:3]:
+    for job in held[:2]:
         ledger.record(database, worker, [at(job, 4)], [job.id])
+    ledger.record(database, worker, [at(held[2], 2)], [], cut=[held[2].id])
     with database.begin() as connection:
         # Started two hours ago; one job was finished long before the window, two within.
         connection.execute(

@@ -93,7 +93,7 @@ def test_gray_is_the_usual_for_photographs(tmp_path: Path) -> None:
     chosen = study("folder", data, DENOISER)
     bank = preparation.bank(chosen.data, tmp_path / "home")
     assert bank.train.shape == (4, 1, 8, 8)
-    assert preparation.recipe(chosen, bank).proxy.channels == 1
+    assert preparation.recipe(chosen, bank, "full").proxy.channels == 1
 
 
 @pytest.mark.parametrize(("color", "count", "channels"), [("gray", 11, 1), ("rgb", 5, 3)])
@@ -149,7 +149,7 @@ def test_folders_of_classes_become_a_classification_task(tmp_path: Path) -> None
     task = preparation.task(chosen, bank, CPU)
     assert isinstance(task, Classification)
     assert len(task) == 21
-    proxy = preparation.recipe(chosen, bank).proxy
+    proxy = preparation.recipe(chosen, bank, "full").proxy
     assert (proxy.channels, proxy.classes) == (1, 3)
 
 
@@ -186,7 +186,7 @@ def test_cifar100_becomes_a_classification_task(tmp_path: Path, labels: str, cla
     assert set(found) == known  # the training split whole, and nothing of the test split
     assert bank.classes == classes
     assert isinstance(preparation.task(chosen, bank, CPU), Classification)
-    assert preparation.recipe(chosen, bank).proxy.classes == classes
+    assert preparation.recipe(chosen, bank, "full").proxy.classes == classes
 
 
 def test_cifar100_is_looked_for_in_the_home_without_a_folder(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_recipe_carries_the_configuration(tmp_path: Path, colourful: dict[str, A
         training={"budget": 9, "batch_size": 7, "lr": 0.03},
         search={"trials": 50, "rungs": [2, 5]},
     )
-    found = preparation.recipe(chosen, preparation.bank(chosen.data, tmp_path / "home"))
+    found = preparation.recipe(chosen, preparation.bank(chosen.data, tmp_path / "home"), "full")
     assert found.proxy == Proxy("nafnet", 6, 5, (3, 5), 3, None)
     assert (found.init, found.batch_size, found.lr) == ("compensated", 7, 0.03)
     assert found.rungs == (2, 5, 9)
@@ -255,7 +255,7 @@ def test_recipe_carries_the_configuration(tmp_path: Path, colourful: dict[str, A
 
 def test_recipe_of_defaults(tmp_path: Path, colourful: dict[str, Any]) -> None:
     chosen = study("folder", colourful, DENOISER)
-    found = preparation.recipe(chosen, preparation.bank(chosen.data, tmp_path / "home"))
+    found = preparation.recipe(chosen, preparation.bank(chosen.data, tmp_path / "home"), "full")
     assert (found.init, found.lr, found.rungs) == ("library", None, (4,))
 
 
@@ -265,7 +265,7 @@ def test_proxy_of_the_recipe_takes_the_images_of_the_task(
     chosen = study("folder", colourful, DENOISER)
     bank = preparation.bank(chosen.data, tmp_path / "home")
     network = proxies.build(
-        preparation.recipe(chosen, bank).proxy, {3: (0.5,)}, init="library", seed=0
+        preparation.recipe(chosen, bank, "full").proxy, {3: (0.5,)}, init="library", seed=0
     )
     task = preparation.task(chosen, bank, CPU)
     with torch.no_grad():

@@ -91,7 +91,20 @@ def test_a_preset_carries_the_numbers_of_the_study() -> None:
         "dB",
     )
     assert task.proxy == {"family": "nafnet", "width": 8, "depth": 3}
-    assert task.training == {"budget": 4, "batch_size": 128, "lr": 0.01}
+    assert task.training == {"budget": 4, "batch_size": 128, "lr": 0.01, "precision": "full"}
+
+
+def test_a_preset_says_in_what_arithmetic_the_study_was_trained() -> None:
+    known = {"source": "photographs", "floor": 20.25, "versions": {}, "precision": "bfloat16"}
+    preset = best_of(usual(provenance=known))
+    assert preset.task.training["precision"] == "bfloat16"
+    assert preset.provenance.config["training"]["precision"] == "auto"
+
+
+def test_cut_trials_were_compared_too() -> None:
+    study = usual()
+    study.trials.append(trial(12, {5: (1.9, 1.9)}, state="pruned", jobs=1, done=0, cut=1))
+    assert best_of(study).evidence.trials_compared == 11
 
 
 def test_hashes_follow_the_config_and_the_ledger() -> None:

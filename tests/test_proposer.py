@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pytest
 from sqlalchemy import Engine
@@ -18,7 +19,9 @@ from storage.ledger import LedgerRow, Measurement
 from storage.trials import TrialRow
 
 
-def make_config(name: str, trial_count: int = 12, in_flight: int = 4) -> StudyConfig:
+def make_config(
+    name: str, trial_count: int = 12, in_flight: int = 4, keep: float = 0.5
+) -> StudyConfig:
     return config.parse(
         {
             "name": name,
@@ -30,6 +33,7 @@ def make_config(name: str, trial_count: int = 12, in_flight: int = 4) -> StudyCo
                 "trials": trial_count,
                 "seeds": 2,
                 "rungs": [1, 2],
+                "keep": keep,
                 "in_flight": in_flight,
                 "sampler": "tpe",
             },
@@ -47,11 +51,26 @@ def value(job: ClaimedJob, rung: int) -> float:
 
 
 def finish(engine: Engine, worker: int, job: ClaimedJob) -> None:
-    found = [
-        Measurement(job_id=job.id, rung=rung, value=value(job, rung), extra={}, seconds=rung)
-        for rung in (1, 2, 4)
-    ]
+    """Do what a worker does: measure at rungs, up to the first value below its bar."""
+    found = []
+    for rung in (1, 2, 4):
+        at_rung = value(job, rung)
+        found.append(Measurement(job_id=job.id, rung=rung, value=at_rung, extra={}, seconds=rung))
+        if at_rung < job.bars.get(rung, at_rung):
+            ledger.record(engine, worker, found, finished=[], cut=[job.id])
+            return
     ledger.record(engine, worker, found, finished=[job.id])
+
+
+def run(engine: Engine, given: StudyConfig) -> int:
+    """Run a study to its end with one worker; return its id."""
+    study_id = create(engine, given)
+    proposer, worker = Proposer(engine, study_id, given), enlist(engine, study_id)
+    while studies.state(engine, study_id) == "running":
+        proposer.advance()
+        for job in jobs.claim(engine, study_id, worker, 8, 60):
+            finish(engine, worker, job)
+    return study_id
 
 
 def enlist(engine: Engine, study_id: int) -> int:
@@ -88,12 +107,14 @@ def test_what_is_proposed_does_not_depend_on_who_finishes_first(
     (first_trials, first_rows), (second_trials, second_rows) = found
     assert [t.densities for t in first_trials] == [t.densities for t in second_trials]
     assert first_rows == second_rows
+    assert [t.state for t in first_trials] == [t.state for t in second_trials]
+    assert {t.state for t in first_trials} == {"complete", "pruned"}
 
 
 def test_exactly_the_trials_asked_for_are_finished_and_never_too_many_open(
     database: Engine,
 ) -> None:
-    given = make_config("exact", trial_count=9, in_flight=3)
+    given = make_config("exact", trial_count=9, in_flight=3, keep=1)
     study_id = create(database, given)
     proposer, worker = Proposer(database, study_id, given), enlist(database, study_id)
     while studies.state(database, study_id) == "running":
@@ -109,29 +130,121 @@ def test_exactly_the_trials_asked_for_are_finished_and_never_too_many_open(
     assert studies.find(database, "exact").finished_at is not None  # type: ignore[union-attr]
 
 
-def test_optuna_holds_the_means_of_the_ledger(database: Engine) -> None:
-    given = make_config("projection", trial_count=6)
+def test_optuna_holds_the_differences_of_the_ledger(database: Engine) -> None:
+    given = make_config("projection", trial_count=16)
+    found, rows = contents(database, run(database, given))
+    plain = optuna.load_study(study_name="projection", storage=study.optuna_storage(database))
+    at = {(row.trial, row.seed, row.rung): row.value for row in rows}
+    for ours, theirs in zip(found, plain.trials, strict=True):
+        assert theirs.state.name.lower() == ours.state
+        seeds = ["0", "1"] if ours.state == "complete" else ["0"]
+        assert list(theirs.user_attrs["values by seed"]) == seeds
+        for rung, told in theirs.intermediate_values.items():
+            differences = [
+                at[ours.number, int(seed), rung] - at[0, int(seed), rung] for seed in seeds
+            ]
+            assert told == pytest.approx(sum(differences) / len(seeds), abs=1e-12)
+        last = max(theirs.intermediate_values)
+        assert theirs.value == theirs.intermediate_values[last]
+        values = [at[ours.number, int(seed), last] for seed in seeds]
+        assert list(theirs.user_attrs["values by seed"].values()) == values
+        assert theirs.user_attrs["mean"] == pytest.approx(sum(values) / len(values), abs=1e-12)
+    assert plain.trials[0].user_attrs["role"] == "identity"
+    assert set(plain.trials[0].intermediate_values.values()) == {0.0}
+
+
+def test_trials_below_the_quantile_of_those_told_before_are_cut_after_one_seed(
+    database: Engine,
+) -> None:
+    """Bars, cuts and jobs worked out anew from the whole ledger."""
+    given = make_config("cut", trial_count=24, keep=0.4)
+    found, rows = contents(database, run(database, given))
+    first = {(row.trial, row.rung): row.value for row in rows if row.seed == 0}
+    anchors = len(given.anchors)
+    for trial in found:
+        told = range(max(0, trial.number - 3)) if trial.number >= anchors else range(0)
+        reached = []
+        for rung in (1, 2):
+            reached.append(rung)
+            before = [first[number, rung] for number in told if (number, rung) in first]
+            if len(before) >= 5 and first[trial.number, rung] < np.quantile(before, 0.6):
+                assert (trial.state, trial.jobs, trial.cut) == ("pruned", 1, 1)
+                assert trial.reason == f"below its bar after {rung} epochs"
+                break
+        else:
+            reached.append(4)
+            assert (trial.state, trial.jobs, trial.done) == ("complete", 2, 2)
+        seeds = (0, 1) if trial.state == "complete" else (0,)
+        assert [(r.seed, r.rung) for r in rows if r.trial == trial.number] == [
+            (seed, rung) for seed in seeds for rung in reached
+        ]
+    assert [trial.state for trial in found].count("pruned") >= 6
+
+
+def test_what_others_are_compared_with_is_never_cut(database: Engine) -> None:
+    """Anchors, those of the user too, however far from the top at 0.6 they lie."""
+    given = config.parse(
+        {
+            **make_config("anchors", 12, in_flight=1).document(),
+            "density": {"include": [[0.6], [0.1], [1.9], [2.5]]},
+        },
+        origin="test",
+    )
+    found, _ = contents(database, run(database, given))
+    assert [trial.state for trial in found[: len(given.anchors)]] == ["complete"] * 9
+    assert "pruned" in [trial.state for trial in found]
+
+
+def advance_to_bars(
+    database: Engine, given: StudyConfig
+) -> tuple[int, Proposer, int, list[ClaimedJob]]:
+    """Run until all open trials have bars; return study, proposer, worker and their jobs."""
     study_id = create(database, given)
     proposer, worker = Proposer(database, study_id, given), enlist(database, study_id)
-    while studies.state(database, study_id) == "running":
+    while True:
         proposer.advance()
-        for job in jobs.claim(database, study_id, worker, 8, 60):
+        held = jobs.claim(database, study_id, worker, 100, 60)
+        if all(job.bars for job in held):
+            return study_id, proposer, worker, held
+        for job in held:
             finish(database, worker, job)
-    plain = optuna.load_study(study_name="projection", storage=study.optuna_storage(database))
-    _, rows = contents(database, study_id)
-    for trial in plain.trials:
-        own = [row for row in rows if row.trial == trial.number]
-        for rung in (1, 2, 4):
-            mean = sum(row.value for row in own if row.rung == rung) / 2
-            assert trial.intermediate_values[rung] == pytest.approx(mean, abs=1e-12)
-        assert trial.value == trial.intermediate_values[4]
-        assert trial.user_attrs["values by seed"].keys() == {"0", "1"}
-    assert plain.trials[0].user_attrs["role"] == "identity"
-    assert plain.trials[0].user_attrs["difference to identity"] == 0.0
+
+
+def reach_the_end(database: Engine, worker: int, job: ClaimedJob) -> None:
+    """Record what clears every bar."""
+    found = [
+        Measurement(job_id=job.id, rung=rung, value=40.0, extra={}, seconds=1.0)
+        for rung in (1, 2, 4)
+    ]
+    ledger.record(database, worker, found, finished=[job.id])
+
+
+def test_other_seeds_follow_at_once_although_older_trials_run(database: Engine) -> None:
+    study_id, proposer, worker, held = advance_to_bars(database, make_config("at-once", 30))
+    assert len(held) == 4
+    assert all(job.seed == 0 and sorted(job.bars) == [1, 2] for job in held)
+    reach_the_end(database, worker, held[-1])
+    proposer.advance()
+    [follower] = jobs.claim(database, study_id, worker, 100, 60)
+    assert (follower.trial, follower.seed, follower.bars) == (held[-1].trial, 1, {})
+    assert (follower.densities, follower.budget) == (held[-1].densities, 4)
+    now, _ = contents(database, study_id)
+    assert [trial.state for trial in now[-4:]] == ["running"] * 4
+    proposer.advance()
+    assert jobs.claim(database, study_id, worker, 100, 60) == []
+
+
+def test_a_first_seed_that_fails_fails_its_trial_before_the_others(database: Engine) -> None:
+    study_id, proposer, _, held = advance_to_bars(database, make_config("first-fails", 30))
+    jobs.fail(database, held[0].claim, "diverged: loss nan")
+    proposer.advance()
+    now, _ = contents(database, study_id)
+    failed = now[held[0].trial]
+    assert (failed.state, failed.reason, failed.jobs) == ("failed", "diverged: loss nan", 1)
 
 
 def test_a_failed_job_fails_its_trial_and_nothing_else(database: Engine) -> None:
-    given = make_config("failing", trial_count=7)
+    given = make_config("failing", trial_count=7, keep=1)
     study_id = create(database, given)
     proposer, worker = Proposer(database, study_id, given), enlist(database, study_id)
     while studies.state(database, study_id) == "running":
@@ -192,13 +305,7 @@ while studies.state(engine, study.id) == "running":
 def test_processes_that_all_propose_at_once_propose_what_one_would(
     database: Engine, database_url: str
 ) -> None:
-    alone = make_config("alone")
-    alone_id = create(database, alone)
-    proposer, worker = Proposer(database, alone_id, alone), enlist(database, alone_id)
-    while studies.state(database, alone_id) == "running":
-        proposer.advance()
-        for job in jobs.claim(database, alone_id, worker, 1, 60):
-            finish(database, worker, job)
+    alone_id = run(database, make_config("alone"))
     rivals_id = create(database, make_config("rivals"))
     processes = [
         subprocess.Popen([sys.executable, "-c", RIVAL, database_url], cwd=Path(__file__).parents[1])

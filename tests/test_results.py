@@ -46,7 +46,16 @@ def test_only_common_seeds_are_compared() -> None:
 def test_the_final_value_is_that_of_the_full_budget() -> None:
     rows = measured(0, {0: 20.0, 1: 22.0}) + measured(4, {1: 25.0})
     assert results.final_values(rows) == {0: {0: 20.0, 1: 22.0}, 4: {1: 25.0}}
-    assert results.intermediate_means(measured(0, {0: 20.0, 1: 22.0})) == {RUNG: 19.0, BUDGET: 21.0}
+
+
+def test_what_is_told_are_differences_at_every_rung_over_the_seeds_that_both_have() -> None:
+    identity = measured(0, {0: 20.0, 1: 22.0, 2: 90.0})
+    other = [*measured(3, {0: 20.5, 1: 23.0}), *measured(4, {0: 99.0})]
+    reached = [row for row in measured(5, {1: 25.0}) if row.rung == RUNG]
+    rows = [*identity, *other, *reached]
+    assert results.differences(rows, 0) == {RUNG: 0.0, BUDGET: 0.0}
+    assert results.differences(rows, 3) == {RUNG: 0.75, BUDGET: 0.75}
+    assert results.differences(rows, 5) == {RUNG: 3.0}
 
 
 def test_nothing_is_compared_before_identity_is_complete() -> None:

@@ -72,7 +72,7 @@ def test_trials_of_a_study_are_unique(database: Engine, study: studies.Study) ->
 def test_overview_counts_trials_and_live_workers(database: Engine, study: studies.Study) -> None:
     other, _ = studies.create(database, "empty", {}, "", {})
     with database.begin() as connection:
-        states: list[trials.State] = ["running", "complete", "complete", "failed"]
+        states: list[trials.State] = ["running", "complete", "complete", "pruned", "failed"]
         for number, state in enumerate(states):
             trials.add(
                 connection,
@@ -106,9 +106,10 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
             name=study.name,
             state="running",
             created_at=study.created_at,
-            trials=4,
+            trials=5,
             running=1,
             complete=2,
+            pruned=1,
             failed=1,
             workers=1,
         ),
@@ -119,6 +120,7 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
             trials=0,
             running=0,
             complete=0,
+            pruned=0,
             failed=0,
             workers=0,
         ),

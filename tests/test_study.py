@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 from wsgiref.util import setup_testing_defaults
@@ -12,11 +13,14 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import Engine, text
 
-from optimizer import config, study
+from optimizer import config, design, study
 from optimizer.config import StudyConfig
 from optimizer.density import Densities
 from optimizer.errors import StudyFailedError
-from optimizer.study import DensityStudy
+from optimizer.study import DensityStudy, Outcome
+
+POOR = -2.0
+"""A response below this is that of a poor density."""
 
 
 def make_config(
@@ -40,8 +44,25 @@ def response(densities: Densities) -> float:
     return -sum(math.log(value / 0.5) ** 2 for den in densities.values() for value in den)
 
 
-def run(given: StudyConfig, fresh: Callable[[], DensityStudy]) -> list[Densities]:
-    """Ask and tell in the proposer's order; `fresh` gives the object used for each step."""
+def tell(told: DensityStudy, number: int, densities: Densities, poor: Outcome = "complete") -> None:
+    """Tell a response, five times as large at the first rung."""
+    value = response(densities)
+    match poor if value < POOR else "complete":
+        case "complete":
+            told.tell(number, "complete", {1: 5 * value, 2: value})
+        case "pruned":
+            told.tell(number, "pruned", {1: 5 * value})
+        case "failed":
+            told.tell(number, "failed", {})
+
+
+def run(
+    given: StudyConfig, fresh: Callable[[], DensityStudy], poor: Outcome = "complete"
+) -> list[Densities]:
+    """Ask and tell in the proposer's order; `fresh` gives the object used for each step.
+
+    What lies far from the top is told as `poor`.
+    """
     asked: list[tuple[int, Densities]] = []
     told = 0
     while told < given.search.trials:
@@ -49,15 +70,15 @@ def run(given: StudyConfig, fresh: Callable[[], DensityStudy]) -> list[Densities
             asked.append(fresh().ask(len(asked), {number for number, _ in asked}))
         else:
             number, densities = asked[told]
-            fresh().tell(number, response(densities), {1: 0.0})
+            tell(fresh(), number, densities, poor)
             told += 1
     return [densities for _, densities in asked]
 
 
-def run_alone(engine: Engine, given: StudyConfig) -> list[Densities]:
+def run_alone(engine: Engine, given: StudyConfig, poor: Outcome = "complete") -> list[Densities]:
     """Run with one proposer that is never restarted."""
     shared = DensityStudy(engine, given)
-    return run(given, lambda: shared)
+    return run(given, lambda: shared, poor)
 
 
 def test_identity_and_published_densities_come_first_also_outside_the_box(
@@ -98,11 +119,22 @@ def test_proposals_do_not_depend_on_restarts(
 ) -> None:
     one = make_config("one", kernel_size, sampler, trials)
     other = make_config("other", kernel_size, sampler, trials)
-    undisturbed = run_alone(database, one)
-    restarted = run(other, lambda: DensityStudy(database, other))
+    undisturbed = run_alone(database, one, "pruned")
+    restarted = run(other, lambda: DensityStudy(database, other), "pruned")
     assert undisturbed == restarted
     distinct = {str(densities) for densities in undisturbed}
     assert len(distinct) == trials
+    assert any(response(densities) < POOR for densities in undisturbed)
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "cmaes"])
+def test_pruned_trials_move_what_a_model_proposes(database: Engine, sampler: str) -> None:
+    """Failed trials, of which nothing is known, are what a sampler makes of those it ignores."""
+    pruned, failed = (make_config(name, 5, sampler, 26) for name in ("pruned", "failed"))
+    first, second = run_alone(database, pruned, "pruned"), run_alone(database, failed, "failed")
+    designed = len(pruned.anchors) + design.startup(2)
+    assert first[:designed] == second[:designed]
+    assert first[designed:] != second[designed:]
 
 
 def test_a_model_based_sampler_finds_the_top_of_a_smooth_surface(database: Engine) -> None:
@@ -128,7 +160,7 @@ def test_what_a_dying_proposer_left_behind_is_completed_not_repeated(
                 DensityStudy(database, given).ask(number, known)  # and dies before it is recorded
             asked.append(DensityStudy(database, given).ask(len(asked), known))
         else:
-            DensityStudy(database, given).tell(asked[told][0], response(asked[told][1]), {1: 0.0})
+            tell(DensityStudy(database, given), *asked[told])
             told += 1
     assert [densities for _, densities in asked] == expected[: number + 1]
     assert [found for found, _ in asked] == list(range(number + 1))
@@ -148,30 +180,45 @@ def test_a_trial_created_but_not_yet_proposed_is_completed(database: Engine) -> 
 def test_telling_twice_is_harmless_and_another_result_is_refused(database: Engine) -> None:
     given = make_config("twice", 3)
     shared = DensityStudy(database, given)
-    number, _ = shared.ask(0, set())
-    shared.tell(number, 30.5, {1: 29.0, 2: 30.5})
-    shared.tell(number, 30.5, {1: 29.0, 2: 30.5})
-    with pytest.raises(StudyFailedError, match="something else has written"):
-        shared.tell(number, 31.0, {})
+    results: list[tuple[Outcome, dict[int, float]]] = [
+        ("complete", {1: 2.5, 2: 0.1}),
+        ("pruned", {1: 0.1}),
+        ("failed", {}),
+    ]
+    for place, (outcome, differences) in enumerate(results):
+        number, _ = shared.ask(place, set(range(place)))
+        shared.tell(number, outcome, differences)
+        shared.tell(number, outcome, differences)
+        others: list[tuple[Outcome, dict[int, float]]] = [
+            *(other for other in results if other[0] != outcome),
+            (outcome, {1: 0.2}),
+        ]
+        for other in others:
+            with pytest.raises(StudyFailedError, match="something else has written"):
+                shared.tell(number, *other)
 
 
 def test_the_study_is_a_normal_optuna_study(database: Engine) -> None:
     given = make_config("normal", [3, 5])
     shared = DensityStudy(database, given)
-    for number in range(2):
+    for number in range(3):
         shared.ask(number, set(range(number)))
     shared.describe(0, {"role": "identity"})
-    shared.tell(0, 25.0, {1: 20.0, 2: 25.0})
-    shared.tell(1, None, {})
+    shared.tell(0, "complete", {1: 20.0, 2: 25.0})
+    shared.tell(1, "failed", {})
+    shared.tell(2, "pruned", {1: -3.0})
     plain = optuna.load_study(study_name="normal", storage=study.optuna_storage(database))
-    first, second = plain.trials
+    first, second, third = plain.trials
     assert plain.direction is optuna.study.StudyDirection.MAXIMIZE
+    assert plain.metric_names == ["difference in PSNR (dB)"]
     assert first.params == {"k3_den0": 1.0, "k5_den0": 1.0, "k5_den1": 1.0}
     assert first.value == 25.0
     assert first.intermediate_values == {1: 20.0, 2: 25.0}
     assert first.user_attrs == {"role": "identity"}
     assert second.params == {"k3_den0": 0.7, "k5_den0": 0.2, "k5_den1": 0.8}
     assert second.state is TrialState.FAIL
+    assert (third.state, third.value) == (TrialState.PRUNED, -3.0)
+    assert third.intermediate_values == {1: -3.0}
 
 
 def test_optuna_dashboard_shows_densities_values_and_intermediate_values(
@@ -180,7 +227,7 @@ def test_optuna_dashboard_shows_densities_values_and_intermediate_values(
     given = make_config("shown", 5)
     shared = DensityStudy(database, given)
     shared.ask(0, set())
-    shared.tell(0, 25.0, {1: 20.0, 2: 25.0})
+    shared.tell(0, "complete", {1: 20.0, 2: 25.0})
     application = optuna_dashboard.wsgi(study.optuna_storage(database))
 
     def get(path: str) -> Any:
@@ -193,7 +240,7 @@ def test_optuna_dashboard_shows_densities_values_and_intermediate_values(
     assert summary["study_name"] == "shown"
     detail = get(f"/api/studies/{summary['study_id']}")
     (trial,) = detail["trials"]
-    assert detail["objective_names"] == ["PSNR (dB)"]
+    assert detail["objective_names"] == ["difference in PSNR (dB)"]
     assert trial["values"] == [25.0]
     assert {p["name"]: p["param_internal_value"] for p in trial["params"]} == {
         "k5_den0": 1.0,
@@ -223,6 +270,22 @@ def test_deleting_removes_the_optuna_study_and_is_repeatable(database: Engine) -
     study.delete(database, "gone")
     study.delete(database, "gone")
     assert not study.exists(database, "gone")
+
+
+def test_a_study_that_was_told_other_values_so_far_is_not_continued(database: Engine) -> None:
+    """Earlier versions told the metric itself, which differences cannot be compared with."""
+    given = make_config("older", 3)
+    optuna.create_study(
+        storage=study.optuna_storage(database), study_name="older", direction="maximize"
+    )
+    plain = optuna.load_study(study_name="older", storage=study.optuna_storage(database))
+    with warnings.catch_warnings(action="ignore"):
+        plain.set_metric_names(["PSNR (dB)"])
+    with pytest.raises(
+        StudyFailedError, match=r"holds PSNR \(dB\).*densitune delete older"
+    ) as raised:
+        DensityStudy(database, given)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_point_that_somebody_else_enqueued_is_not_taken_for_identity(database: Engine) -> None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,23 +16,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers import proxies
 from workers.bank import Bank
+from workers.member import DivergedError, Member
 from workers.proxies import Proxy
+from workers.recipe import Job, Measurement, Recipe, optimizer_for, schedule, usual_lr
 from workers.seeds import generator
 from workers.tasks import Classification, Denoising, Draws, Score, Task
-from workers.training import (
-    DivergedError,
-    Job,
-    Measurement,
-    Recipe,
-    StoppedError,
-    optimizer_for,
-    schedule,
-    train,
-    usual_lr,
-)
+from workers.training import StoppedError, train
 
 CPU = torch.device("cpu")
 PROXIES = {
@@ -144,6 +138,7 @@ def run(
     jobs: Sequence[Job],
     stopping: Callable[[], bool] = lambda: False,
     results: Results | None = None,
+    refill: Callable[[], Sequence[Job]] = tuple,
 ) -> Results:
     results = results or Results()
     train(
@@ -153,6 +148,7 @@ def run(
         CPU,
         on_rung=lambda index, measurement: results.rungs.append((index, measurement)),
         on_failure=lambda index, error: results.failures.append((index, str(error))),
+        refill=refill,
         stopping=stopping,
     )
     return results
@@ -186,6 +182,43 @@ def test_member_of_a_pack_equals_the_job_alone(family: str) -> None:
         assert len(pack.of(index)) == 2
         assert pack.of(index) == run(task, recipe(family), [jobs[index]]).of(0)
     assert pack.of(2) == []
+
+
+precisions = pytest.mark.parametrize("precision", ["full", "bfloat16"])
+
+
+@every_family
+@precisions
+def test_member_equals_the_job_alone_whoever_is_cut_or_joins(family: str, precision: str) -> None:
+    task, how = Witness(task_of(family)), recipe(family, rungs=(1, 2, 3), precision=precision)
+    impossible, easy = {1: math.inf}, {1: -math.inf, 2: -math.inf}
+    first = [
+        Job({3: (0.6,)}, 0, 4),
+        Job({3: (0.9,)}, 0, 4, impossible),
+        Job({3: (1.4,)}, 3, 4, easy),
+    ]
+    late = [Job({3: (0.6,)}, 7, 2), Job({3: (0.2,)}, 0, 3, {2: math.inf})]
+    steps, joining = 0, list(late)
+
+    def refill() -> list[Job]:  # in the middle of an epoch, and again when the pack is smaller
+        nonlocal steps
+        steps += 1
+        return [joining.pop(0)] if steps in (3, 13) else []
+
+    pack = run(task, how, first, refill=refill)
+    ends = {number: m.ending for number, m in pack.rungs if m.ending}
+    assert ends == {0: "done", 1: "cut", 2: "done", 3: "done", 4: "cut"}
+    assert [rung for rung, *_ in pack.of(1)] == [1]
+    assert [rung for rung, *_ in pack.of(4)] == [1, 2]
+    for number, job in enumerate([*first, *late]):
+        assert pack.of(number) == run(task, how, [job]).of(0)
+
+
+def test_a_bar_cuts_below_it_and_not_at_it() -> None:
+    (_, score, _), *_ = run(task_of("dncnn"), recipe("dncnn"), [Job(IDENTITY, 0, 2)]).of(0)
+    for bar, expected in ((score, [None, "done"]), (math.nextafter(score, math.inf), ["cut"])):
+        results = run(task_of("dncnn"), recipe("dncnn"), [Job(IDENTITY, 0, 2, {1: bar})])
+        assert [m.ending for _, m in results.rungs] == expected
 
 
 @dataclass
@@ -339,10 +372,49 @@ def test_rate_that_is_not_given_is_the_usual_one(
 @every_family
 def test_optimizer_holds_every_parameter(family: str) -> None:
     network = proxies.build(PROXIES[family], IDENTITY, init="library", seed=0)
-    optimizer = optimizer_for(PROXIES[family], network, 0.5)
+    lr = torch.tensor(0.5)
+    optimizer = optimizer_for(PROXIES[family], network, lr)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in network.parameters()}
-    assert all(group["lr"] == 0.5 for group in optimizer.param_groups)
+    assert all(group["lr"] is lr for group in optimizer.param_groups)
+
+
+@every_family
+def test_low_precision_computes_the_same_within_its_rounding(family: str) -> None:
+    witnesses = {}
+    for precision in ("full", "bfloat16"):
+        witnesses[precision] = Witness(task_of(family))
+        how = recipe(family, precision=precision, rungs=(), lr=1e-4)
+        run(witnesses[precision], how, [Job({3: (0.7,)}, 0, 2)])
+    full, low = witnesses["full"], witnesses["bfloat16"]
+    assert low.losses != full.losses
+    assert low.losses == pytest.approx(full.losses, rel=0.05)  # bfloat16 has 8 significant bits
+    kinds = {value.dtype for value in low.networks[0].values()}
+    assert kinds <= {torch.float32, torch.int64}  # weights and statistics stay in float32
+
+
+class NoQuestions(TorchDispatchMode):
+    """Refuses what would make a GPU wait for the host, and cannot be captured there."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket.__name__ not in self.REFUSED, func
+        return func(*args, **(kwargs or {}))
+
+
+@every_family
+@precisions
+def test_a_step_asks_nothing_of_the_host_and_its_tensors_stay(family: str, precision: str) -> None:
+    how = recipe(family, precision=precision)
+    member = Member(task_of(family), how, Job({3: (0.7,)}, 0, 2), CPU)
+    member.step()
+    places = [p.data_ptr() for p in member._network.parameters()]
+    with NoQuestions():
+        member.step()
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            torch.ones(()).item()  # it does see such questions
+    assert [p.data_ptr() for p in member._network.parameters()] == places
 
 
 # The schedule
@@ -532,15 +604,17 @@ sys.meta_path.insert(0, Refuse())
 
 import numpy as np
 import torch
-from workers import bank, cifar100, devices, div2k, folder, photos, proxies, tasks, training
+from workers import bank, cifar100, devices, div2k, folder, packing, photos, proxies, recipe, tasks
+from workers import training
 
 device = devices.resolve("cpu")
 devices.make_repeatable(device)
 images = np.random.default_rng(0).integers(0, 256, (8, 1, 16, 16), dtype=np.uint8)
 task = tasks.Denoising(bank.Bank(images, images, fingerprint="", source=""), device, 25)
-recipe = training.Recipe(proxies.Proxy("nafnet", 2, 1, (3,), 1, None), "library", 4, None, ())
+how = recipe.Recipe(proxies.Proxy("nafnet", 2, 1, (3,), 1, None), "library", 4, None, (1,))
+assert packing.best_size(task, how, device) >= 1
 training.train(
-    task, recipe, [training.Job({3: (0.5,)}, 0, 1)], device,
+    task, how, [recipe.Job({3: (0.5,)}, 0, 1)], device,
     on_rung=lambda index, measurement: print(index, measurement.rung, measurement.score.value > 0),
     on_failure=print,
 )

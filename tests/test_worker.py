@@ -1,7 +1,9 @@
 """The worker loop with real training of tiny networks on the packaged photographs."""
 
+import logging
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from sqlalchemy import Engine, text
 
 from optimizer import config
 from optimizer.config import StudyConfig
+from optimizer.errors import UsageError
 from storage import jobs, ledger, studies, trials
 from storage.ledger import LedgerRow
 from storage.trials import TrialRow
-from workers import preparation, training, worker
+from workers import heartbeat, preparation, worker
+from workers.tasks import Draws, Score, Task
 from workers.worker import Bench
 
 
@@ -51,9 +55,11 @@ def make_bench(engine: Engine, given: StudyConfig, cache: Path) -> Bench:
     bank = preparation.bank(given.data, cache)
     study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {})
     device = torch.device("cpu")
-    return Bench(
-        study.id, preparation.task(given, bank, device), preparation.recipe(given, bank), device
+    task, recipe = (
+        preparation.task(given, bank, device),
+        preparation.recipe(given, bank, "full"),
     )
+    return Bench(study.id, task, recipe, device)
 
 
 def add(engine: Engine, bench: Bench, densities: list[float], budget: int = 2) -> None:
@@ -77,7 +83,7 @@ def contents(engine: Engine, bench: Bench) -> tuple[list[TrialRow], list[LedgerR
         return trials.all_of(connection, bench.study_id), ledger.read(connection, bench.study_id)
 
 
-def work(engine: Engine, bench: Bench, *, pack: int = 1) -> int:
+def work(engine: Engine, bench: Bench, *, pack: int | None = 1) -> int:
     """Work until the queue is empty."""
     return worker.work(
         engine,
@@ -125,27 +131,109 @@ def test_a_diverged_job_is_failed_and_the_worker_goes_on(database: Engine, cache
     assert "diverged" in done[0].error
 
 
+def test_jobs_below_their_bar_are_cut_and_others_take_their_place(
+    database: Engine, cache: Path
+) -> None:
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, [1.0, 0.5, 0.7])
+    with database.begin() as connection:
+        bars = text("""UPDATE densitune.jobs SET bars = '{"1": 1e9}' WHERE trial = 1""")
+        connection.execute(bars)
+    assert work(database, bench, pack=2) == 6
+    done, rows = contents(database, bench)
+    assert [(trial.done, trial.cut) for trial in done] == [(2, 0), (0, 2), (2, 0)]
+    assert [row.rung for row in rows if row.trial == 1] == [1, 1]
+
+
+class Cramped:
+    """A task on a device with memory for so many jobs: a real one with a limit that is made up."""
+
+    def __init__(self, inner: Task, limit: int) -> None:
+        self._inner, self._limit = inner, limit
+        self._in_training: weakref.WeakSet[Draws] = weakref.WeakSet()
+
+    def __len__(self) -> int:
+        return len(self._inner)
+
+    def batch(self, chosen: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        self._in_training.add(draws)
+        if len(self._in_training) > self._limit:
+            raise torch.OutOfMemoryError("out of memory")
+        return self._inner.batch(chosen, draws)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self._inner.loss(outputs, targets)
+
+    def evaluate(self, network: torch.nn.Module) -> Score:
+        return self._inner.evaluate(network)
+
+    def floor(self) -> float:
+        return self._inner.floor()
+
+
+def test_a_pack_that_does_not_fit_is_halved_and_no_job_fails(
+    database: Engine, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = make_bench(database, make_config(), cache)
+    add(database, whole, [1.0, 0.5, 0.7, 0.9])
+    task = Cramped(whole.task, limit=2)  # what has ended must be gone when another joins
+    work(database, Bench(whole.study_id, task, whole.recipe, whole.device), pack=8)
+    done, rows = contents(database, whole)
+    assert [(trial.done, trial.failed) for trial in done] == [(2, 0)] * 4
+    halved = [r.getMessage() for r in caplog.records if "going on with" in r.getMessage()]
+    assert halved == [
+        "a pack of 8 does not fit into memory; going on with 4",
+        "a pack of 4 does not fit into memory; going on with 2",
+    ]
+    alone = make_bench(database, make_config().model_copy(update={"name": "alone"}), cache)
+    add(database, alone, [1.0, 0.5, 0.7, 0.9])
+    work(database, alone)
+    assert without_time(contents(database, alone)[1]) == without_time(rows)
+
+
+@pytest.mark.parametrize("pack", [1, 4, None])
+def test_a_device_too_small_for_one_job_ends_the_worker_and_blames_no_density(
+    database: Engine, cache: Path, pack: int | None
+) -> None:
+    whole = make_bench(database, make_config(), cache)
+    add(database, whole, [1.0, 0.5])
+    bench = Bench(whole.study_id, Cramped(whole.task, limit=0), whole.recipe, whole.device)
+    with pytest.raises(UsageError, match="a single job does not fit into the memory of CPU"):
+        work(database, bench, pack=pack)
+    done, rows = contents(database, whole)
+    assert [(trial.waiting, trial.failed) for trial in done] == [(2, 0), (2, 0)]
+    assert rows == []
+
+
+def test_the_size_of_a_pack_is_measured_and_told(
+    database: Engine, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, [1.0])
+    with caplog.at_level(logging.INFO, "densitune"):
+        assert work(database, bench, pack=None) == 2
+    (found,) = [r.getMessage() for r in caplog.records if r.getMessage().startswith("pack of")]
+    assert "jobs/hour by size of the pack: 1: " in found
+
+
 class Fragile:
     """A task whose batches fail for one seed's order of items, as a broken device might."""
 
-    def __init__(self, inner: preparation.Task, bad_seed: int) -> None:
+    def __init__(self, inner: Task, bad_seed: int) -> None:
         self._inner, self._bad = inner, bad_seed
 
     def __len__(self) -> int:
         return len(self._inner)
 
-    def batch(self, chosen: torch.Tensor, draws: training.Draws) -> tuple[torch.Tensor, ...]:
-        if (
-            draws.order.initial_seed()
-            == training.Draws(self._bad, chosen.device).order.initial_seed()
-        ):
+    def batch(self, chosen: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, ...]:
+        if draws.order.initial_seed() == Draws(self._bad, chosen.device).order.initial_seed():
             raise RuntimeError("the device has caught fire")
         return self._inner.batch(chosen, draws)
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return self._inner.loss(outputs, targets)
 
-    def evaluate(self, network: torch.nn.Module) -> training.Score:
+    def evaluate(self, network: torch.nn.Module) -> Score:
         return self._inner.evaluate(network)
 
 
@@ -185,7 +273,7 @@ def test_a_signal_hands_unfinished_jobs_back(database: Engine, cache: Path) -> N
 def test_work_ends_when_the_study_stops_or_the_lease_is_lost(
     database: Engine, cache: Path, monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
-    monkeypatch.setattr(worker, "BEAT", 0.05)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
     bench = make_bench(database, make_config(budget=10_000), cache)
     add(database, bench, [1.0], budget=10_000)
     loop = threading.Thread(

@@ -13,7 +13,13 @@ seeds          random generators by purpose
 preparation    from a study's configuration to bank, task and recipe
 devices        which device, and how it is set up
 tasks          data + proxy + loss + metric on a device
-training       the one training loop
+recipe         what is trained and how: recipe, job, measurement, schedules
+member         one job in training
+training       the one training loop: members side by side
+capture        steps of a member on a GPU without the host
+depthwise      a faster gradient for wide depthwise kernels on a CPU
+packing        how many members a device trains best
 worker         claim, train, record, repeat
+heartbeat      the thread that keeps a worker's leases
 verification   checks of what a preset promises
 """

@@ -1,11 +1,15 @@
 """Devices: which one a worker uses, and how it is set up for repeatable results."""
 
+import ctypes
 import os
 import re
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 
 from optimizer.errors import UsageError
+from workers.recipe import Precision
 
 
 def resolve(name: str) -> torch.device:
@@ -43,18 +47,59 @@ def describe(device: torch.device) -> str:
     return "CPU"
 
 
+def precision(asked: Literal["auto", "full", "bfloat16"], device: torch.device) -> Precision:
+    """Return the precision to train with: what was asked for, or what a device is fast with.
+
+    A GPU is from compute capability 8.0 on, a CPU with AVX-512 BF16 or AMX (docs/performance.md).
+    """
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "full"
+    # torch before 2.12 cannot tell, and then takes what every CPU is fast with.
+    found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "full"
+
+
 def make_repeatable(device: torch.device) -> None:
-    """Set this process up so that the same job gives the same result again.
+    """Set this process up so that the same job gives the same result again, and fast.
 
     On a CPU one thread: results depend on the number of threads, and one process per core is also
     the fastest way to train small networks (1.1x over one process with two threads on two cores).
     """
     if device.type == "cpu":
         torch.set_num_threads(1)
+        _keep_freed_memory()
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what is queued on it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error says that a device's memory is full; torch has no type for CPUs."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    )
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed instead of giving it back to the kernel after every step.
+
+    Every activation would come as fresh pages, each zeroed at its first touch: 5 to 10 % of a step
+    (docs/performance.md). Parameters as in mallopt(3); another C library has other ways.
+    """
+    trim_threshold, mmap_max = -1, -4
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
 
 
 def spread(name: str, workers: int | None) -> list[str]:

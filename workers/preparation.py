@@ -11,8 +11,8 @@ from workers import cifar100, div2k, folder, photos
 from workers.bank import Bank
 from workers.patches import PatchPlan
 from workers.proxies import Proxy
+from workers.recipe import Precision, Recipe
 from workers.tasks import Classification, Denoising, Task
-from workers.training import Recipe
 
 
 def bank(
@@ -69,8 +69,8 @@ def floor(config: StudyConfig, prepared: Bank) -> float:
     return task(config, prepared, torch.device("cpu")).floor()
 
 
-def recipe(config: StudyConfig, prepared: Bank) -> Recipe:
-    """Return how the study's jobs are trained."""
+def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
+    """Return how the study's jobs are trained; `precision` is decided when the study is made."""
     lr = config.training.lr
     return Recipe(
         proxy=Proxy(
@@ -85,6 +85,7 @@ def recipe(config: StudyConfig, prepared: Bank) -> Recipe:
         batch_size=config.training.batch_size,
         lr=None if lr == "auto" else lr,
         rungs=config.rungs,
+        precision=precision,
     )
 
 

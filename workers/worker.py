@@ -1,33 +1,33 @@
 """The worker loop: claim a pack, train it, record, repeat.
 
-A heartbeat thread keeps the worker's leases. A signal, a stopped study or a lost lease ends
+Jobs join and leave a pack as they come and end. A signal, a stopped study or lost leases end
 training before its next step, and what was not finished goes back to the queue; a job that fails
-is recorded as failed and the worker goes on.
+is recorded as failed and the worker goes on; a pack that does not fit into memory is halved.
 """
 
 import logging
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
 import torch
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
+from optimizer.errors import UsageError
 from storage import jobs, ledger, roster, studies
-from storage.jobs import Claim, ClaimedJob
-from workers import devices, training
+from storage.jobs import ClaimedJob
+from workers import devices, packing, training
+from workers.heartbeat import LEASE, Heart
+from workers.member import DivergedError
+from workers.recipe import Job, Measurement, Recipe
 from workers.tasks import Task
-from workers.training import DivergedError, Job, Measurement, Recipe, StoppedError
+from workers.training import StoppedError
 
-LEASE = 60.0
-"""Seconds after its last heartbeat until a job may go to another worker."""
-BEAT = 10.0
-"""Seconds between heartbeats: several may be lost before a lease is."""
 FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
 """Seconds between two looks at an empty queue; the wait doubles from the first to the longest."""
 
@@ -44,17 +44,33 @@ class Bench:
     device: torch.device
 
 
+@dataclass(frozen=True)
+class _Shift:
+    """A worker at its bench."""
+
+    engine: Engine
+    bench: Bench
+    worker_id: int
+    heart: Heart
+    stop: threading.Event
+
+    def claim(self, count: int) -> list[ClaimedJob]:
+        return jobs.claim(self.engine, self.bench.study_id, self.worker_id, count, LEASE)
+
+
 def work(
     engine: Engine,
     bench: Bench,
     *,
-    pack: int,
+    pack: int | None,
     stop: threading.Event,
     when_idle: Callable[[], None],
 ) -> int:
     """Train jobs of a study until it is finished or stopped, or `stop` is set; return how many.
 
-    `when_idle` is called whenever the queue is empty: a chance to take the proposer's role.
+    `pack` jobs are trained together, None for as many as are fastest (workers.packing). `when_idle`
+    is called whenever the queue is empty: a chance to take the proposer's role. UsageError if not
+    even one job fits into the device's memory.
     """
     worker_id = roster.register(
         engine,
@@ -64,13 +80,17 @@ def work(
         device=devices.describe(bench.device),
         versions={"torch": torch.__version__},
     )
-    done, wait = 0, FIRST_WAIT
+    ended, wait = 0, FIRST_WAIT
     try:
-        with _Heart(engine, worker_id) as heart:
+        with Heart(engine, worker_id) as heart:
+            shift = _Shift(engine, bench, worker_id, heart, stop)
+            size = pack or _calibrated(bench)
             while not stop.is_set():
-                claimed = jobs.claim(engine, bench.study_id, worker_id, pack, LEASE)
+                claimed = shift.claim(size)
                 if claimed:
-                    done += _Pack(engine, bench, worker_id, heart, stop).train(claimed)
+                    more, fitted = _train(shift, claimed, places=size)
+                    ended += more
+                    size = size if fitted else _halved(size, bench)
                     wait = FIRST_WAIT
                     continue
                 when_idle()
@@ -80,62 +100,103 @@ def work(
                 wait = min(2 * wait, LONGEST_WAIT)
     finally:
         roster.retire(engine, worker_id)
-    return done
+    return ended
+
+
+def _calibrated(bench: Bench) -> int:
+    try:
+        return packing.best_size(bench.task, bench.recipe, bench.device)
+    except Exception as error:
+        if not devices.is_out_of_memory(error):
+            raise
+    return _halved(1, bench)
+
+
+def _halved(size: int, bench: Bench) -> int:
+    """Return the size to go on with after a pack did not fit; no job is to blame for that."""
+    packing.release_memory(bench.device)
+    if size == 1:
+        raise UsageError(
+            f"a single job does not fit into the memory of {devices.describe(bench.device)} "
+            f"(training.batch_size {bench.recipe.batch_size}); its jobs are back in the queue, use "
+            f"a device with more memory or a study with smaller batches"
+        )
+    log.warning("a pack of %d does not fit into memory; going on with %d", size, size // 2)
+    return size // 2
+
+
+def _train(shift: _Shift, claimed: Sequence[ClaimedJob], *, places: int) -> tuple[int, bool]:
+    """Train claimed jobs, others joining while there are places (0: none join).
+
+    Every job is recorded, failed or handed back. Returns how many ended, and whether the pack
+    fitted into memory.
+    """
+    pack = _Pack(shift, claimed, places)
+    apart: list[ClaimedJob] = []
+    try:
+        pack.train()
+    except StoppedError:
+        pack.release()
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # whatever a device or a network throws must not end the worker
+        if devices.is_out_of_memory(error):
+            pack.release()
+            return pack.ended, False
+        log.exception("a pack of %d failed", len(pack.open))
+        if len(pack.open) == 1:
+            pack.fail(next(iter(pack.open)), error)
+        else:  # to find the one that fails
+            apart = list(pack.open.values())
+    outcomes = [_train(shift, [job], places=0) for job in apart]
+    return pack.ended + sum(ended for ended, _ in outcomes), all(fitted for _, fitted in outcomes)
 
 
 class _Pack:
-    """Jobs that are trained together, and what becomes of them."""
+    """Jobs that are trained together, by number in the order of arrival, and what becomes of them.
 
-    def __init__(
-        self, engine: Engine, bench: Bench, worker_id: int, heart: "_Heart", stop: threading.Event
-    ) -> None:
-        self._engine, self._bench, self._worker_id = engine, bench, worker_id
-        self._heart, self._stop = heart, stop
+    `open` are those that have not ended.
+    """
 
-    def train(self, claimed: Sequence[ClaimedJob]) -> int:
-        """Train claimed jobs, record or hand back each of them, and return how many were done."""
-        open_jobs = dict(enumerate(claimed))
-        self._heart.watch(claimed)
+    def __init__(self, shift: _Shift, claimed: Sequence[ClaimedJob], places: int) -> None:
+        self._shift, self._places = shift, places
+        self.open: dict[int, ClaimedJob] = {}
+        self._arrived = 0
+        self.ended = 0
+        self._looked = time.monotonic()
+        self._first = self._join(claimed)
 
-        def on_rung(index: int, measurement: Measurement) -> None:
-            last = measurement.rung == claimed[index].budget
-            self._record(claimed[index], measurement, last)
-            if last:
-                del open_jobs[index]
+    def train(self) -> None:
+        """Train until no job is left; whatever training raises comes through."""
+        bench = self._shift.bench
+        training.train(
+            bench.task,
+            bench.recipe,
+            self._first,
+            bench.device,
+            on_rung=self._record,
+            on_failure=self.fail,
+            refill=self._refill,
+            stopping=lambda: (
+                self._shift.stop.is_set() or self._shift.heart.lost(self.open.values())
+            ),
+        )
 
-        def on_failure(index: int, error: DivergedError) -> None:
-            self._fail(open_jobs.pop(index), str(error))
+    def release(self) -> None:
+        """Hand the open jobs back."""
+        jobs.release(self._shift.engine, [job.claim for job in self.open.values()])
 
-        try:
-            training.train(
-                self._bench.task,
-                self._bench.recipe,
-                [Job(job.densities, job.seed, job.budget) for job in claimed],
-                self._bench.device,
-                on_rung=on_rung,
-                on_failure=on_failure,
-                stopping=lambda: self._stop.is_set() or self._heart.lost(claimed),
-            )
-        except StoppedError:
-            jobs.release(self._engine, [job.claim for job in open_jobs.values()])
-        except SQLAlchemyError:
-            raise
-        except Exception as error:  # whatever a device or a network throws must not end the worker
-            log.exception("a pack of %d failed", len(claimed))
-            self._after_failure(claimed, list(open_jobs.values()), error)
-        return len(claimed) - len(open_jobs)
+    def fail(self, number: int, error: Exception) -> None:
+        """Mark a job as failed for a reason of its own."""
+        job = self.open[number]
+        told = isinstance(error, DivergedError)  # the others' text may not even say what they are
+        reason = str(error) if told else f"{type(error).__name__}: {error}"
+        log.warning("trial %d seed %d failed: %s", job.trial, job.seed, reason)
+        jobs.fail(self._shift.engine, job.claim, reason)
+        self._end(number)
 
-    def _after_failure(
-        self, claimed: Sequence[ClaimedJob], left: Sequence[ClaimedJob], error: Exception
-    ) -> None:
-        """Train each job that is left on its own, to find the one that fails; then fail it."""
-        if len(claimed) > 1:
-            for job in left:
-                self.train([job])
-        else:
-            self._fail(claimed[0], f"{type(error).__name__}: {error}")
-
-    def _record(self, job: ClaimedJob, measurement: Measurement, last: bool) -> None:
+    def _record(self, number: int, measurement: Measurement) -> None:
+        job = self.open[number]
         row = ledger.Measurement(
             job_id=job.id,
             rung=measurement.rung,
@@ -143,57 +204,36 @@ class _Pack:
             extra=measurement.score.extra,
             seconds=measurement.seconds,
         )
-        ledger.record(self._engine, self._worker_id, [row], finished=[job.id] if last else [])
+        ledger.record(
+            self._shift.engine,
+            self._shift.worker_id,
+            [row],
+            finished=[job.id] if measurement.ending == "done" else [],
+            cut=[job.id] if measurement.ending == "cut" else [],
+        )
         log.info(
-            "trial %d seed %d: %.4f after %d of %d epochs, %.1f s",
+            "trial %d seed %d: %.4f after %d of %d epochs, %.1f s%s",
             job.trial, job.seed, measurement.score.value, measurement.rung, job.budget,
-            measurement.seconds,
+            measurement.seconds, ", cut" if measurement.ending == "cut" else "",
         )  # fmt: skip
+        if measurement.ending:
+            self._end(number)
 
-    def _fail(self, job: ClaimedJob, error: str) -> None:
-        log.warning("trial %d seed %d failed: %s", job.trial, job.seed, error)
-        jobs.fail(self._engine, job.claim, error)
+    def _end(self, number: int) -> None:
+        del self.open[number]
+        self.ended += 1
+        self._looked = -math.inf  # there is a place now
 
+    def _refill(self) -> list[Job]:
+        free = self._places - len(self.open)
+        if free <= 0 or time.monotonic() - self._looked < LONGEST_WAIT or self._shift.stop.is_set():
+            return []
+        self._looked = time.monotonic()
+        return self._join(self._shift.claim(free))
 
-class _Heart:
-    """A thread that renews the worker's leases and learns which were lost."""
-
-    def __init__(self, engine: Engine, worker_id: int) -> None:
-        self._engine, self._worker_id = engine, worker_id
-        self._watched: frozenset[Claim] = frozenset()
-        self._lost: frozenset[Claim] = frozenset()
-        self._stopped = False
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end.set()
-        self._thread.join()
-
-    def watch(self, claimed: Sequence[ClaimedJob]) -> None:
-        """Look after the leases of these jobs from now on."""
-        self._watched = frozenset(job.claim for job in claimed)
-
-    def lost(self, claimed: Sequence[ClaimedJob]) -> bool:
-        """Tell whether the study was stopped, or none of the jobs is this worker's any more."""
-        return self._stopped or all(job.claim in self._lost for job in claimed)
-
-    def _beat(self) -> None:
-        while not self._end.wait(BEAT):
-            watched = self._watched  # before the query: what is claimed after it is not lost
-            try:
-                beat = jobs.heartbeat(self._engine, self._worker_id, LEASE)
-            except SQLAlchemyError as error:
-                log.warning("heartbeat failed, trying again in %.0f s: %s", BEAT, error)
-                continue
-            self._lost = watched - beat.held
-            self._stopped = beat.study_state != "running"
+    def _join(self, claimed: Sequence[ClaimedJob]) -> list[Job]:
+        for job in claimed:
+            self.open[self._arrived] = job
+            self._arrived += 1
+        self._shift.heart.watch(self.open.values())
+        return [Job(job.densities, job.seed, job.budget, job.bars) for job in claimed]

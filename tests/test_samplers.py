@@ -1,0 +1,81 @@
+"""What samplers are shown of pruned trials, and that Optuna's own tables do not change by it."""
+
+import optuna
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna import Study
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
+
+from optimizer import samplers
+
+RUNG, BUDGET = 2, 8
+numbers = st.integers(-800, 800).map(lambda eighths: eighths / 8)
+pairs = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15)
+
+
+def study(complete: list[tuple[float, float]], pruned: list[float]) -> Study:
+    """Complete trials by their values at the rung and in the end, then pruned ones, then others."""
+    made = optuna.create_study(direction="maximize")
+    space = {"x": FloatDistribution(0.0, 1.0)}
+    outcomes = [(TrialState.COMPLETE, {RUNG: early, BUDGET: late}) for early, late in complete]
+    outcomes += [(TrialState.PRUNED, {RUNG: early}) for early in pruned]
+    for place, (state, differences) in enumerate(outcomes):
+        made.add_trial(
+            create_trial(
+                state=state,
+                value=differences[max(differences)],
+                params={"x": place / len(outcomes)},
+                distributions=space,
+                intermediate_values=differences,
+            )
+        )
+    made.add_trial(create_trial(state=TrialState.FAIL))
+    made.ask()
+    return made
+
+
+def shown(made: Study) -> Study:
+    return samplers._Estimated(made)
+
+
+@settings(deadline=None)
+@given(pairs, st.lists(numbers, max_size=10))
+def test_pruned_trials_are_shown_complete_in_their_order_and_within_what_was_reached(
+    complete: list[tuple[float, float]], pruned: list[float]
+) -> None:
+    made = study(complete, pruned)
+    states = [trial.state for trial in shown(made).trials]
+    assert states == [
+        *[TrialState.COMPLETE] * (len(complete) + len(pruned)),
+        TrialState.FAIL,
+        TrialState.RUNNING,
+    ]
+    values = [trial.value for trial in shown(made).get_trials(states=[TrialState.COMPLETE])]
+    late = [value for _, value in complete]
+    assert values[: len(complete)] == late
+    estimates = values[len(complete) :]
+    assert all(min(late) <= estimate <= max(late) for estimate in estimates)
+    in_order = [estimate for _, estimate in sorted(zip(pruned, estimates, strict=True))]
+    assert in_order == pytest.approx(sorted(in_order), abs=1e-9)
+
+
+def test_an_estimate_is_what_a_trial_of_the_same_rank_came_to() -> None:
+    """Early differences are ten times the late ones, and rank alike."""
+    complete = [(-50.0, -5.0), (0.0, 0.0), (20.0, 2.0), (40.0, 4.0)]
+    trials = shown(study(complete, [-500.0, -50.0, -25.0, 30.0, 500.0])).trials
+    assert [trial.value for trial in trials[4:9]] == pytest.approx([-5.0, -5.0, -2.5, 3.0, 4.0])
+
+
+def test_optunas_tables_stay_as_they_are() -> None:
+    made = study([(0.0, 0.0), (3.0, 1.0)], [-7.0])
+    before = made.trials
+    assert shown(made)._get_trials(deepcopy=False) != before  # as samplers read them
+    assert made.trials == before
+    assert (before[2].state, before[2].value) == (TrialState.PRUNED, -7.0)
+
+
+def test_without_complete_trials_at_its_rung_a_pruned_trial_stays_pruned() -> None:
+    made = study([], [1.0])
+    assert shown(made).trials == made.trials

@@ -1,0 +1,119 @@
+"""A member of a pack: one job in training, whatever its neighbours are."""
+
+import math
+import time
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from workers import capture, depthwise, proxies
+from workers.recipe import Job, Measurement, Recipe, optimizer_for, rates, steps_per_epoch
+from workers.tasks import Draws, Task
+
+
+class DivergedError(Exception):
+    """A job's weights or score are no longer finite; the same job would end so again."""
+
+
+class Member:
+    """One job in training on a device.
+
+    Batches, rates and positions are tensors on the device, so that a step asks nothing of the
+    host and waits for nothing; only a measurement does.
+    """
+
+    def __init__(self, task: Task, recipe: Recipe, job: Job, device: torch.device) -> None:
+        self._task, self._recipe, self._job, self._device = task, recipe, job, device
+        self._epoch_steps = steps_per_epoch(task, recipe)
+        self._steps = 0
+        self.seconds = 0.0
+        """The member's share of the time that training takes, kept by the loop."""
+        self._lane = capture.Lane(device)
+        with self._lane():
+            network = proxies.build(recipe.proxy, job.densities, init=recipe.init, seed=job.seed)
+            # Channels last: 1.1x to 1.7x in fp32 on one core (docs/performance.md).
+            self._network = network.to(device).to(memory_format=torch.channels_last)
+            if device.type == "cpu":
+                depthwise.speed_up(self._network)
+            self._lr = torch.zeros((), device=device)
+            self._optimizer = optimizer_for(recipe.proxy, self._network, self._lr)
+            self._rates = rates(recipe, job.budget * self._epoch_steps).to(device)
+            self._draws = Draws(job.seed, device)
+            self._order = torch.zeros(
+                (self._epoch_steps, min(recipe.batch_size, len(task))),
+                dtype=torch.int64,
+                device=device,
+            )
+            self._row = torch.zeros(1, dtype=torch.int64, device=device)  # of the order
+            self._count = torch.zeros(1, dtype=torch.int64, device=device)  # of all steps
+            self._loss = torch.zeros((), device=device)
+        self._repeated = capture.Repeated(device, [self._draws.augmentation, self._draws.noise])
+
+    @property
+    def rung(self) -> int | None:
+        """Return the epochs trained so far if a measurement is due after them."""
+        epoch, rest = divmod(self._steps, self._epoch_steps)
+        if rest or not epoch:
+            return None
+        return epoch if epoch in self._recipe.rungs or epoch == self._job.budget else None
+
+    def step(self) -> None:
+        """Train on one batch, or queue that on a GPU."""
+        with self._lane():
+            if self._steps % self._epoch_steps == 0:
+                self._begin_epoch()
+            # Given anew each time: a member that holds its own method outlives its last use.
+            self._repeated(self._train_on_a_batch)
+        self._steps += 1
+
+    def measure(self) -> Measurement:
+        """Judge the network as it is now, in float32; DivergedError if it is no longer finite."""
+        started = time.perf_counter()
+        epoch = self._steps // self._epoch_steps
+        self._network.eval()
+        with self._lane(), torch.inference_mode():
+            score = self._task.evaluate(self._network)
+            loss = self._loss.item()
+            # The loss is from before the last step, and an accuracy is finite whatever the
+            # weights are.
+            finite = [weights.isfinite().all() for weights in self._network.parameters()]
+            sound = bool(torch.stack(finite).all())
+        self.seconds += time.perf_counter() - started
+        if not (sound and math.isfinite(score.value) and math.isfinite(loss)):
+            raise DivergedError(
+                f"diverged: loss {loss:g}, score {score.value:g} and "
+                f"{'finite' if sound else 'non-finite'} weights after {epoch} epochs"
+            )
+        return Measurement(epoch, score, self.seconds, self._ending(epoch, score.value))
+
+    def _ending(self, epoch: int, score: float) -> Literal["done", "cut"] | None:
+        if epoch == self._job.budget:
+            return "done"
+        return "cut" if score < self._job.bars.get(epoch, -math.inf) else None
+
+    def _begin_epoch(self) -> None:
+        """Draw the order of the next epoch's images, on the CPU as all devices share it."""
+        self._network.train()
+        order = torch.randperm(len(self._task), generator=self._draws.order)
+        self._order.copy_(order[: self._order.numel()].view_as(self._order))
+        self._row.zero_()
+
+    def _train_on_a_batch(self) -> None:
+        """Do one step; a GPU captures it, so nothing here may depend on a tensor's value."""
+        chosen = self._order.index_select(0, self._row).squeeze(0)
+        self._lr.copy_(self._rates.index_select(0, self._count).squeeze(0))
+        inputs, targets = self._task.batch(chosen, self._draws)
+        loss = self._task.loss(self._outputs(inputs), targets)
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self._optimizer.step()
+        self._loss.copy_(loss.detach())
+        self._row += 1
+        self._count += 1
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        low = self._recipe.precision == "bfloat16"
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=low):
+            outputs: Tensor = self._network(inputs)
+        return outputs.float()

@@ -1,0 +1,77 @@
+"""Jobs per hour against the size of the pack, and the size that `--pack auto` takes.
+
+Every size is timed in turns with the others, round by round. On a CPU a worker has one thread, so
+the curve is flat there and `auto` ends at one job per process; on a GPU it shows what members side
+by side are worth.
+
+    python benchmarks/pack.py --family vgg --k 3 --sizes 1 2 4
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import ratios
+from cases import FAMILIES, Case
+
+from workers import devices, packing
+from workers.recipe import steps_per_epoch
+
+
+def main() -> None:
+    arguments = _arguments()
+    device = devices.resolve(arguments.device)
+    devices.make_repeatable(device)
+    rows, found = [], []
+    for family in arguments.family:
+        for k in arguments.k:
+            case = Case(family, k, images=arguments.images)
+            task, recipe = case.task(device), case.recipe(device)
+            hourly = 3600 / (steps_per_epoch(task, recipe) * case.epochs)
+            rates: dict[int, list[float]] = {size: [] for size in arguments.sizes}
+            for _ in range(arguments.rounds):
+                for size in arguments.sizes:
+                    rates[size].append(hourly * packing.step_rate(task, recipe, device, size))
+            auto = packing.calibrate(lambda size: packing.step_rate(task, recipe, device, size))  # noqa: B023
+            middle = {size: statistics.median(values) for size, values in rates.items()}
+            best = max(middle, key=lambda size: middle[size])
+            found.append(
+                {"family": family, "k": k, "jobs/hour": rates, "best": best, "auto": auto.size}
+            )
+            cells = [f"{middle[size]:.0f} ±{_spread(rates[size]):.0%}" for size in arguments.sizes]
+            rows.append([f"{family} k={k}", *cells, str(best), str(auto.size)])
+            print("  ".join(rows[-1]), flush=True)
+    about = ratios.environment(device) | {
+        "rounds": arguments.rounds,
+        "images": arguments.images,
+        "epochs": Case.epochs,
+    }
+    print(f"\n{about}\n")
+    header = ["jobs/hour", *(f"K={size}" for size in arguments.sizes), "best K", "auto"]
+    print(ratios.table(header, rows))
+    if arguments.json:
+        arguments.json.write_text(
+            json.dumps({"environment": about, "rows": found}, indent=1) + "\n"
+        )
+
+
+def _spread(values: list[float]) -> float:
+    """Return half the range as a share of the median."""
+    return (max(values) - min(values)) / 2 / statistics.median(values)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--family", nargs="+", choices=FAMILIES, default=FAMILIES)
+    parser.add_argument("--k", nargs="+", type=int, default=[3, 5, 7])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[1, 2, 4, 8, 16])
+    parser.add_argument("--images", type=int, default=2048, help="of the training set")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""Whether the fast way of training ranks densities as float32 does.
+
+Trains the same densities with the same seeds twice: as densitune does by default on the device
+(bfloat16 where it is fast, captured steps on a GPU), and in float32 with every step issued by
+Python. Reports the rank correlation of the densities' means and the mean difference with its
+standard error over the densities.
+
+    python benchmarks/precision.py configs/quickstart.yaml --densities 16 --seeds 3
+"""
+
+import argparse
+import json
+import math
+import multiprocessing
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import ratios
+import torch
+from scipy.stats import spearmanr
+
+from optimizer import config, design, environment
+from optimizer.config import StudyConfig
+from optimizer.density import Densities, length
+from workers import capture, devices, preparation
+from workers.recipe import Job, Precision
+from workers.training import train
+
+
+def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densities, int]) -> float:
+    """Return the metric of one density and seed after the full budget."""
+    precision, densities, seed = job
+    device = devices.resolve(device_name)
+    devices.make_repeatable(device)
+    if precision == "full":
+        capture.EAGER_STEPS = 2**62  # never captured
+    bank = preparation.bank(given.data, environment.home())
+    values: list[float] = []
+
+    def refuse(_: int, error: Exception) -> None:
+        raise error
+
+    train(
+        preparation.task(given, bank, device),
+        preparation.recipe(given, bank, precision),
+        [Job(densities, seed, given.training.budget)],
+        device,
+        on_rung=lambda _, measurement: values.append(measurement.score.value),
+        on_failure=refuse,
+    )
+    return values[-1]
+
+
+def main() -> None:
+    arguments = _arguments()
+    given = config.load(arguments.config)
+    device = devices.resolve(arguments.device)
+    densities = [anchor.densities for anchor in given.anchors]
+    for point in design.sobol(arguments.densities - len(densities), given.dimensions, seed=0):
+        values = iter(
+            (given.density.low + (given.density.high - given.density.low) * point).tolist()
+        )
+        densities.append(
+            {k: tuple(next(values) for _ in range(length(k))) for k in given.kernel_size}
+        )
+    seeds = range(arguments.seeds)
+    fast = devices.precision("auto", device)
+    kinds: tuple[Precision, ...] = ("full", fast)
+    jobs = [(kind, den, seed) for kind in kinds for den in densities for seed in seeds]
+    environment_ = ratios.environment(device) | {"fast": fast, "seeds": arguments.seeds}
+    preparation.bank(given.data, environment.home())  # once, before anybody needs it
+    places = len(devices.spread(arguments.device, None))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(places, mp_context=context) as pool:
+        found = list(pool.map(partial(trained, given, arguments.device), jobs))
+    means = {
+        kind: [
+            statistics.fmean(
+                value for value, job in zip(found, jobs, strict=True) if job[:2] == (kind, den)
+            )
+            for den in densities
+        ]
+        for kind in kinds
+    }
+    differences = [b - a for a, b in zip(means["full"], means[fast], strict=True)]
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    correlation = float(spearmanr(means["full"], means[fast]).statistic)
+    rows = [
+        [str(list(den.values())), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"]
+        for den, a, b in zip(densities, means["full"], means[fast], strict=True)
+    ]
+    print(ratios.table(["density", "float32, eager", fast, "difference"], rows))
+    print(f"\n{given.name}, {given.metric} in {given.unit}; {environment_}")
+    print(f"Spearman {correlation:.3f}; mean difference {statistics.fmean(differences):+.4f} ± "
+          f"{error:.4f} over {len(densities)} densities")  # fmt: skip
+    if arguments.json:
+        report = {"environment": environment_, "study": given.document(), "spearman": correlation,
+                  "difference": statistics.fmean(differences), "standard error": error,
+                  "means": means}  # fmt: skip
+        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("config", type=Path)
+    parser.add_argument("--densities", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()

@@ -20,10 +20,12 @@ from pathlib import Path
 
 import plain
 import ratios
+from sqlalchemy import text
 
 from optimizer import config
 from optimizer.config import StudyConfig
 from optimizer.density import Densities
+from storage import database, server
 
 FIRST_FRESH_SEED = 500_000
 """Beyond what any study's own seeds are in the usual range of search.seed."""
@@ -35,6 +37,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder, "densitune"), Path(folder, "plain")
         seconds, ours = _densitune(arguments.config, given, first)
+        outside = _outside_training(first, given.name)
         plain_seconds, theirs = _plain(arguments.config, given, second)
         fresh = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + arguments.fresh)
         problem = plain.prepare(given, second)
@@ -50,6 +53,7 @@ def main() -> None:
         ["plain", f"{plain_seconds:.1f}", str(theirs), f"{statistics.fmean(theirs_again):.4f}"],
     ]
     print(ratios.table(["", "seconds", "best density", f"{given.metric}, fresh seeds"], rows))
+    print(f"densitune's workers spent {outside:.1%} of their time outside training")
     print(f"plain takes {plain_seconds / seconds:.2f}x as long")
     print(
         f"densitune's best, retrained, minus plain's: {statistics.fmean(differences):+.4f} ± "
@@ -61,9 +65,30 @@ def main() -> None:
             "seconds": {"densitune": seconds, "plain": plain_seconds},
             "best": {"densitune": ours, "plain": theirs},
             "retrained": {"densitune": ours_again, "plain": theirs_again},
+            "outside training": outside,
             "difference": statistics.fmean(differences), "standard error": error,
         }  # fmt: skip
         arguments.json.write_text(json.dumps(report, indent=1, default=str) + "\n")
+
+
+OUTSIDE = text("""
+    WITH ended AS (
+        SELECT worker_id, started_at, finished_at,
+               (SELECT max(seconds) FROM densitune.measurements WHERE job_id = jobs.id) AS trained,
+               lead(started_at) OVER (PARTITION BY worker_id ORDER BY started_at) AS next
+        FROM densitune.jobs AS jobs
+        WHERE study_id = (SELECT id FROM densitune.studies WHERE name = :name)
+    )
+    SELECT 1 - sum(trained) / sum(extract(epoch FROM coalesce(next, finished_at) - started_at))
+    FROM ended
+""")
+"""The share of the workers' time, from their first job's claim to their last one's end, that their
+jobs' steps and measurements did not take: claims, records, building networks, waiting for jobs."""
+
+
+def _outside_training(home: Path, name: str) -> float:
+    with database.connect(server.embedded_url(home)).connect() as connection:
+        return float(connection.scalar(OUTSIDE, {"name": name}) or 0.0)
 
 
 def _densitune(path: Path, given: StudyConfig, home: Path) -> tuple[float, Densities]:

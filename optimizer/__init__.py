@@ -5,7 +5,9 @@ sections     the sections of the configuration, one model each
 config       a study's YAML file, validated
 problems     what is wrong with a file, in one line
 design       the trials that need no sampler: identity, published densities, Sobol', grid
-study        the Optuna study: samplers, ask and tell
+study        the Optuna study: ask and tell
+samplers     which of Optuna's samplers proposes, and what it sees
+rungs        what a trial has to reach at a rung
 proposer     the role that keeps the job queue filled and Optuna's tables in step with the ledger
 results      trials as paired differences against identity
 cautions     signs that differences mean little

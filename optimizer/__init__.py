@@ -29,6 +29,12 @@ environment  home folder and storage
 display      what is shown on a terminal
 confirmation_table
              the table of a confirmation
+report       all that a study found as one HTML file
+report_page, report_axes
+             its page, and what its figures have in common
+report_search, report_model, report_response
+             the search in the report: the response that a model expects, in figures
+report_arms  densities, confirmation and calibration in the report
 run_commands, study_commands
              what the commands do; here all parts meet
 options      what several commands take

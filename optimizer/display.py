@@ -172,8 +172,9 @@ def study_table(overview: Sequence[StudyOverview]) -> Table:
     """Return the list of studies."""
     table = Table()
     table.add_column("study", overflow="fold")
-    for heading in ("state", "phase", "complete", "cut", "failed", "workers", "created (UTC)"):
+    for heading in ("state", "phase", "complete", "cut", "failed", "workers"):
         table.add_column(heading, overflow="fold")
+    table.add_column("created (UTC)", min_width=10)
     for study in overview:
         table.add_row(
             study.name,

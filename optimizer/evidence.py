@@ -96,7 +96,7 @@ def judge(
     samples = [_Sample.of(list(by_seed.values())) for by_seed in differences]
     outcomes = [_outcome(sample, plan) for sample in samples]
     return Finding(
-        verdict=_verdict(outcomes[0], outcomes[-1], last=len(to_identity) == plan.seeds),
+        verdict=_verdict(outcomes[0], outcomes[-1]),
         to_identity=_interval(samples[0]),
         to_control=None if to_control is None else _interval(samples[1]),
         seeds_to_settle=_seeds_to_settle(samples, outcomes, plan),
@@ -153,6 +153,8 @@ def _outcome(sample: _Sample, plan: Plan) -> Outcome:
         return "above"
     if max(1 - above, least) <= share:
         return "below"
+    if sample.size == plan.seeds:
+        return "futile"
     done = sample.size / plan.seeds
     # With z the normal quantile of the p-value, the score at the end is normal with mean
     # z / sqrt(done) and variance 1 - done, if the effect is what it seems to be now.
@@ -160,15 +162,15 @@ def _outcome(sample: _Sample, plan: Plan) -> Outcome:
     return "futile" if -ndtri(above) / math.sqrt(done) < needed else "open"
 
 
-def _verdict(identity: Outcome, control: Outcome, *, last: bool) -> Verdict | None:
+def _verdict(identity: Outcome, control: Outcome) -> Verdict | None:
     """Return the verdict; None as long as another batch can change it."""
     if identity == "below":
         return "worse"
     if identity == control == "above":
         return "better"
     if identity == "above":
-        return None if control == "open" and not last else "scale_only"
-    return None if identity == "open" and not last else "no_evidence"
+        return None if control == "open" else "scale_only"
+    return None if identity == "open" else "no_evidence"
 
 
 def _interval(sample: _Sample) -> Interval:

@@ -123,12 +123,10 @@ def export(
 ) -> tuple[Path, Preset]:
     """Write the preset of a trial, or else of the study's winner; return its path and contents.
 
-    The winner is the best finalist that is `better`, else the one with the largest difference;
-    without finalists, the trial with the largest difference in the search. UsageError if there is
-    no such result yet, or the folder cannot be written; EvidenceError, with nothing written, if
-    the verdict has to be `better` and is not.
+    UsageError if there is no such result yet, or the folder cannot be written; EvidenceError, with
+    nothing written, if the verdict has to be `better` and is not.
     """
-    preset = compose(snapshot, _chosen(snapshot, trial))
+    preset = compose(snapshot, chosen(snapshot, trial))
     if require_better and preset.evidence.verdict != "better":
         raise EvidenceError(
             f"study {preset.name}: trial {preset.provenance.trial} is {preset.evidence.verdict} "
@@ -137,19 +135,25 @@ def export(
     return write(preset, folder), preset
 
 
-def _chosen(snapshot: Snapshot, trial: int | None) -> TrialResult:
+def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
+    """Return the trial that is handed over: the one asked for, or the study's winner.
+
+    The winner is the best finalist that is `better`, else the one with the largest difference;
+    without finalists, the trial with the largest difference in the search. UsageError if there is
+    no such result yet.
+    """
     if trial is None and snapshot.winner is not None:
         trial = snapshot.winner.trial
-    chosen = snapshot.best
+    found = snapshot.best
     if trial is not None:
-        chosen = next((result for result in snapshot.results if result.number == trial), None)
-    if chosen is None:
+        found = next((result for result in snapshot.results if result.number == trial), None)
+    if found is None:
         which = "no trial" if trial is None else f"no result of trial {trial}"
         raise UsageError(
             f"study {snapshot.study.name} has {which} to export yet; "
             f"look at: densitune status {snapshot.study.name}"
         )
-    return chosen
+    return found
 
 
 def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation:

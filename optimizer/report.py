@@ -22,10 +22,10 @@ UNCONFIRMED = (
     "of the initial weights. Nothing here was tested on fresh seeds."
 )
 ARMS = (
-    "Every pale point is one seed, trained with both arms; a dark bar is the 95 % interval of the "
-    "mean. The scale control is a standard convolution whose initial weights are multiplied by the "
-    "RMS of phi. The compensated arm has the density and starts at identity's scale; it informs "
-    "and has no part in the verdict."
+    "Every blue point is one seed, trained with both arms; the larger point is their mean, a bar "
+    "its 95 % interval. The scale control is a standard convolution whose initial weights are "
+    "multiplied by the RMS of phi. The compensated arm has the density and starts at identity's "
+    "scale; it informs and has no part in the verdict."
 )
 
 

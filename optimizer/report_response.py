@@ -169,6 +169,9 @@ def _tiles(x: Axis, y: Axis, model: Model, shown: tuple[float, float]) -> list[E
 
 
 def _sign(value: float) -> str:
+    """Return the class that colours a difference; zero, as identity's own, is no side."""
+    if value == 0:
+        return "mean"
     return "up" if value > 0 else "down"
 
 
@@ -191,7 +194,7 @@ def _trial(mark: Mark, x: float, y: Axis) -> Element:
     return _shown(
         mark,
         tag("line", class_="bar", x1=x, x2=x, **ends),
-        tag("circle", class_="up" if mark.value > 0 else "down", cx=x, cy=here, r=4),
+        tag("circle", class_=_sign(mark.value), cx=x, cy=here, r=4),
     )
 
 

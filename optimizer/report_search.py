@@ -106,7 +106,7 @@ def _legend(snapshot: Snapshot, model: Model | None) -> str:
     lines = ["Blue is above identity, red below; dashes are the box that was searched."]
     if _paired(snapshot):
         low, high = limits(_marks(snapshot))
-        lines.append(f"The strongest red is {low:+.3f}, the strongest blue {high:+.3f}.")
+        lines.append(f"The colours reach from {low:+.3f} over 0 to {high:+.3f}.")
     else:
         lines.append("Bars are standard errors; a triangle at the bottom lies below the figure.")
     if any(trial.state in ("pruned", "failed") for trial in snapshot.trials):

@@ -244,7 +244,7 @@ class Confirm(Section):
     """How many densities are confirmed, at most."""
     seeds: Annotated[int, Field(ge=2, le=1000)] = 24
     """With how many fresh seeds each arm is trained, at most."""
-    batch: Annotated[int, Field(ge=2, le=1000)] = 8
+    batch: Annotated[int, Field(ge=2, le=1000)] = 6
     """Seeds between two looks at the evidence; an arm that is judged gets no more."""
     budget: PositiveInt | None = None
     """Epochs; null is twice training.budget."""

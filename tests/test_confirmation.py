@@ -12,7 +12,7 @@ from simulated import create, go_on, noise, run, small, train
 from sqlalchemy import Engine, text
 from synthetic import configured
 
-from optimizer import confirmation
+from optimizer import confirmation, exports, study
 from optimizer.proposer import Proposer
 from optimizer.snapshot import Snapshot
 from storage import jobs, roster, studies
@@ -161,7 +161,11 @@ def test_what_is_judged_gets_no_more_seeds_and_identity_goes_on(database: Engine
 
 
 def outcome(now: Snapshot) -> tuple[Any, ...]:
+    """All that a study comes to: ledger, verdicts, and its preset but for the time."""
+    preset = exports.compose(now, exports.chosen(now))
+    provenance = preset.provenance.model_copy(update={"exported_at": ""})
     return (
+        preset.model_copy(update={"provenance": provenance}).text(),
         now.study.state,
         now.study.lr,
         now.study.verdicts,
@@ -174,12 +178,18 @@ def outcome(now: Snapshot) -> tuple[Any, ...]:
 
 
 def test_verdicts_and_ledger_do_not_depend_on_who_finishes_first(database: Engine) -> None:
-    found = [
-        outcome(run(database, small(name=name, training={"lr": "auto"}), split, workers=workers))
-        for name, workers in (("alone", 1), ("three", 3), ("many", 17))
-    ]
+    found = []
+    for workers in (1, 3, 17):
+        now = run(database, small(training={"lr": "auto"}), split, workers=workers)
+        found.append(outcome(now))
+        assert now.verdicts
+        delete(database, now)
     assert found[0] == found[1] == found[2]
-    assert found[0][2]
+
+
+def delete(engine: Engine, now: Snapshot) -> None:
+    study.delete(engine, now.study.name)
+    studies.delete(engine, now.study.id)
 
 
 class KilledError(Exception):
@@ -190,14 +200,16 @@ def test_a_proposer_that_dies_at_every_step_changes_nothing(
     database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step is first killed just before its commit, then done by another proposer."""
-    undisturbed = outcome(run(database, small(name="calm", training={"lr": "auto"}), split))
-    given = small(name="killed", training={"lr": "auto"})
+    given = small(training={"lr": "auto"})
+    calm = run(database, given, split)
+    undisturbed = outcome(calm)
+    delete(database, calm)
     study_id = create(database, given)
     worker = roster.register(database, study_id, "host", 1, "CPU", {})
     deaths = []
 
     def killed(*_: Any) -> None:
-        at = studies.find(database, "killed")
+        at = studies.find(database, given.name)
         deaths.append(at and at.phase)
         raise KilledError
 

@@ -325,8 +325,8 @@ def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) ->
     for words in ("[0.6333, 1.857]", "trial 6: better", "trial 9: scale_only", "compensated"):
         assert words in shown[0]
     assert shown[0].count("scale control") == 2
-    assert "[+0.450, +0.550]" in shown[3]
-    assert "[+0.350, +0.450]" in shown[4]
+    assert "[+0.440, +0.540]" in shown[3]
+    assert "[+0.340, +0.440]" in shown[4]
     words = flat(text)
     assert "[0.6333, 1.857] is better: better than identity and than its scale control." in words
     assert "[0.9333, 2.286] is scale_only: NOT a reason for a density" in words

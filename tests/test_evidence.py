@@ -156,6 +156,12 @@ def test_fewer_seeds_than_signs_can_carry_decide_nothing(sign: float) -> None:
     assert verdict(twelve, twelve) == ("better" if sign > 0 else "worse")
 
 
+def test_a_plan_too_small_for_any_proof_still_ends() -> None:
+    alike = {seed: 5 + 1e-9 * seed for seed in range(4)}
+    finding = judge(alike, alike, Plan(seeds=4, batch=2, finalists=3))
+    assert finding.verdict == "no_evidence"
+
+
 def test_arms_that_are_the_same_differ_in_nothing() -> None:
     finding = judge(dict.fromkeys(range(6), 0.0), dict.fromkeys(range(6), 0.0), PLAN)
     assert finding.verdict == "no_evidence"

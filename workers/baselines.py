@@ -21,7 +21,7 @@ IMAGES = 50_000
 PATCHES = 1_024
 """Training patches of the filter at most: a million pixels for the usual side of 40, and the
 filter has 81 weights at most."""
-PENALTIES = 10.0 ** np.arange(-5, 0.5, 0.5)
+PENALTIES = 10.0 ** np.arange(-5, 1)
 """Ridge penalties that are tried, as shares of the largest eigenvalue: from next to none to one
 that leaves only what most pixels have in common."""
 _SAMPLE_SEED = 20_250_530

@@ -70,7 +70,11 @@ class Classification:
         self._size = images.shape[-1]
         # An eighth of the side: the usual 4 pixels for 32 x 32.
         self._margin = self._size // 8
-        self._padded = F.pad(images, (self._margin,) * 4)
+        padded = F.pad(images, (self._margin,) * 4)
+        self._side = padded.shape[-1]
+        # One row a pixel: a crop is one selection of rows, and networks are faster with the
+        # channels last.
+        self._pixels = padded.movedim(1, -1).reshape(-1, images.shape[1])
         self._labels = torch.tensor(bank.train_labels, device=device)
         self._validation = torch.tensor(bank.validation, device=device)
         self._validation_labels = torch.tensor(bank.validation_labels, device=device)
@@ -93,7 +97,9 @@ class Classification:
         pixels = torch.arange(self._size, device=device)
         rows = pixels + shifts[0]
         columns = torch.where(flips.bool(), pixels.flip(0), pixels) + shifts[1]
-        crops = self._padded[chosen[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+        lines = chosen[:, None] * self._side + rows
+        places = lines[:, :, None] * self._side + columns[:, None, :]
+        crops = self._pixels.index_select(0, places.flatten()).view(*places.shape, -1)
         return self._normalised(crops.movedim(-1, 1)), self._labels[chosen]
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
@@ -123,7 +129,7 @@ class Classification:
         return 100.0 * (self._validation_labels == commonest).double().mean().item()
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return (images.float() / 255 - self._mean) / self._std
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
 
 
 def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ def bars(
     so far reached there with that seed. Failed trials do not count: what they reached may still
     change.
     """
-    if config.search.keep == 1:
+    if config.search.keep == 1 or not config.search.rungs:
         return {}
     barred = config.rungs if len(config.seeds) > 1 else config.search.rungs
     counted = {trial.number for trial in told if trial.state in ("complete", "pruned")}

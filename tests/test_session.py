@@ -49,7 +49,7 @@ def test_a_study_from_before_a_key_existed_is_the_one_with_its_default(database:
 def test_another_config_under_the_same_name_is_refused(database: Engine) -> None:
     create(database, configured())
     for change, words in (
-        ({"search": {"keep": 0.5}}, "search.keep: 0.4 -> 0.5"),
+        ({"search": {"keep": 0.5}}, "search.keep: 0.25 -> 0.5"),
         ({"training": {"precision": "full"}}, "training.precision: auto -> full"),
     ):
         with pytest.raises(UsageError) as caught:

@@ -19,15 +19,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import plain
 import ratios
 import torch
 from cases import FAMILIES, SIGMA, Case
+from plain_training import Problem
 
 from workers import capture, devices, packing
 from workers.member import Member
 from workers.recipe import Job
 
+LOADER_WORKERS = (0, 1, 2)
+"""Processes of plain.py's DataLoader: each number is tried before a case, the fastest is kept."""
 Step = Callable[[], int]
 """Does some training and returns how many job-steps that was."""
 
@@ -41,7 +43,8 @@ class Crew:
         for _ in range(size):
             ours, theirs = context.Pipe()
             arguments = (theirs, make, device)
-            context.Process(target=_serve, args=arguments, daemon=True).start()
+            # Not a daemon: plain.py's loader has processes of its own.
+            context.Process(target=_serve, args=arguments).start()
             self._ends.append(ours)
 
     def load(self, case: Case) -> None:
@@ -82,9 +85,17 @@ def _serve(end: "Connection[Any, Any]", make: Any, name: str) -> None:
 
 
 def plain_step(case: Case, device: torch.device) -> Step:
-    """Return plain.py's training loop, one batch at a time."""
+    """Return plain.py's training loop, one batch at a time, with the number of loader processes
+    that is fastest here."""
+    found = [_plain_loop(case, device, workers) for workers in LOADER_WORKERS]
+    rates = [_rate(step, seconds=2.0) for step in found]
+    return found[rates.index(max(rates))]
+
+
+def _plain_loop(case: Case, device: torch.device, loader_workers: int) -> Step:
     sigma = None if case.classifies else SIGMA
-    problem = plain.Problem(case.bank(), case.recipe(device), sigma, device=device)
+    recipe = case.recipe(device)
+    problem = Problem(case.bank(), recipe, sigma, loader_workers=loader_workers, device=device)
     network = problem._network(case.densities, seed=0)
     training = problem._steps(network, seed=0, total=packing.MOST_STEPS)
 
@@ -93,6 +104,15 @@ def plain_step(case: Case, device: torch.device) -> Step:
         return 1
 
     return step
+
+
+def _rate(step: Step, seconds: float) -> float:
+    """Return the job-steps per second of the second of two runs."""
+    for _ in range(2):
+        started, steps = time.perf_counter(), 0
+        while time.perf_counter() - started < seconds:
+            steps += step()
+    return steps / (time.perf_counter() - started)
 
 
 def densitune_step(case: Case, device: torch.device) -> Step:

@@ -165,7 +165,7 @@ def _cut_line(snapshot: Snapshot) -> list[str]:
     """Return how many trials the table leaves out because they were cut; nothing if none was."""
     cut = snapshot.counts["pruned"]
     were = "1 trial was" if cut == 1 else f"{cut} trials were"
-    return [f"{were} cut at a rung and not trained to the end."] if cut else []
+    return [f"{were} cut: not trained to the end with all seeds."] if cut else []
 
 
 def study_table(overview: Sequence[StudyOverview]) -> Table:

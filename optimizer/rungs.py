@@ -22,11 +22,14 @@ def bars(
 ) -> dict[int, float]:
     """Return {rung: least value of the first seed with which a trial goes on}.
 
-    It is the (1 - search.keep)-quantile, linearly interpolated, of what the trials told so far
-    reached there with that seed. Failed trials do not count: what they reached may still change.
+    With several seeds the budget is a rung too: to go on from there is to be trained with the
+    others. A bar is the (1 - search.keep)-quantile, linearly interpolated, of what the trials told
+    so far reached there with that seed. Failed trials do not count: what they reached may still
+    change.
     """
-    if config.search.keep == 1:
+    if config.search.keep == 1 or not config.search.rungs:
         return {}
+    barred = config.rungs if len(config.seeds) > 1 else config.search.rungs
     counted = {trial.number for trial in told if trial.state in ("complete", "pruned")}
     reached: dict[int, list[float]] = {}
     for row in rows:
@@ -34,6 +37,6 @@ def bars(
             reached.setdefault(row.rung, []).append(row.value)
     return {
         rung: float(np.quantile(reached[rung], 1 - config.search.keep))
-        for rung in config.search.rungs
+        for rung in barred
         if len(reached.get(rung, ())) >= LEAST
     }

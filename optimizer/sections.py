@@ -229,8 +229,8 @@ class Search(Section):
     """How many times each density is trained; every density with the same seeds."""
     rungs: tuple[PositiveInt, ...] = ()
     """Epochs, below the budget, after which a measurement is taken as well."""
-    keep: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.4
-    """Share of the trials that goes on at each rung; 1 cuts nothing."""
+    keep: Annotated[FiniteFloat, Field(gt=0, le=1)] = 0.25
+    """Share of the trials that goes on at each rung, and to further seeds; 1 cuts nothing."""
     in_flight: Annotated[int, Field(ge=1, le=1024)] = 8
     """How many trials are open at once; it bounds the number of busy workers."""
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0

@@ -4,7 +4,7 @@ import importlib
 import itertools
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,15 +41,16 @@ def images(count: int, size: int, channels: int) -> np.ndarray:
     slopes = np.random.default_rng(count).integers(-30, 30, (count, channels, 1, 1))
     levels = np.random.default_rng(size).integers(80, 170, (count, channels, 1, 1))
     pixels: np.ndarray = levels + slopes * (ramp[:, None] + ramp) / 2
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    clipped: np.ndarray = np.clip(pixels, 0, 255).astype(np.uint8)
+    return clipped
 
 
-def recipe(family: Any, channels: int, batch_size: int = IMAGES, **changes: Any) -> Recipe:
-    proxy = Proxy(family, 4, 8 if family == "resnet" else 3, (3,), channels, None)
-    if family in ("vgg", "resnet"):
-        proxy = Proxy(family, 4, proxy.depth, (3,), channels, 3)
-    return Recipe(**{"proxy": proxy, "init": "library", "batch_size": batch_size, "lr": 0.02,
-                     "rungs": (4,)} | changes)  # fmt: skip
+def recipe(
+    family: Any, channels: int, *, batch_size: int = IMAGES, init: Any = "library"
+) -> Recipe:
+    depth, kinds = 8 if family == "resnet" else 3, 3 if family in ("vgg", "resnet") else None
+    proxy = Proxy(family, 4, depth, (3,), channels, kinds)
+    return Recipe(proxy, init, batch_size, lr=0.02, rungs=(4,))
 
 
 def classes() -> Arrays:
@@ -89,7 +90,7 @@ def judged(data: Any, train: Callable[[], object], monkeypatch: pytest.MonkeyPat
 
 
 def of_densitune(
-    task: Any, how: Recipe, densities: dict[int, Sequence[float]], patch: pytest.MonkeyPatch
+    task: Any, how: Recipe, densities: Mapping[int, Sequence[float]], patch: pytest.MonkeyPatch
 ) -> tuple[float, torch.Tensor]:
     """Train with densitune; return the value and the outputs."""
     values: list[float] = []
@@ -97,10 +98,13 @@ def of_densitune(
     def keep(_: int, measurement: Measurement) -> None:
         values.append(measurement.score.value)
 
+    def fail(_: int, error: Exception) -> None:
+        raise error
+
     job = Job(densities, 5, how.rungs[-1])
     outputs = judged(
         task,
-        lambda: training.train(task, how, [job], CPU, on_rung=keep, on_failure=pytest.fail),
+        lambda: training.train(task, how, [job], CPU, on_rung=keep, on_failure=fail),
         patch,
     )
     return values[-1], outputs
@@ -163,7 +167,7 @@ def test_patches_come_in_all_eight_symmetries(plain: ModuleType) -> None:
         for turns, flip in itertools.product(range(4), (1, -1))
     }
     torch.manual_seed(0)
-    drawn = {items[0][0].contiguous().numpy().tobytes() for _ in range(200)}
+    drawn = {items[0].contiguous().numpy().tobytes() for _ in range(200)}
     assert drawn == symmetries
 
 
@@ -171,7 +175,7 @@ def test_training_noise_has_the_tasks_sigma(plain: ModuleType) -> None:
     problem = plain.Problem(photographs(), recipe("dncnn", 1), 25.0, device=CPU)
     patches = torch.full((50, 1, 40, 40), 100, dtype=torch.uint8)
     torch.manual_seed(0)
-    noisy, clean = problem.data.pair(patches, torch.zeros(50))
+    noisy, clean = problem.data.pair(patches)
     assert torch.equal(clean, torch.full_like(clean, 100 / 255))
     assert (noisy - clean).std().item() == pytest.approx(25 / 255, rel=0.02)
     assert (noisy - clean).mean().item() == pytest.approx(0, abs=0.002)
@@ -195,9 +199,9 @@ def test_steps_are_those_of_densitune(
     problem = plain.Problem(photographs(), how, 25.0, device=CPU)
     pair, sizes = problem.data.pair, []
 
-    def seen(images: torch.Tensor, labels: torch.Tensor) -> Any:
-        sizes.append(len(images))
-        return pair(images, labels)
+    def seen(patches: torch.Tensor) -> Any:
+        sizes.append(len(patches))
+        return pair(patches)
 
     monkeypatch.setattr(problem.data, "pair", seen)
     assert problem.train({3: (1.0,)}, 0).steps == steps
@@ -214,10 +218,10 @@ def test_only_steps_after_the_warm_up_are_clocked(
     taken = 0
     pair = problem.data.pair
 
-    def counted(*batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def counted(batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal taken
         taken += 1
-        pairs: tuple[torch.Tensor, torch.Tensor] = pair(*batch)
+        pairs: tuple[torch.Tensor, torch.Tensor] = pair(batch)
         return pairs
 
     monkeypatch.setattr(problem.data, "pair", counted)

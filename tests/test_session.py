@@ -65,7 +65,7 @@ def test_a_study_begins_with_a_calibration_unless_its_learning_rate_is_given(
 def test_another_config_under_the_same_name_is_refused(database: Engine) -> None:
     create(database, configured())
     for change, words in (
-        ({"search": {"keep": 0.5}}, "search.keep: 0.4 -> 0.5"),
+        ({"search": {"keep": 0.5}}, "search.keep: 0.25 -> 0.5"),
         ({"training": {"precision": "full"}}, "training.precision: auto -> full"),
     ):
         with pytest.raises(UsageError) as caught:

@@ -84,7 +84,7 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify: (N, in_channels, H, W) to (N, classes)."""
-        x = F.relu(self.stem(images))
+        x = F.relu(self.stem(images), inplace=True)
         for stage in self.stages:
             x = stage(x)
         logits: Tensor = self.head(x.mean((2, 3)))
@@ -99,7 +99,7 @@ class _BasicBlock(nn.Module):
         self.residual = nn.Sequential(
             _conv(before, after, kernel_size, stride),
             nn.BatchNorm2d(after),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             _conv(after, after, kernel_size),
             nn.BatchNorm2d(after),
         )
@@ -108,11 +108,13 @@ class _BasicBlock(nn.Module):
             self.shortcut.extend([_conv(before, after, 1, stride), nn.BatchNorm2d(after)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.shortcut(x) + self.residual(x))
+        return F.relu(self.shortcut(x) + self.residual(x), inplace=True)
 
 
 def _vgg_layer(before: int, after: int, kernel_size: int) -> nn.Sequential:
-    return nn.Sequential(_conv(before, after, kernel_size), nn.BatchNorm2d(after), nn.ReLU())
+    return nn.Sequential(
+        _conv(before, after, kernel_size), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    )
 
 
 def _conv(before: int, after: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:

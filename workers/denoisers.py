@@ -36,7 +36,7 @@ class DnCNN(nn.Module):
             if inner:
                 self.layers.append(nn.BatchNorm2d(after))
             if index < depth - 1:
-                self.layers.append(nn.ReLU())
+                self.layers.append(nn.ReLU(inplace=True))
 
     def forward(self, noisy: Tensor) -> Tensor:
         """Denoise: (N, channels, H, W) to the same shape."""
@@ -128,9 +128,17 @@ class NAFBlock(nn.Module):
         """Mix: (N, C, H, W) to the same shape."""
         gated = simple_gate(self.depthwise(self.widen(self.norm1(x))))
         attended = gated * self.attention(gated.mean((2, 3), keepdim=True))
-        x = x + self.beta * self.project(attended)
-        mixed: Tensor = self.reduce(simple_gate(self.expand(self.norm2(x))))
-        return x + self.gamma * mixed
+        x = x + _scaled(self.project, self.beta, attended)
+        return x + _scaled(self.reduce, self.gamma, simple_gate(self.expand(self.norm2(x))))
+
+
+def _scaled(conv: nn.Conv2d, scale: Tensor, x: Tensor) -> Tensor:
+    """Return scale * conv(x) for a 1x1 convolution and a factor per channel (1, C, 1, 1).
+
+    The factor goes into the weights: they are small, and x is not.
+    """
+    assert conv.bias is not None
+    return F.conv2d(x, conv.weight * scale.view(-1, 1, 1, 1), conv.bias * scale.flatten())
 
 
 class LayerNorm2d(nn.LayerNorm):

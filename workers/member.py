@@ -103,9 +103,9 @@ class Member:
         return Measurement(epoch, score, self.seconds, self._ending(epoch, score.value))
 
     def _ending(self, epoch: int, score: float) -> Literal["done", "cut"] | None:
-        if epoch == self._job.budget:
-            return "done"
-        return "cut" if score < self._job.bars.get(epoch, -math.inf) else None
+        if score < self._job.bars.get(epoch, -math.inf):
+            return "cut"
+        return "done" if epoch == self._job.budget else None
 
     def _begin_epoch(self) -> None:
         """Draw the order of the next epoch's images, on the CPU as all devices share it."""

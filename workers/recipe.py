@@ -61,7 +61,7 @@ class Measurement:
     seconds: float
     """The job's share of the time that training has taken so far."""
     ending: Literal["done", "cut"] | None
-    """Whether the job ends here: its budget is used up, or the score is below its bar."""
+    """Whether the job ends here: the score is below its bar, or its budget is used up."""
 
 
 def steps_per_epoch(task: Task, recipe: Recipe) -> int:

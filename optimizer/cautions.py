@@ -4,7 +4,9 @@ Neither sign proves anything, and their absence proves nothing either; docs/meth
 in which both showed.
 """
 
-from optimizer import results
+from collections.abc import Mapping
+
+from optimizer import health, rates, results
 from optimizer.config import StudyConfig
 from optimizer.results import TrialResult
 
@@ -12,17 +14,30 @@ EDGE = 0.02
 """Share of the search box's width within which a value counts as lying on its edge."""
 
 
-def cautions(config: StudyConfig, found: list[TrialResult], floor: float) -> list[str]:
-    """Return one line for each sign; none without results."""
+def cautions(
+    config: StudyConfig,
+    found: list[TrialResult],
+    floors: Mapping[str, float],
+    calibration: Mapping[float, float],
+) -> list[str]:
+    """Return one line for each sign; none without results.
+
+    floors: the metric of what needs no deep network, by name. calibration: identity's score by
+    learning rate, empty where the rate was given.
+    """
     if not found:
         return []
     identity, best = found[0], results.ranked(found)[0]
     lines = []
-    if identity.mean <= floor:
+    complaint = health.complaint(config, floors, identity.mean)
+    if complaint is not None:
+        lines.append(complaint)
+    grid = rates.grid(config.proxy.family, config.training.batch_size)
+    best_rate = max(calibration, key=lambda rate: calibration[rate], default=None)
+    if best_rate in (grid[0], grid[-1]):
         lines.append(
-            f"Identity ({identity.mean:.3f} {config.unit}) is not above the {config.floor_name} "
-            f"({floor:.3f} {config.unit}): the proxy has not learnt its task, and differences to "
-            f"it mean little. Train longer or with another learning rate."
+            f"Identity's best learning rate {best_rate:g} lies at the edge of the grid "
+            f"[{grid[0]:g}, {grid[-1]:g}]: the best one may lie beyond it. Give training.lr."
         )
     if best.role == "candidate" and _on_edge(config, best):
         lines.append(

@@ -1,7 +1,7 @@
 """The command line: what commands there are, and how errors end them.
 
 Exit codes: 0 done, 1 the study cannot go on, 2 bad usage or config, 3 storage unreachable,
-130 interrupted.
+4 evidence required but absent, 130 interrupted.
 """
 
 import signal
@@ -11,7 +11,7 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from optimizer import run_commands, study_commands
-from optimizer.errors import StudyFailedError, UsageError
+from optimizer.errors import EvidenceError, StudyFailedError, UsageError
 from storage.errors import StorageError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command()(study_commands.status)
 app.command()(study_commands.stop)
 app.command()(study_commands.delete)
 app.command()(study_commands.export)
+app.command()(study_commands.report)
 app.command()(study_commands.verify)
 app.command()(study_commands.dashboard)
 
@@ -37,7 +38,7 @@ def main() -> None:
     """Run the command line; errors of our own end it with one line and their exit code."""
     try:
         app()
-    except (UsageError, StudyFailedError, StorageError) as error:
+    except (UsageError, StudyFailedError, EvidenceError, StorageError) as error:
         code, message = error.exit_code, str(error)
     except DBAPIError as error:
         code, message = StorageError.exit_code, f"PostgreSQL: {str(error.orig).splitlines()[0]}"

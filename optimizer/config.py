@@ -15,8 +15,10 @@ from pydantic import ValidationError, field_validator, model_validator
 from optimizer import density, design, problems
 from optimizer.density import Densities
 from optimizer.errors import UsageError
-from optimizer.sections import DATA_BY_TAG, Box, Data, Proxy, Search, Section, Training
+from optimizer.sections import DATA_BY_TAG, Box, Confirm, Data, Proxy, Search, Section, Training
 
+FRESH = 1_000_000_000
+"""The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
 TASKS = ("cifar100", "div2k", "photos", "folder")
 # The sections as the locations of pydantic's errors name them.
 _SECTIONS: dict[str, type[Section]] = {
@@ -24,6 +26,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "density": Box,
     "training": Training,
     "search": Search,
+    "confirm": Confirm,
     **DATA_BY_TAG,
 }
 
@@ -39,6 +42,7 @@ class StudyConfig(Section):
     init: Literal["library", "compensated"] = "library"
     training: Training
     search: Search
+    confirm: Confirm = Confirm()
 
     @model_validator(mode="before")
     @classmethod
@@ -123,9 +127,20 @@ class StudyConfig(Section):
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        """Return the seeds with which every density is trained."""
+        """Return the seeds with which the search trains every density."""
         first = 1000 * self.search.seed
         return tuple(range(first, first + self.search.seeds))
+
+    @property
+    def fresh_seeds(self) -> tuple[int, ...]:
+        """Return the seeds of the confirmation, which no search has seen."""
+        first = FRESH + 1000 * self.search.seed
+        return tuple(range(first, first + self.confirm.seeds))
+
+    @property
+    def confirm_budget(self) -> int:
+        """Return the epochs of the confirmation."""
+        return self.confirm.budget or 2 * self.training.budget
 
     @property
     def metric(self) -> str:

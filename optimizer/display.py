@@ -10,7 +10,8 @@ from rich.text import Text
 from optimizer import results
 from optimizer.density import Densities
 from optimizer.results import TrialResult
-from optimizer.snapshot import Snapshot, precision
+from optimizer.snapshot import PhaseRows, Snapshot, precision
+from optimizer.verdicts import MEANING
 from storage.studies import StudyOverview
 from storage.trials import TrialRow
 
@@ -19,16 +20,49 @@ BEST_SHOWN = 5
 
 def panel(snapshot: Snapshot) -> RenderableType:
     """Return the live view of a study: a few lines that fit any terminal."""
-    progress = Table.grid(padding=(0, 1))
-    progress.add_row(
-        ProgressBar(total=snapshot.counts["asked for"], completed=snapshot.ended, width=24),
-        trial_counts(snapshot),
-    )
+    shown = Table.grid(padding=(0, 1))
+    shown.add_row(_bar(snapshot), progress(snapshot))
     return Group(
         Text(snapshot.study.name, style="bold"),
-        progress,
+        shown,
         Text(best_line(snapshot)),
         Text(worker_line(snapshot)),
+    )
+
+
+def _bar(snapshot: Snapshot) -> ProgressBar:
+    """Return how far the phase is: the search in trials, the others in jobs queued so far."""
+    if snapshot.study.phase in ("search", "decided"):
+        total, completed = snapshot.counts["asked for"], snapshot.ended
+    else:
+        jobs = snapshot.phases[snapshot.study.phase].jobs
+        total, completed = jobs["queued"] or 1, jobs["done"] + jobs["failed"]
+    return ProgressBar(total=total, completed=completed, width=24)
+
+
+def progress(snapshot: Snapshot) -> str:
+    """Return the phase of a study and how far that is."""
+    match snapshot.study.phase:
+        case "calibrate":
+            return f"calibrating the learning rate: {_job_counts(snapshot.calibrate)}"
+        case "confirm":
+            seeds = max((trial.jobs for trial in snapshot.confirm.trials), default=0)
+            most = snapshot.config.confirm.seeds
+            finalists = [t for t in snapshot.confirm.trials if t.role == "finalist"]
+            undecided = sum(trial.state == "running" for trial in finalists)
+            return (
+                f"confirming: {undecided} of {len(finalists)} finalists open, seed {seeds} of at "
+                f"most {most}, {_job_counts(snapshot.confirm)}"
+            )
+        case "search" | "decided":
+            return trial_counts(snapshot)
+
+
+def _job_counts(phase: PhaseRows) -> str:
+    jobs = phase.jobs
+    return (
+        f"{jobs['done']}/{jobs['queued']} jobs done, {jobs['running']} running, "
+        f"{jobs['failed']} failed"
     )
 
 
@@ -42,7 +76,12 @@ def trial_counts(snapshot: Snapshot) -> str:
 
 
 def best_line(snapshot: Snapshot) -> str:
-    """Return the best trial so far, against identity."""
+    """Return the verdict, or the best trial so far against identity."""
+    if snapshot.winner is not None:
+        densities = {int(k): tuple(den) for k, den in snapshot.winner.densities.items()}
+        return (
+            f"verdict: {density_text(densities)} is {snapshot.verdict}, {MEANING[snapshot.verdict]}"
+        )
     best = snapshot.best
     if best is None:
         return "best so far: waiting for identity"
@@ -62,19 +101,19 @@ def worker_line(snapshot: Snapshot) -> str:
     return (
         f"{len(live)} worker{'s' if len(live) != 1 else ''}"
         f", {_rate(snapshot.jobs_per_hour)} jobs/hour"
-        + (f", about {duration(left)} left" if left is not None and left > 0 else "")
+        + (f", about {duration(left)} left of the search" if left is not None and left > 0 else "")
     )
 
 
 def plain_line(snapshot: Snapshot) -> str:
     """Return the panel as one line, for logs."""
-    return f"{trial_counts(snapshot)}; {best_line(snapshot)}; {worker_line(snapshot)}"
+    return f"{progress(snapshot)}; {best_line(snapshot)}; {worker_line(snapshot)}"
 
 
 def final_table(snapshot: Snapshot) -> Table:
     """Return identity, the published densities and the best five, with paired differences.
 
-    What the metric is without any training stands above them, signs of caution below.
+    What the metric is without a deep network stands above them, signs of caution below.
     """
     config = snapshot.config
     seeds = len(config.seeds)
@@ -84,7 +123,7 @@ def final_table(snapshot: Snapshot) -> Table:
         else "One seed says nothing about the spread."
     )
     table = Table(
-        title=f"{snapshot.study.name}: {config.metric} on validation data, unconfirmed",
+        title=f"{snapshot.study.name}: {config.metric} on validation data, search, unconfirmed",
         caption="\n".join(
             [
                 f"{spread} The best of many noisy results looks better than it is.",
@@ -103,8 +142,8 @@ def final_table(snapshot: Snapshot) -> Table:
     known = sorted(
         (result for result in ranked if result.role != "candidate"), key=lambda r: r.number
     )
-    if known:
-        table.add_row("no network", config.floor_name, f"{snapshot.floor:.3f}", "")
+    for name, floor in snapshot.floors.items() if known else ():
+        table.add_row("no network", name, f"{floor:.3f}", "")
     _add_rows(table, known)
     table.add_section()
     _add_rows(table, ranked[:BEST_SHOWN], rank=True)
@@ -133,12 +172,14 @@ def study_table(overview: Sequence[StudyOverview]) -> Table:
     """Return the list of studies."""
     table = Table()
     table.add_column("study", overflow="fold")
-    for heading in ("state", "complete", "cut", "failed", "workers", "created (UTC)"):
+    for heading in ("state", "phase", "complete", "cut", "failed", "workers"):
         table.add_column(heading, overflow="fold")
+    table.add_column("created (UTC)", min_width=10)
     for study in overview:
         table.add_row(
             study.name,
             study.state,
+            study.phase,
             str(study.complete),
             str(study.pruned),
             str(study.failed),
@@ -152,8 +193,15 @@ def status(snapshot: Snapshot) -> RenderableType:
     """Return what `status` shows: state, progress, workers and the table."""
     study = snapshot.study
     lines = [
-        Text(f"{study.name}: {study.state}" + (f" ({study.failure})" if study.failure else "")),
-        Text(f"budget {snapshot.config.training.budget} epochs, {precision(study)} precision"),
+        Text(
+            f"{study.name}: {study.state}, phase {study.phase}"
+            + (f" ({study.failure})" if study.failure else "")
+        ),
+        Text(
+            f"budget {snapshot.config.training.budget} epochs, {precision(study)} precision, "
+            f"{_learning_rate(snapshot)}"
+        ),
+        *([Text(progress(snapshot))] if study.phase in ("calibrate", "confirm") else []),
         Text(trial_counts(snapshot)),
         Text(best_line(snapshot)),
         Text(worker_line(snapshot)),
@@ -167,10 +215,23 @@ def status(snapshot: Snapshot) -> RenderableType:
     ]
     lines += [
         Text(f"  {_name(trial)} failed: {trial.reason}", style="yellow")
-        for trial in snapshot.trials
+        for phase in snapshot.phases.values()
+        for trial in phase.trials
         if trial.state == "failed"
     ]
     return Group(*lines, final_table(snapshot)) if snapshot.results else Group(*lines)
+
+
+def _learning_rate(snapshot: Snapshot) -> str:
+    """Return the learning rate and, where it was calibrated, what identity reached with others."""
+    lr = snapshot.lr
+    if lr is None:
+        calibrates = snapshot.study.phase == "calibrate"
+        return "learning rate not yet calibrated" if calibrates else "the family's learning rate"
+    found = ", ".join(
+        f"{rate:g}: {score:.3f}" for rate, score in sorted(snapshot.calibration.items())
+    )
+    return f"learning rate {lr:g}" + (f" (identity at {found})" if found else "")
 
 
 def density_text(densities: Densities, between: str = "  ") -> str:

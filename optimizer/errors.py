@@ -11,3 +11,9 @@ class StudyFailedError(Exception):
     """A study cannot go on, for reasons that lie in the study itself."""
 
     exit_code = 1
+
+
+class EvidenceError(Exception):
+    """Evidence was required and is not there; nothing has been written."""
+
+    exit_code = 4

@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -48,4 +48,12 @@ LocalWorkers = Annotated[
         help="Local worker processes; 0 only proposes.",
         show_default="one per GPU, else per CPU core",
     ),
+]
+Until = Annotated[
+    Literal["calibrate", "search"] | None,
+    typer.Option(help="Stop after this phase.", show_default="to the verdict"),
+]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Go on although identity is no healthy baseline."),
 ]

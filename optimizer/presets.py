@@ -7,47 +7,22 @@ what is known about them. preset.schema.json, beside this module, is the file's 
 import hashlib
 import json
 import re
-from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
 from optimizer import density, problems
 from optimizer.density import Densities
 from optimizer.errors import UsageError
-from optimizer.results import TrialResult
-from optimizer.snapshot import Snapshot, precision
-from storage.ledger import LedgerRow
-from storage.studies import Study
+from optimizer.verdicts import Comparison, PairedDifference, Part
 
 VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
 CONVENTION = "outermost first; centre 1 implied; phi = outer(alpha, alpha)"
-UNCONFIRMED = (
-    "Chosen by a search on validation data and not confirmed: the best of many noisy results looks "
-    "better than it is, and a density also changes the scale of the initial weights. Compare it "
-    "with identity on fresh seeds before relying on it."
-)
-
 
 KernelSize = Annotated[str, Field(pattern="^[1-9][0-9]*$")]
 DensityValue = Annotated[FiniteFloat, Field(ge=0)]
-
-
-class Part(BaseModel):
-    """A part of the file; within a schema version, unknown keys and other types are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-class PairedDifference(Part):
-    """The metric minus identity's, within each seed."""
-
-    mean: FiniteFloat
-    standard_error: FiniteFloat | None
-    by_seed: dict[str, FiniteFloat]
 
 
 class PresetTask(Part):
@@ -64,16 +39,41 @@ class PresetTask(Part):
     unit: str
 
 
+class Confirmation(Part):
+    """What fresh seeds said: paired differences with 95 % intervals."""
+
+    seeds: int
+    """Fresh seeds of each arm of the comparisons."""
+    budget: int
+    """Epochs."""
+    finalists: int
+    """How many densities were confirmed; the test is corrected for it."""
+    to_identity: Comparison | None
+    """None if an arm could not be trained."""
+    to_control: Comparison | None
+    """Against identity with the initial weights of the density's scale; None if the density itself
+    starts at identity's scale, or an arm could not be trained."""
+    compensated: PairedDifference | None
+    """The density at identity's initial scale, minus identity; no part of the verdict."""
+    seeds_to_settle: int | None
+    """An estimate of the seeds that would settle an open question."""
+    reason: str | None
+    """Why the density could not be judged, if so."""
+
+
 class Evidence(Part):
-    """What is known about the density."""
+    """What is known about the density; all but `confirmation` is from the search."""
 
     verdict: Literal["better", "scale_only", "no_evidence", "worse", "unconfirmed"]
     note: str
+    confirmation: Confirmation | None = None
     seeds: list[int]
     value: FiniteFloat
     identity: FiniteFloat
     floor: FiniteFloat
-    """The metric without any training."""
+    """The metric without a deep network: the highest of `floors`."""
+    floors: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """The metric of what needs no deep network, by name."""
     difference_to_identity: PairedDifference
     trials_compared: int
     cautions: list[str]
@@ -130,76 +130,6 @@ class Preset(Part):
         return json.dumps(self.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"
 
 
-def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
-    """Return the preset of one trial of a study."""
-    config, study = snapshot.config, snapshot.study
-    document = config.document()
-    document["data"].pop("folder", None)
-    identity = snapshot.results[0]
-    return Preset(
-        schema=SCHEMA,
-        name=config.name,
-        densities={str(k): list(den) for k, den in chosen.densities.items()},
-        convention=CONVENTION,
-        use="; ".join(_use(k, list(den)) for k, den in chosen.densities.items()),
-        task=PresetTask(
-            source=_source(study),
-            split="validation",
-            fingerprint=study.data_fingerprint,
-            proxy=document["proxy"],
-            kernel_size=list(config.kernel_size),
-            init=config.init,
-            training={**document["training"], "precision": precision(study)},
-            metric=config.metric,
-            unit=config.unit,
-        ),
-        evidence=Evidence(
-            verdict="unconfirmed",
-            note=UNCONFIRMED,
-            seeds=sorted(chosen.values),
-            value=chosen.mean,
-            identity=identity.mean,
-            floor=snapshot.floor,
-            difference_to_identity=PairedDifference(
-                mean=chosen.difference.mean,
-                standard_error=chosen.difference.standard_error,
-                by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
-            ),
-            trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
-            cautions=snapshot.cautions,
-        ),
-        provenance=Provenance(
-            study=config.name,
-            trial=chosen.number,
-            optuna_trial=chosen.optuna_number,
-            config=document,
-            versions=study.provenance["versions"],
-            devices=sorted({worker.device for worker in snapshot.workers}),
-            device_hours=round(_seconds(snapshot.rows) / 3600, 4),
-            exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            config_sha256=_sha256(document),
-            ledger_sha256=_sha256([[r.trial, r.seed, r.rung, r.value] for r in snapshot.rows]),
-        ),
-    )
-
-
-def export(snapshot: Snapshot, folder: Path, trial: int | None = None) -> Path:
-    """Write the preset of a trial, or of the one with the largest difference; return its path.
-
-    UsageError if there is no such result yet, or the folder cannot be written.
-    """
-    chosen = snapshot.best
-    if trial is not None:
-        chosen = next((result for result in snapshot.results if result.number == trial), None)
-    if chosen is None:
-        which = "no trial" if trial is None else f"no result of trial {trial}"
-        raise UsageError(
-            f"study {snapshot.study.name} has {which} to export yet; "
-            f"look at: densitune status {snapshot.study.name}"
-        )
-    return write(compose(snapshot, chosen), folder)
-
-
 def write(preset: Preset, folder: Path) -> Path:
     """Write NAME.json into a folder, whole or not at all, and return its path.
 
@@ -244,7 +174,7 @@ def load(path: Path) -> Preset:
 
 def check_hash(preset: Preset) -> None:
     """Check that the config in a preset is the one that was exported; UsageError if not."""
-    if _sha256(preset.provenance.config) != preset.provenance.config_sha256:
+    if sha256(preset.provenance.config) != preset.provenance.config_sha256:
         raise UsageError(
             f"preset {preset.name}: provenance.config does not have the hash "
             f"{preset.provenance.config_sha256[:12]} that was exported with it; it was altered"
@@ -258,25 +188,6 @@ def json_schema() -> str:
     return json.dumps({"$schema": dialect, "$id": SCHEMA, **schema}, indent=2) + "\n"
 
 
-def _source(study: Study) -> str:
-    """Return what the data are; where they lay on somebody's machine is nobody's business."""
-    source: str = study.provenance["source"]
-    folder = study.config["data"].get("folder")
-    return source if folder is None else source.replace(folder, Path(folder).name)
-
-
-def _use(kernel_size: int, den: list[float]) -> str:
-    return f"wConv2d(in_channels, out_channels, kernel_size={kernel_size}, den={den})"
-
-
-def _seconds(rows: Sequence[LedgerRow]) -> float:
-    """Return the training time of all jobs: the time at each job's last rung."""
-    last: dict[tuple[int, int], float] = {}
-    for row in rows:
-        key = (row.trial, row.seed)
-        last[key] = max(row.seconds, last.get(key, 0.0))
-    return sum(last.values())
-
-
-def _sha256(value: Any) -> str:
+def sha256(value: Any) -> str:
+    """Return the hash of a JSON value, whatever the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -91,7 +91,7 @@ def results(trials: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> list[Trial
     return [
         TrialResult(
             number=trial.number,
-            optuna_number=trial.optuna_number,
+            optuna_number=_of_search(trial.optuna_number),
             role=trial.role,
             label=trial.label,
             densities=trial.densities,
@@ -100,6 +100,12 @@ def results(trials: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> list[Trial
         )
         for trial in complete
     ]
+
+
+def _of_search(optuna_number: int | None) -> int:
+    if optuna_number is None:
+        raise ValueError("only trials of a search have results of this kind")
+    return optuna_number
 
 
 def ranked(found: Iterable[TrialResult]) -> list[TrialResult]:

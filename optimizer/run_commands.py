@@ -17,13 +17,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from sqlalchemy import Engine
 
-from optimizer import config, display, environment, presets, snapshot
+from optimizer import config, display, environment, exports, snapshot
 from optimizer.config import StudyConfig
-from optimizer.options import Device, LocalWorkers, Pack, PresetFolder, Storage, StudyName
+from optimizer.confirmation_table import confirmation_table
+from optimizer.options import (
+    Device,
+    Force,
+    LocalWorkers,
+    Pack,
+    PresetFolder,
+    Storage,
+    StudyName,
+    Until,
+)
+from optimizer.verdicts import MEANING
 from storage import studies
-from storage.studies import Study
+from storage.studies import Phase, Study
 
 if TYPE_CHECKING:
+    from optimizer.fleet import Fleet
     from optimizer.proposer import Proposer
     from workers.bank import Bank
 
@@ -38,6 +50,8 @@ def launch(
     device: Device = "auto",
     pack: Pack = None,
     folder: PresetFolder = Path("presets"),
+    until: Until = None,
+    force: Force = False,
 ) -> None:
     """Run a study from config to preset, or continue it."""
     given = config.load(path)
@@ -53,9 +67,10 @@ def launch(
         bank.source,
         bank.fingerprint,
         precision=devices.precision(given.training.precision, devices.resolve(device)),
-        floor=lambda: preparation.floor(given, bank),
+        floors=lambda: preparation.floors(given, bank),
     )
-    _run(engine, study, given, storage, local, pack, folder)
+    fleet = _fleet(study, local, pack, storage)
+    _run(engine, study, given, fleet, folder, until=until, force=force)
 
 
 def resume(
@@ -65,6 +80,8 @@ def resume(
     device: Device = "auto",
     pack: Pack = None,
     folder: PresetFolder = Path("presets"),
+    until: Until = None,
+    force: Force = False,
 ) -> None:
     """Continue a study that was stopped or interrupted."""
     from optimizer import session
@@ -75,7 +92,8 @@ def resume(
     study, stored = snapshot.find(engine, name)
     bank = _prepare(stored)
     session.check_fingerprint(study, bank.source, bank.fingerprint)
-    _run(engine, study, stored, storage, local, pack, folder)
+    fleet = _fleet(study, local, pack, storage)
+    _run(engine, study, stored, fleet, folder, until=until, force=force)
 
 
 def worker(
@@ -127,30 +145,47 @@ def _prepare(given: StudyConfig) -> "Bank":
         return preparation.bank(given.data, environment.home(), show)
 
 
+def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":
+    from optimizer.fleet import Fleet
+
+    return Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
+
+
 def _run(
     engine: Engine,
     study: Study,
     given: StudyConfig,
-    storage: str | None,
-    local: list[str],
-    pack: int | None,
+    fleet: "Fleet",
     folder: Path,
+    *,
+    until: Phase | None,
+    force: bool,
 ) -> None:
-    """Run a study to its end with local workers, print the table and write the preset."""
+    """Run a study with local workers to its end, print what it found and write the preset.
+
+    With `until`, run it to the end of that phase and write nothing.
+    """
     from optimizer import session
-    from optimizer.fleet import Fleet
 
     console = display.console()
     _on_termination(_interrupt)
-    if study.state != "finished":
-        fleet = Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
-        session.run(engine, study, given, fleet, console)
+    if study.state != "finished" and not studies.is_over(study, until):
+        session.run(engine, study, given, fleet, console, until=until, force=force)
     now = snapshot.of(engine, study.name)
-    if now.study.state == "stopped":
-        console.print(f"{study.name} was stopped; continue with: densitune resume {study.name}")
+    if now.results:
+        console.print(display.final_table(now))
+    if now.study.state != "finished":
+        console.print(
+            f"{study.name} is stopped, phase {now.study.phase} is next or has begun; continue "
+            f"with: densitune resume {study.name}",
+            soft_wrap=True,
+        )
         return
-    console.print(display.final_table(now))
-    console.print(f"preset: {presets.export(now, folder)} (unconfirmed)", soft_wrap=True)
+    if now.study.phase == "decided":
+        console.print(confirmation_table(now))
+    path, preset = exports.export(now, folder)
+    verdict = preset.evidence.verdict
+    console.print(f"preset: {path} ({verdict}: {MEANING[verdict]})", soft_wrap=True)
 
 
 def _work(

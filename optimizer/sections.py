@@ -235,3 +235,26 @@ class Search(Section):
     """How many trials are open at once; it bounds the number of busy workers."""
     seed: Annotated[int, Field(ge=0, lt=1_000_000)] = 0
     """Fixes proposals, initial weights, batches and noise."""
+
+
+class Confirm(Section):
+    """How the search's finalists are confirmed, with fresh seeds (docs/evidence.md)."""
+
+    finalists: Annotated[int, Field(ge=1, le=10)] = 3
+    """How many densities are confirmed, at most."""
+    seeds: Annotated[int, Field(ge=2, le=1000)] = 24
+    """With how many fresh seeds each arm is trained, at most."""
+    batch: Annotated[int, Field(ge=2, le=1000)] = 6
+    """Seeds between two looks at the evidence; an arm that is judged gets no more."""
+    budget: PositiveInt | None = None
+    """Epochs; null is twice training.budget."""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> Self:
+        if self.seeds % self.batch:
+            below = self.seeds // self.batch * self.batch
+            raise ValueError(
+                f"confirm.seeds {self.seeds} is not a multiple of confirm.batch {self.batch}; take "
+                f"{f'{below} or ' if below else ''}{below + self.batch}"
+            )
+        return self

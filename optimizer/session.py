@@ -19,7 +19,7 @@ from optimizer.fleet import Fleet
 from optimizer.proposer import Proposer
 from optimizer.snapshot import Snapshot
 from storage import studies
-from storage.studies import Study
+from storage.studies import Phase, Study
 
 STEP_SECONDS = 0.2
 """Between two looks at the ledger."""
@@ -37,14 +37,14 @@ def create(
     source: str,
     fingerprint: str,
     precision: str,
-    floor: Callable[[], float],
+    floors: Callable[[], dict[str, float]],
 ) -> Study:
     """Store a new study, or return the existing one of this name if it is the same.
 
     `source` and `fingerprint` say what the data are, `precision` in what arithmetic a new study
-    is trained; `floor` computes the metric without any training and is called for a new study
-    only. UsageError, with nothing written, if the name is taken by a study with another config or
-    other data, or by an Optuna study of somebody else.
+    is trained; `floors` computes the metric of what needs no deep network, by name, and is called
+    for a new study only. UsageError, with nothing written, if the name is taken by a study with
+    another config or other data, or by an Optuna study of somebody else.
     """
     study = studies.find(engine, config.name)
     if study is None:
@@ -55,12 +55,13 @@ def create(
             )
         provenance = {
             "source": source,
-            "floor": floor(),
+            "floors": floors(),
             "precision": precision,
             "versions": optuna_study.versions(),
         }
+        first: Phase = "calibrate" if config.training.lr == "auto" else "search"
         study, created = studies.create(
-            engine, config.name, config.document(), fingerprint, provenance
+            engine, config.name, config.document(), fingerprint, provenance, first
         )
         if created:
             return study
@@ -85,18 +86,28 @@ def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
         )
 
 
-def run(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, console: Console) -> None:
+def run(
+    engine: Engine,
+    study: Study,
+    config: StudyConfig,
+    fleet: Fleet,
+    console: Console,
+    *,
+    until: Phase | None = None,
+    force: bool = False,
+) -> None:
     """Advance a study with local workers until it is finished or stopped.
 
-    StudyFailedError if it cannot go on: identity failed, or all local workers ended with an error
-    and no other worker is attached. UsageError if somebody deletes it.
+    It stops after the phase `until`. StudyFailedError if it cannot go on: identity failed, or is no
+    healthy baseline and nobody ever said `force`, or all local workers ended with an error and no
+    other worker is attached. UsageError if somebody deletes it.
     """
-    if study.failure:
+    if study.failure and not force:
         raise StudyFailedError(
             f"study {study.name} cannot go on: {study.failure}; "
             f"to start again: densitune delete {study.name}"
         )
-    studies.set_state(engine, study.id, "running")
+    studies.go_on(engine, study.id, until, force=force)
     console.print(
         f"{study.name}: {fleet.size} local workers; attach more from any shell with: "
         f"densitune worker {study.name}",
@@ -152,12 +163,13 @@ def _display(console: Console) -> Iterator[Show]:
 
 
 def _line_by_line(console: Console) -> Show:
-    shown, at = -1, 0.0
+    shown, at = "", 0.0
 
     def show(now: Snapshot) -> None:
         nonlocal shown, at
-        if now.ended != shown or time.monotonic() - at > LINE_SECONDS:
-            shown, at = now.ended, time.monotonic()
+        progress = display.progress(now)
+        if progress != shown or time.monotonic() - at > LINE_SECONDS:
+            shown, at = progress, time.monotonic()
             console.print(display.plain_line(now), soft_wrap=True)
 
     return show

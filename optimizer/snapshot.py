@@ -1,26 +1,42 @@
 """Everything there is to show of a study at one moment, read in one go."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
-from optimizer import config, results
+from optimizer import calibration, config, health, results, verdicts
 from optimizer.cautions import cautions
 from optimizer.config import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.results import TrialResult
+from optimizer.verdicts import FinalistVerdict
 from storage import ledger, roster, studies, trials
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
-from storage.studies import Study
+from storage.studies import Phase, Study
 from storage.trials import TrialRow
 
 
 @dataclass(frozen=True)
+class PhaseRows:
+    """What a phase has trained so far."""
+
+    trials: list[TrialRow] = field(default_factory=list)
+    rows: list[LedgerRow] = field(default_factory=list)
+
+    @property
+    def jobs(self) -> dict[str, int]:
+        """Return the number of jobs queued so far and by state."""
+        states = ("waiting", "running", "done", "cut", "failed")
+        counted = {state: sum(getattr(trial, state) for trial in self.trials) for state in states}
+        return {"queued": sum(trial.jobs for trial in self.trials), **counted}
+
+
+@dataclass(frozen=True)
 class Snapshot:
-    """A study as it is now."""
+    """A study as it is now; `trials`, `rows` and `results` are the search's."""
 
     study: Study
     config: StudyConfig
@@ -29,6 +45,43 @@ class Snapshot:
     results: list[TrialResult]
     workers: list[WorkerRow]
     jobs_per_hour: float
+    calibrate: PhaseRows = field(default_factory=PhaseRows)
+    confirm: PhaseRows = field(default_factory=PhaseRows)
+
+    @property
+    def phases(self) -> dict[Phase, PhaseRows]:
+        """Return what each phase has trained."""
+        search = PhaseRows(self.trials, self.rows)
+        return {"calibrate": self.calibrate, "search": search, "confirm": self.confirm}
+
+    @property
+    def calibration(self) -> dict[float, float]:
+        """Return identity's mean score by learning rate, of the rates that are done."""
+        return calibration.scores(self.calibrate.trials, self.calibrate.rows)
+
+    @property
+    def lr(self) -> float | None:
+        """Return the learning rate: calibrated or given; None if it is yet to be calibrated.
+
+        Also None for a study from before calibration, which took the family's usual rate.
+        """
+        given = self.config.training.lr
+        return given if given != "auto" else self.study.lr
+
+    @property
+    def verdicts(self) -> list[FinalistVerdict]:
+        """Return the verdicts on the finalists; none before the study is decided."""
+        return [FinalistVerdict.model_validate(one) for one in self.study.verdicts or []]
+
+    @property
+    def winner(self) -> FinalistVerdict | None:
+        """Return the finalist that is exported, `better` or not; None if there is none."""
+        return verdicts.best(self.verdicts)
+
+    @property
+    def verdict(self) -> str:
+        """Return the verdict on what is exported."""
+        return "unconfirmed" if self.winner is None else self.winner.verdict
 
     @property
     def counts(self) -> dict[str, int]:
@@ -53,14 +106,14 @@ class Snapshot:
         return next(iter(results.ranked(self.results)), None)
 
     @property
-    def floor(self) -> float:
-        """Return the metric without any training."""
-        return float(self.study.provenance["floor"])
+    def floors(self) -> dict[str, float]:
+        """Return the metric of what needs no deep network, by name."""
+        return health.floors(self.study, self.config)
 
     @property
     def cautions(self) -> list[str]:
         """Return signs that the differences mean little."""
-        return cautions(self.config, self.results, self.floor)
+        return cautions(self.config, self.results, self.floors, self.calibration)
 
     @property
     def live_workers(self) -> list[WorkerRow]:
@@ -69,10 +122,12 @@ class Snapshot:
 
     @property
     def seconds_left(self) -> float | None:
-        """Return how long the jobs that are left take at the present rate; None if unknown.
+        """Return how long the search's jobs that are left take at the present rate.
 
-        At most so long: trials may yet be cut.
+        At most so long: trials may yet be cut. None if unknown, and in the other phases.
         """
+        if self.study.phase != "search":
+            return None
         open_trials = [trial for trial in self.trials if trial.state == "running"]
         search = self.config.search
         left = (search.trials - self.ended) * search.seeds - sum(t.done for t in open_trials)
@@ -83,14 +138,19 @@ class Snapshot:
         return {
             "study": self.study.name,
             "state": self.study.state,
+            "phase": self.study.phase,
+            "phases": {name: phase.jobs for name, phase in self.phases.items()},
             "failure": self.study.failure,
             "created_at": _iso(self.study.created_at),
             "finished_at": _iso(self.study.finished_at),
             "metric": self.config.metric,
             "unit": self.config.unit,
             "precision": precision(self.study),
-            "verdict": "unconfirmed",
-            "floor": self.floor,
+            "lr": self.lr,
+            "calibration": [{"lr": lr, "value": value} for lr, value in self.calibration.items()],
+            "verdict": self.verdict,
+            "verdicts": [one.model_dump() for one in self.verdicts],
+            "floors": self.floors,
             "cautions": self.cautions,
             "trials": self.counts,
             "jobs_per_hour": self.jobs_per_hour,
@@ -149,7 +209,15 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             results=results.results(all_trials, rows),
             workers=roster.roster(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
+            calibrate=_phase(connection, study, "calibrate"),
+            confirm=_phase(connection, study, "confirm"),
         )
+
+
+def _phase(connection: Connection, study: Study, phase: Phase) -> PhaseRows:
+    return PhaseRows(
+        trials.all_of(connection, study.id, phase), ledger.read(connection, study.id, phase)
+    )
 
 
 def _iso(moment: datetime | None) -> str | None:

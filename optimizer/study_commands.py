@@ -3,14 +3,18 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+from rich.console import Group, RenderableType
 from rich.live import Live
 
-from optimizer import display, environment, presets, snapshot
+from optimizer import display, environment, exports, presets, snapshot
+from optimizer.confirmation_table import confirmation_table
 from optimizer.errors import UsageError
 from optimizer.options import Storage, StudyName
+from optimizer.snapshot import Snapshot
+from optimizer.verdicts import MEANING
 from storage import studies
 
 WATCH_SECONDS = 1.0
@@ -43,16 +47,22 @@ def status(
     if watch and console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while now.study.state == "running":
-                live.update(display.status(now), refresh=True)
+                live.update(_status(now), refresh=True)
                 time.sleep(WATCH_SECONDS)
                 now = snapshot.of(engine, name)
-            live.update(display.status(now), refresh=True)
+            live.update(_status(now), refresh=True)
         return
     while watch and now.study.state == "running":
         console.print(display.plain_line(now), soft_wrap=True)
         time.sleep(10 * WATCH_SECONDS)
         now = snapshot.of(engine, name)
-    console.print(display.status(now))
+    console.print(_status(now))
+
+
+def _status(now: Snapshot) -> RenderableType:
+    if now.study.phase != "decided":
+        return display.status(now)
+    return Group(display.status(now), confirmation_table(now))
 
 
 def stop(name: StudyName, storage: Storage = None) -> None:
@@ -75,7 +85,8 @@ def delete(
 
     engine = environment.open_storage(storage)
     study, _ = snapshot.find(engine, name)
-    measured = len(snapshot.of(engine, name).rows)
+    now = snapshot.of(engine, name)
+    measured = sum(len(phase.rows) for phase in now.phases.values())
     if not yes:
         typer.confirm(f"Delete study {name} with {measured} measurements?", abort=True)
     studies.set_state(engine, study.id, "stopped")
@@ -92,13 +103,35 @@ def export(
     ] = Path("presets"),
     trial: Annotated[
         int | None,
-        typer.Option(help="Number of the trial.", show_default="the largest difference"),
+        typer.Option(help="Number of the trial.", show_default="the best confirmed one"),
+    ] = None,
+    require: Annotated[
+        Literal["better"] | None,
+        typer.Option(help="Write nothing and end with 4 unless this is the verdict."),
     ] = None,
 ) -> None:
     """Write a density as a JSON preset."""
     engine = environment.open_storage(storage)
-    path = presets.export(snapshot.of(engine, name), folder, trial)
-    display.console().print(f"preset: {path} (unconfirmed)", soft_wrap=True)
+    now = snapshot.of(engine, name)
+    path, preset = exports.export(now, folder, trial, require_better=require is not None)
+    verdict = preset.evidence.verdict
+    display.console().print(f"preset: {path} ({verdict}: {MEANING[verdict]})", soft_wrap=True)
+
+
+def report(
+    name: StudyName,
+    storage: Storage = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML file.", show_default="STUDY.html"),
+    ] = None,
+) -> None:
+    """Write all that a study found as one HTML file, which opens offline."""
+    from optimizer import report as html
+
+    now = snapshot.of(environment.open_storage(storage), name)
+    path = html.write(html.render(now), file or Path(f"{name}.html"))
+    display.console().print(f"report: {path}", soft_wrap=True)
 
 
 def verify(

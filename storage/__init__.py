@@ -8,6 +8,7 @@ tables      the tables
 migrations  how the schema came about (Alembic)
 studies     studies by name
 trials      what was proposed
+arms        how a trial is trained beyond its densities
 jobs        the queue: claim, lease, heartbeat, release
 ledger      the measurements
 roster      the workers: who they are and what they did

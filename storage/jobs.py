@@ -18,6 +18,8 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, insert, text
 
 from storage import tables
+from storage.arms import Arm, arm_of
+from storage.studies import Phase
 
 MAX_LOSSES = 5
 """How often a job may be lost (its worker vanishing) before the job itself is suspected."""
@@ -34,8 +36,10 @@ class ClaimedJob:
 
     id: int
     epoch: int
+    phase: Phase
     trial: int
     densities: dict[int, tuple[float, ...]]  # by kernel size
+    arm: Arm
     seed: int
     budget: int  # epochs
     bars: dict[int, float]  # by rung: with a lower value there, the job ends
@@ -61,6 +65,7 @@ def enqueue(
     seeds: Sequence[int],
     budget: int,
     bars: Mapping[int, float] = MappingProxyType({}),
+    phase: Phase = "search",
 ) -> None:
     """Add a waiting job of `budget` epochs for each seed.
 
@@ -68,6 +73,7 @@ def enqueue(
     """
     job = {
         "study_id": study_id,
+        "phase": phase,
         "trial": trial,
         "budget": budget,
         "bars": {str(rung): bar for rung, bar in bars.items()},
@@ -97,10 +103,11 @@ CLAIM = text("""
             losses = losses + (state = 'running')::int,
             lease_until = now() + make_interval(secs => :lease), started_at = now()
         FROM free WHERE jobs.id = free.id
-        RETURNING jobs.id, epoch, trial, seed, budget, bars
+        RETURNING jobs.id, epoch, phase, trial, seed, budget, bars
     )
-    SELECT claimed.*, densities FROM claimed
-    JOIN densitune.trials ON study_id = :study AND number = claimed.trial
+    SELECT claimed.*, densities, arm FROM claimed
+    JOIN densitune.trials AS trials
+        ON study_id = :study AND trials.phase = claimed.phase AND number = claimed.trial
     ORDER BY claimed.id
 """)
 
@@ -195,8 +202,8 @@ def densities_of(stored: Mapping[str, Sequence[float]]) -> dict[int, tuple[float
 
 def _claimed(row: Row[Any]) -> ClaimedJob:
     bars = {int(rung): float(bar) for rung, bar in row.bars.items()}
-    densities = densities_of(row.densities)
-    return ClaimedJob(**{**row._mapping, "bars": bars, "densities": densities})
+    densities, arm = densities_of(row.densities), arm_of(row.arm)
+    return ClaimedJob(**{**row._mapping, "bars": bars, "densities": densities, "arm": arm})
 
 
 def _storable(error: str) -> str:

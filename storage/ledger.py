@@ -12,6 +12,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
+from storage.studies import Phase
 
 RECENT_SECONDS = 1800.0
 """The window over which the current rate of finished jobs is taken."""
@@ -60,7 +61,8 @@ def record(
             worker_id = (SELECT id FROM densitune.workers WHERE id = :worker)
         FROM densitune.trials AS trials
         WHERE jobs.id = ANY(:ids) AND jobs.state NOT IN ('done', 'cut')
-          AND trials.study_id = jobs.study_id AND trials.number = jobs.trial
+          AND trials.study_id = jobs.study_id AND trials.phase = jobs.phase
+          AND trials.number = jobs.trial
           AND (jobs.state != 'failed' OR trials.state = 'running')
     """)
     ids = sorted({*(new.job_id for new in measurements), *finished, *cut})
@@ -74,16 +76,17 @@ def record(
             connection.execute(end, arguments)
 
 
-def read(connection: Connection, study_id: int) -> list[LedgerRow]:
-    """Return the study's measurements by trial, seed, budget and rung."""
+def read(connection: Connection, study_id: int, phase: Phase = "search") -> list[LedgerRow]:
+    """Return the measurements of a study's phase by trial, seed, budget and rung."""
     query = text("""
         SELECT trial, seed, budget, rung, value, extra, seconds
         FROM densitune.measurements AS measurements
         JOIN densitune.jobs AS jobs ON jobs.id = job_id
-        WHERE study_id = :study
+        WHERE study_id = :study AND phase = :phase
         ORDER BY trial, seed, budget, rung
     """)
-    return [LedgerRow(**row._mapping) for row in connection.execute(query, {"study": study_id})]
+    rows = connection.execute(query, {"study": study_id, "phase": phase})
+    return [LedgerRow(**row._mapping) for row in rows]
 
 
 def jobs_per_hour(connection: Connection, study_id: int) -> float:

@@ -1,17 +1,19 @@
 """Studies by name."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from sqlalchemy import Engine, Row, select, text, update
+from sqlalchemy import Connection, Engine, Row, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
 from storage.roster import GRACE_SECONDS
 
 State = Literal["running", "stopped", "finished"]
+Phase = Literal["calibrate", "search", "confirm", "decided"]
+"""What a study is at; each but the last has trials and jobs of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,14 +29,20 @@ class Study:
     failure: str | None
     created_at: datetime
     finished_at: datetime | None
+    phase: Phase
+    until: Phase | None  # the phase after which it stops
+    forced: bool  # it goes on although identity is no healthy baseline
+    lr: float | None  # the calibrated learning rate
+    verdicts: list[dict[str, Any]] | None  # of the finalists, once decided
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyOverview:
-    """A study in a list: its state, its trials by state, its workers that are alive."""
+    """A study in a list: its state, the search's trials by state, its workers that are alive."""
 
     name: str
     state: State
+    phase: Phase
     created_at: datetime
     trials: int
     running: int
@@ -50,6 +58,7 @@ def create(
     config: Mapping[str, Any],
     data_fingerprint: str,
     provenance: Mapping[str, Any],
+    phase: Phase = "search",
 ) -> tuple[Study, bool]:
     """Store a new study; return the one of this name, and whether it is the new one.
 
@@ -60,6 +69,7 @@ def create(
         config=dict(config),
         data_fingerprint=data_fingerprint,
         provenance=dict(provenance),
+        phase=phase,
     )
     with engine.begin() as connection:
         row = connection.execute(
@@ -84,7 +94,7 @@ def find(engine: Engine, name: str) -> Study | None:
 def overview(engine: Engine) -> list[StudyOverview]:
     """Return all studies, oldest first."""
     query = text("""
-        SELECT name, state, created_at, counted.*,
+        SELECT name, state, phase, created_at, counted.*,
                (SELECT count(*) FROM densitune.workers
                 WHERE study_id = studies.id AND stopped_at IS NULL
                   AND seen_at > now() - make_interval(secs => :grace)) AS workers
@@ -94,7 +104,8 @@ def overview(engine: Engine) -> list[StudyOverview]:
                    count(*) FILTER (WHERE trials.state = 'complete') AS complete,
                    count(*) FILTER (WHERE trials.state = 'pruned') AS pruned,
                    count(*) FILTER (WHERE trials.state = 'failed') AS failed
-            FROM densitune.trials AS trials WHERE study_id = studies.id
+            FROM densitune.trials AS trials
+            WHERE study_id = studies.id AND trials.phase = 'search'
         ) AS counted
         ORDER BY studies.id
     """)
@@ -120,6 +131,75 @@ def set_state(engine: Engine, study_id: int, state: State, failure: str | None =
             .where(tables.studies.c.id == study_id)
             .values(state=state, failure=failure, finished_at=finished_at)
         )
+
+
+def go_on(engine: Engine, study_id: int, until: Phase | None, *, force: bool) -> None:
+    """Let a study run, to its end or to that of a phase; once forced, it stays so.
+
+    A finished study stays finished.
+    """
+    columns = tables.studies.c
+    with engine.begin() as connection:
+        connection.execute(
+            update(tables.studies)
+            .where(columns.id == study_id, columns.state != "finished")
+            .values(state="running", failure=None, until=until, forced=columns.forced | force)
+        )
+
+
+def is_over(study: Study, phase: Phase | None) -> bool:
+    """Tell whether a study has left a phase behind."""
+    order = get_args(Phase)
+    return phase is not None and order.index(study.phase) > order.index(phase)
+
+
+def read(connection: Connection, study_id: int) -> Study | None:
+    """Return a study as the transaction sees it, or None if it has been deleted."""
+    row = connection.execute(
+        select(tables.studies).where(tables.studies.c.id == study_id)
+    ).one_or_none()
+    return None if row is None else _study(row)
+
+
+def halt(connection: Connection, study_id: int, failure: str) -> None:
+    """Stop a study that cannot go on, and say why."""
+    _set(connection, study_id, state="stopped", failure=failure)
+
+
+def enter(connection: Connection, study_id: int, phase: Phase) -> None:
+    """Begin a phase; a study that was to run until the one before it stops here."""
+    columns = tables.studies.c
+    ends_here = (columns.until == columns.phase) & (columns.state == "running")
+    _set(
+        connection,
+        study_id,
+        phase=phase,
+        state=case((ends_here, "stopped"), else_=columns.state),
+    )
+
+
+def calibrated(connection: Connection, study_id: int, lr: float) -> None:
+    """Store the learning rate of the search and the confirmation."""
+    _set(connection, study_id, lr=lr)
+
+
+def decide(connection: Connection, study_id: int, verdicts: Sequence[Mapping[str, Any]]) -> None:
+    """End a study with the verdicts on its finalists; `finished_at` is stamped."""
+    stored = [dict(verdict) for verdict in verdicts]
+    _set(
+        connection,
+        study_id,
+        phase="decided",
+        verdicts=stored,
+        state="finished",
+        finished_at=func.now(),
+    )
+
+
+def _set(connection: Connection, study_id: int, **values: Any) -> None:
+    connection.execute(
+        update(tables.studies).where(tables.studies.c.id == study_id).values(**values)
+    )
 
 
 def delete(engine: Engine, study_id: int) -> None:

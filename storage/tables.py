@@ -7,6 +7,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -52,6 +53,10 @@ def _study_id() -> Column[int]:
     )
 
 
+def _phase() -> Column[str]:
+    return Column("phase", Text, nullable=False, server_default=text("'search'"))
+
+
 def _moment(name: str) -> Column[Any]:
     """A time, by the database's clock, of something that may not have happened yet."""
     return Column(name, DateTime(timezone=True))
@@ -72,26 +77,41 @@ studies = Table(
     Column("provenance", JSONB, nullable=False, server_default=text("'{}'::jsonb")),
     Column("state", Text, nullable=False, server_default=text("'running'")),
     Column("failure", Text),  # why the study cannot go on
+    _phase(),
+    Column("until", Text),  # the phase after which the study stops
+    # Whether it goes on although identity is no healthy baseline.
+    Column("forced", Boolean, nullable=False, server_default=text("false")),
+    Column("lr", Double),  # the calibrated learning rate
+    Column("verdicts", JSONB),  # of the finalists, once decided
     _now("created_at"),
     _moment("finished_at"),
     UniqueConstraint("name"),
     CheckConstraint("state IN ('running', 'stopped', 'finished')", name="state"),
+    CheckConstraint("phase IN ('calibrate', 'search', 'confirm', 'decided')", name="phase"),
 )
 
 trials = Table(
     "trials",
     metadata,
     _study_id(),
+    _phase(),
     Column("number", Integer, nullable=False, autoincrement=False),
-    Column("optuna_number", Integer, nullable=False),
+    Column("optuna_number", Integer),  # of the search's trials
+    Column("origin", Integer),  # of a confirmation: number of the search's trial
     Column("role", Text, nullable=False),
     Column("label", Text, nullable=False),
     Column("densities", JSONB, nullable=False),  # by kernel size: {"5": [0.2, 0.8]}
+    Column("arm", JSONB, nullable=False),  # storage.arms
     Column("state", Text, nullable=False, server_default=text("'running'")),
     Column("reason", Text),  # why the trial ended as it did
-    PrimaryKeyConstraint("study_id", "number"),
+    PrimaryKeyConstraint("study_id", "phase", "number"),
     UniqueConstraint("study_id", "optuna_number"),
-    CheckConstraint("role IN ('identity', 'published', 'candidate')", name="role"),
+    CheckConstraint("phase IN ('calibrate', 'search', 'confirm')", name="phase"),
+    CheckConstraint(
+        "role IN ('identity', 'published', 'candidate', 'rate', 'finalist', 'control', "
+        "'compensated')",
+        name="role",
+    ),
     CheckConstraint("state IN ('running', 'complete', 'pruned', 'failed')", name="state"),
 )
 
@@ -115,6 +135,7 @@ jobs = Table(
     metadata,
     _id(),
     Column("study_id", BigInteger, nullable=False),
+    _phase(),
     Column("trial", Integer, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("budget", Integer, nullable=False),  # epochs
@@ -130,11 +151,11 @@ jobs = Table(
     _moment("started_at"),
     _moment("finished_at"),
     ForeignKeyConstraint(
-        ["study_id", "trial"],
-        ["densitune.trials.study_id", "densitune.trials.number"],
+        ["study_id", "phase", "trial"],
+        ["densitune.trials.study_id", "densitune.trials.phase", "densitune.trials.number"],
         ondelete="CASCADE",
     ),
-    UniqueConstraint("study_id", "trial", "seed", "budget"),
+    UniqueConstraint("study_id", "phase", "trial", "seed", "budget"),
     CheckConstraint("state IN ('waiting', 'running', 'done', 'cut', 'failed')", name="state"),
     # What a claim reads; stays as small as the open part of the queue.
     Index(

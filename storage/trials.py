@@ -8,8 +8,10 @@ from typing import Any, Literal
 from sqlalchemy import Connection, Row, insert, text, update
 
 from storage import jobs, tables
+from storage.arms import Arm, arm_of
+from storage.studies import Phase
 
-Role = Literal["identity", "published", "candidate"]
+Role = Literal["identity", "published", "candidate", "rate", "finalist", "control", "compensated"]
 State = Literal["running", "complete", "pruned", "failed"]
 
 
@@ -18,10 +20,12 @@ class TrialRow:
     """A trial with its jobs counted by state."""
 
     number: int
-    optuna_number: int
+    optuna_number: int | None  # only the search's trials have one
+    origin: int | None  # number of the search's trial that a trial of a confirmation belongs to
     role: Role
     label: str
     densities: dict[int, tuple[float, ...]]  # by kernel size
+    arm: Arm
     state: State
     reason: str | None
     jobs: int
@@ -38,43 +42,55 @@ def add(
     study_id: int,
     *,
     number: int,
-    optuna_number: int,
     role: Role,
     label: str,
     densities: Mapping[int, Sequence[float]],
     seeds: Sequence[int],
     budget: int,
     bars: Mapping[int, float] = MappingProxyType({}),
+    arm: Arm = Arm(),  # noqa: B008 - it never changes
+    optuna_number: int | None = None,
+    origin: int | None = None,
+    phase: Phase = "search",
 ) -> None:
     """Add a running trial, and a waiting job of `budget` epochs with these bars for each seed."""
     connection.execute(
         insert(tables.trials).values(
             study_id=study_id,
+            phase=phase,
             number=number,
             optuna_number=optuna_number,
+            origin=origin,
             role=role,
             label=label,
             densities={str(size): [float(x) for x in den] for size, den in densities.items()},
+            arm=arm.stored(),
         )
     )
-    jobs.enqueue(connection, study_id, number, seeds, budget, bars)
+    jobs.enqueue(connection, study_id, number, seeds, budget, bars, phase)
 
 
 def finish(
-    connection: Connection, study_id: int, number: int, state: State, reason: str | None = None
+    connection: Connection,
+    study_id: int,
+    number: int,
+    state: State,
+    reason: str | None = None,
+    phase: Phase = "search",
 ) -> None:
     """Set what became of a trial, and why."""
+    columns = tables.trials.c
     connection.execute(
         update(tables.trials)
-        .where(tables.trials.c.study_id == study_id, tables.trials.c.number == number)
+        .where(columns.study_id == study_id, columns.phase == phase, columns.number == number)
         .values(state=state, reason=reason)
     )
 
 
-def all_of(connection: Connection, study_id: int) -> list[TrialRow]:
-    """Return the study's trials by number."""
+def all_of(connection: Connection, study_id: int, phase: Phase = "search") -> list[TrialRow]:
+    """Return the trials of a study's phase by number."""
     query = text("""
-        SELECT number, optuna_number, role, label, densities, trials.state, reason,
+        SELECT number, optuna_number, origin, role, label, densities, arm, trials.state, reason,
                count(jobs.id) AS jobs,
                count(*) FILTER (WHERE jobs.state = 'waiting') AS waiting,
                count(*) FILTER (WHERE jobs.state = 'running') AS running,
@@ -84,13 +100,16 @@ def all_of(connection: Connection, study_id: int) -> list[TrialRow]:
                (array_agg(error ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1] AS error
         FROM densitune.trials AS trials
         LEFT JOIN densitune.jobs AS jobs
-            ON jobs.study_id = trials.study_id AND jobs.trial = trials.number
-        WHERE trials.study_id = :study
-        GROUP BY trials.study_id, trials.number
+            ON jobs.study_id = trials.study_id AND jobs.phase = trials.phase
+            AND jobs.trial = trials.number
+        WHERE trials.study_id = :study AND trials.phase = :phase
+        GROUP BY trials.study_id, trials.phase, trials.number
         ORDER BY trials.number
     """)
-    return [_trial(row) for row in connection.execute(query, {"study": study_id})]
+    rows = connection.execute(query, {"study": study_id, "phase": phase})
+    return [_trial(row) for row in rows]
 
 
 def _trial(row: Row[Any]) -> TrialRow:
-    return TrialRow(**{**row._mapping, "densities": jobs.densities_of(row.densities)})
+    densities, arm = jobs.densities_of(row.densities), arm_of(row.arm)
+    return TrialRow(**{**row._mapping, "densities": densities, "arm": arm})

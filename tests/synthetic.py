@@ -1,6 +1,7 @@
 """Studies made by hand, as the database would give them: known numbers for tests of what is shown
 and exported."""
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -8,7 +9,9 @@ from typing import Any
 from optimizer import config, results
 from optimizer.config import StudyConfig
 from optimizer.density import Densities
-from optimizer.snapshot import Snapshot
+from optimizer.snapshot import PhaseRows, Snapshot
+from optimizer.verdicts import Comparison, FinalistVerdict, PairedDifference, Verdict
+from storage.arms import Arm
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
 from storage.studies import Study
@@ -16,6 +19,7 @@ from storage.trials import TrialRow
 
 WHEN = datetime(2026, 3, 4, 5, 6, 7, tzinfo=UTC)
 BUDGET, RUNG = 4, 2
+NOTHING = PhaseRows()
 
 
 def configured(**changes: Any) -> StudyConfig:
@@ -41,9 +45,11 @@ def trial(number: int, densities: Densities, **changes: Any) -> TrialRow:
     fields: dict[str, Any] = {
         "number": number,
         "optuna_number": number + 100,
+        "origin": None,
         "role": "identity" if number == 0 else "candidate",
         "label": "identity" if number == 0 else f"trial {number}",
         "densities": densities,
+        "arm": Arm(),
         "state": "complete",
         "reason": None,
         "jobs": 2,
@@ -99,6 +105,8 @@ def snapshot(
     given: StudyConfig | None = None,
     workers: Sequence[WorkerRow] = (),
     jobs_per_hour: float = 0.0,
+    calibrate: PhaseRows = NOTHING,
+    confirm: PhaseRows = NOTHING,
     **study: Any,
 ) -> Snapshot:
     """A study at one moment."""
@@ -110,13 +118,18 @@ def snapshot(
         "data_fingerprint": "0123abcd" * 8,
         "provenance": {
             "source": "photographs",
-            "floor": 20.25,
+            "floors": {"noisy input": 20.25},
             "versions": {"torch": "2.11.0"},
         },
         "state": "running",
         "failure": None,
         "created_at": WHEN,
         "finished_at": None,
+        "phase": "search",
+        "until": None,
+        "forced": False,
+        "lr": None,
+        "verdicts": None,
     }
     return Snapshot(
         study=Study(**{**fields, **study}),
@@ -126,6 +139,8 @@ def snapshot(
         results=results.results(trials, rows),
         workers=list(workers),
         jobs_per_hour=jobs_per_hour,
+        calibrate=calibrate,
+        confirm=confirm,
     )
 
 
@@ -153,3 +168,72 @@ def usual(**changes: Any) -> Snapshot:
     ]
     workers = [worker(1), worker(2), worker(3, live=False, device="cpu")]
     return snapshot(trials, rows, **{"workers": workers, "jobs_per_hour": 120.0, **changes})
+
+
+def decided() -> Snapshot:
+    """The usual study after a confirmation: trial 6 better, trial 9 a matter of scale."""
+    known = usual()
+    fresh = [1_000_000_000 + n for n in range(4)]
+    effects = {0: 0.0, 1: 0.5, 2: 0.1, 3: 0.4, 4: 0.3, 5: 0.29, 6: 0.0}
+    noise = {0: 0.0, 1: 0.01, 2: -0.01, 3: 0.02}
+    arms = [trial(0, {5: (1.0, 1.0)}, optuna_number=None)]
+    for number, origin in ((1, 6), (4, 9)):
+        found, label = known.trials[origin].densities, f"trial {origin}"
+        for place, (role, name, densities) in enumerate(
+            (
+                ("finalist", label, found),
+                ("control", f"scale control of {label}", {5: (1.0, 1.0)}),
+                ("compensated", f"{label}, compensated", found),
+            )
+        ):
+            changes = {"origin": origin, "role": role, "label": name, "optuna_number": None}
+            arms.append(trial(number + place, densities, **changes))
+    values = {
+        arm.number: {
+            seed: 26.0 + n + effects[arm.number] + noise[(n * (arm.number + 1)) % 4]
+            for n, seed in enumerate(fresh)
+        }
+        for arm in arms
+    }
+    rows = [
+        dataclasses.replace(row, budget=2 * BUDGET, rung=2 * BUDGET)
+        for number, by_seed in values.items()
+        for row in measured(number, by_seed)
+        if row.rung == BUDGET
+    ]
+    stored = [
+        _finalist(known.trials[origin], verdict, values, number).model_dump()
+        for number, origin, verdict in ((1, 6, "better"), (4, 9, "scale_only"))
+    ]
+    return dataclasses.replace(
+        usual(state="finished", phase="decided", verdicts=stored, finished_at=WHEN),
+        confirm=PhaseRows(arms, rows),
+    )
+
+
+def _finalist(
+    origin: TrialRow, verdict: Verdict, values: Mapping[int, Mapping[int, float]], number: int
+) -> FinalistVerdict:
+    def comparison(arm: int, against: int) -> Comparison:
+        found = results.paired(values[arm], values[against])
+        by_seed = {str(seed): value for seed, value in found.by_seed.items()}
+        reach = 0.05
+        return Comparison(
+            mean=found.mean, low=found.mean - reach, high=found.mean + reach, by_seed=by_seed
+        )
+
+    compensated = results.paired(values[number + 2], values[0])
+    return FinalistVerdict(
+        trial=origin.number,
+        label=origin.label,
+        densities={str(k): list(den) for k, den in origin.densities.items()},
+        verdict=verdict,
+        to_identity=comparison(number, 0),
+        to_control=comparison(number, number + 1),
+        compensated=PairedDifference(
+            mean=compensated.mean,
+            standard_error=compensated.standard_error,
+            by_seed={str(seed): value for seed, value in compensated.by_seed.items()},
+        ),
+        seeds_to_settle=40 if verdict == "scale_only" else None,
+    )

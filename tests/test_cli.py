@@ -16,7 +16,7 @@ import yaml
 from sqlalchemy import Engine, create_engine, text
 from synthetic import usual
 
-from optimizer import cli, presets, run_commands
+from optimizer import cli, exports, presets, run_commands
 
 pytestmark = pytest.mark.slow
 
@@ -39,6 +39,7 @@ def write_config(folder: Path, name: str, **changes: object) -> Path:
         "kernel_size": 3,
         "training": {"budget": 2, "batch_size": 8, "lr": 0.003},
         "search": {"trials": 7, "seeds": 2, "rungs": [1], "sampler": "qmc"},
+        "confirm": {"finalists": 1, "seeds": 2, "batch": 2, "budget": 1},
     }
     path = folder / f"{name}.yaml"
     path.write_text(yaml.safe_dump({**content, **changes}))
@@ -102,9 +103,10 @@ def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
 
 
 LEDGER = """
-    SELECT trial, seed, rung, value, extra FROM densitune.measurements
-    JOIN densitune.jobs ON jobs.id = job_id ORDER BY trial, seed, rung
+    SELECT phase, trial, seed, rung, value, extra FROM densitune.measurements
+    JOIN densitune.jobs ON jobs.id = job_id ORDER BY phase, trial, seed, rung
 """
+VERDICTS = ("better", "scale_only", "no_evidence", "worse")
 
 
 def wait_for(condition: Callable[[], object]) -> None:
@@ -117,20 +119,37 @@ def wait_for(condition: Callable[[], object]) -> None:
 def test_from_config_to_preset_and_through_every_command(
     folder: Path, database: Engine, database_url: str
 ) -> None:
+    unhealthy = run(folder, database_url, "launch", "tiny.yaml", "--workers", "2")
+    assert unhealthy.returncode == 1
+    [line] = unhealthy.stderr.strip().splitlines()
+    assert "is not above the linear 3 x 3 filter" in line
+    assert "densitune resume tiny --force" in line
+    assert run(folder, database_url, "launch", "tiny.yaml").returncode == 1
+
+    searched = run(folder, database_url, "resume", "tiny", "--force", "--until", "search")
+    assert searched.returncode == 0, searched.stderr
+    assert "phase confirm" in searched.stdout
+    assert not (folder / "presets").exists()
+    assert len(query(database, LEDGER)) == 7 * 2 * 2
+    assert run(folder, database_url, "launch", "tiny.yaml", "--until", "search").returncode == 0
+    assert len(query(database, LEDGER)) == 7 * 2 * 2
+
     launched = run(folder, database_url, "launch", "tiny.yaml", "--workers", "2")
     assert launched.returncode == 0, launched.stderr
-    assert "identity" in launched.stdout
     assert "v2 README" in launched.stdout
-    assert "presets/tiny.json (unconfirmed)" in launched.stdout
+    assert "scale control" in launched.stdout
     preset = presets.load(folder / "presets" / "tiny.json")
-    assert preset.evidence.verdict == "unconfirmed"
+    verdict = preset.evidence.verdict
+    assert verdict in VERDICTS
+    assert f"presets/tiny.json ({verdict}: " in launched.stdout
     first = query(database, LEDGER)
-    assert len(first) == 7 * 2 * 2
+    assert len(first) == 7 * 2 * 2 + 4 * 2
 
     again = run(folder, database_url, "launch", "tiny.yaml")
     assert again.returncode == 0
     assert query(database, LEDGER) == first
     assert "local workers" not in again.stdout
+    assert presets.load(folder / "presets" / "tiny.json").evidence == preset.evidence
 
     check_that_optuna_opens_it(database)
 
@@ -147,17 +166,29 @@ def test_from_config_to_preset_and_through_every_command(
         "asked for": 7,
     }
     assert status["precision"] == preset.task.training["precision"]
-    assert status["results"][0]["densities"] == preset.densities
-    assert status["verdict"] == "unconfirmed"
-    assert "7/7 trials done" in run(folder, database_url, "status", "tiny", "--watch").stdout
+    assert (status["phase"], status["verdict"]) == ("decided", verdict)
+    assert status["verdicts"][0]["densities"] == preset.densities
+    watched = run(folder, database_url, "status", "tiny", "--watch").stdout
+    assert "7/7 trials done" in watched
+    assert "scale control" in watched
 
     verified = run(folder, database_url, "verify", "presets/tiny.json")
     assert verified.returncode == 0, verified.stderr
-    assert "verdict unconfirmed" in verified.stdout
+    assert f"verdict {verdict}" in verified.stdout
+
+    reported = run(folder, database_url, "report", "tiny", "-o", "out/tiny.html")
+    assert reported.returncode == 0, reported.stderr
+    assert verdict in (folder / "out" / "tiny.html").read_text()
 
     exported = run(folder, database_url, "export", "tiny", "-o", "out", "--trial", "0")
     assert exported.returncode == 0
     assert presets.load(folder / "out" / "tiny.json").densities == {"3": [1.0]}
+    required = run(
+        folder, database_url, "export", "tiny", "-o", "other", "--trial", "0", "--require", "better"
+    )
+    assert required.returncode == 4
+    assert len(required.stderr.strip().splitlines()) == 1
+    assert not (folder / "other").exists()
 
     write_config(folder, "tiny", search={"trials": 9, "seeds": 2, "rungs": [1], "sampler": "qmc"})
     refused = run(folder, database_url, "launch", "tiny.yaml")
@@ -175,7 +206,7 @@ def test_from_config_to_preset_and_through_every_command(
 
 
 def check_that_optuna_opens_it(database: Engine) -> None:
-    """Optuna's own command line lists the densities of the finished study."""
+    """Optuna's own command line lists the densities of the search."""
     shown = subprocess.run(
         [
             str(Path(sys.executable).with_name("optuna")),
@@ -197,16 +228,25 @@ def test_the_same_study_twice_gives_the_same_bits_whatever_the_workers(
     folder: Path, database: Engine, database_url: str
 ) -> None:
     search = {"trials": 12, "seeds": 2, "rungs": [1], "keep": 0.2, "in_flight": 3}
-    write_config(folder, "one", search=search)
-    write_config(folder, "two", search=search)
-    assert run(folder, database_url, "launch", "one.yaml", "--workers", "1").returncode == 0
-    first = query(database, LEDGER)
+    training = {"budget": 2, "batch_size": 8}
+    write_config(folder, "one", search=search, training=training)
+    write_config(folder, "two", search=search, training=training)
+    decided = "SELECT lr, verdicts FROM densitune.studies"
+    launch = ("launch", "one.yaml", "--force", "--workers", "1")
+    assert run(folder, database_url, *launch).returncode == 0
+    first, verdicts = query(database, LEDGER), query(database, decided)
     assert run(folder, database_url, "delete", "one", "--yes").returncode == 0
-    assert run(folder, database_url, "launch", "two.yaml", "--workers", "3").returncode == 0
+    launch = ("launch", "two.yaml", "--force", "--workers", "3")
+    assert run(folder, database_url, *launch).returncode == 0
     assert query(database, LEDGER) == first
-    states = dict(query(database, "SELECT state, count(*) FROM densitune.trials GROUP BY 1"))
+    assert query(database, decided) == verdicts
+    counted = "SELECT state, count(*) FROM densitune.trials WHERE phase = 'search' GROUP BY 1"
+    states = dict(query(database, counted))
     assert set(states) == {"complete", "pruned"}
-    assert len(first) == 4 * states["complete"] + states["pruned"]
+    searched = [row for row in first if row[0] == "search"]
+    assert len(searched) == 4 * states["complete"] + states["pruned"]
+    assert len([row for row in first if row[0] == "calibrate"]) == 5 * 2 * 2
+    assert verdicts[0][0]
 
 
 def test_a_killed_worker_costs_nothing_and_the_budget_stays_exact(
@@ -219,7 +259,8 @@ def test_a_killed_worker_costs_nothing_and_the_budget_stays_exact(
         training={"budget": 12, "batch_size": 8, "lr": 0.003},
         search={"trials": 7, "seeds": 2, "sampler": "qmc"},
     )
-    launch = start(folder, database_url, "launch", "attach.yaml", "--workers", "0")
+    only_search = ("--workers", "0", "--force", "--until", "search")
+    launch = start(folder, database_url, "launch", "attach.yaml", *only_search)
     workers = [start(folder, database_url, "worker", "attach", "--wait") for _ in range(2)]
     running = (
         "SELECT pid FROM densitune.jobs JOIN densitune.workers AS workers "
@@ -253,7 +294,7 @@ def test_a_killed_worker_costs_nothing_and_the_budget_stays_exact(
 def test_workers_finish_a_study_whose_launcher_is_gone(
     folder: Path, database: Engine, database_url: str
 ) -> None:
-    launch = start(folder, database_url, "launch", "tiny.yaml", "--workers", "0")
+    launch = start(folder, database_url, "launch", "tiny.yaml", "--workers", "0", "--force")
     wait_for(lambda: query(database, "SELECT id FROM densitune.jobs"))
     launch.kill()
     launch.wait()
@@ -272,7 +313,8 @@ def test_an_interrupted_launch_hands_back_its_jobs_and_resumes(
         training={"budget": 8, "batch_size": 8, "lr": 0.003},
         search={"trials": 5, "seeds": 1, "sampler": "qmc"},
     )
-    launch = start(folder, database_url, "launch", "interrupted.yaml", "--workers", "1")
+    forced = ("--workers", "1", "--force")
+    launch = start(folder, database_url, "launch", "interrupted.yaml", *forced)
     wait_for(lambda: query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'"))
     launch.send_signal(number)
     assert launch.wait(60) == 130
@@ -344,7 +386,7 @@ def test_a_preset_that_cannot_be_trusted_is_refused_by_verify(
     folder: Path, here: Here, damage: Callable[[dict[str, Any]], None], words: str
 ) -> None:
     known = usual()
-    content = json.loads(presets.compose(known, known.results[-1]).text())
+    content = json.loads(exports.compose(known, known.results[-1]).text())
     damage(content)
     (folder / "given.json").write_text(json.dumps(content))
     code, line = here.run(folder, "", "verify", "given.json")

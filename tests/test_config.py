@@ -239,6 +239,21 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         {"training__precision": "half"},
         "training.precision = 'half': input should be 'auto', 'full' or 'bfloat16'",
     ),
+    (
+        {"confirm__seeds": 13, "confirm__batch": 4},
+        "confirm.seeds 13 is not a multiple of confirm.batch 4; take 12 or 16",
+    ),
+    (
+        {"confirm__seeds": 3, "confirm__batch": 4},
+        "confirm.seeds 3 is not a multiple of confirm.batch 4; take 4",
+    ),
+    (
+        {"confirm__finalists": 11},
+        "confirm.finalists = 11: input should be less than or equal to 10",
+    ),
+    ({"confirm__batch": 1}, "confirm.batch = 1: input should be greater than or equal to 2"),
+    ({"confirm__budget": 0}, "confirm.budget = 0: input should be greater than 0"),
+    ({"confirm__finalist": 2}, "unknown key confirm.finalist; did you mean finalists?"),
     ({"search__in_flight": 0}, "search.in_flight = 0: input should be greater than or equal to 1"),
     (
         {"search__sampler": "cmaes", "kernel_size": 3},
@@ -351,6 +366,12 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
             "trials": draw(st.integers(10, 1000)),
             "rungs": sorted(rung for rung in rungs if rung < budget),
             "seed": draw(st.integers(0, 999_999)),
+        },
+        "confirm": {
+            "finalists": draw(st.integers(1, 10)),
+            "seeds": (batch := draw(st.integers(2, 100))) * draw(st.integers(1, 10)),
+            "batch": batch,
+            "budget": draw(st.none() | st.integers(1, 1000)),
         },
     }
 

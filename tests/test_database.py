@@ -15,6 +15,7 @@ from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 
 from storage import jobs, ledger, roster, studies, tables, trials
+from storage.arms import Arm
 from storage.database import connect, masked, prepare, proposer_lock, translated
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
 
@@ -195,7 +196,7 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
         connection.execute(
             text("""
                 INSERT INTO densitune.studies (name, config, data_fingerprint)
-                    VALUES ('old', '{"task": "photos"}', 'f');
+                    VALUES ('old', '{"task": "photos", "init": "compensated"}', 'f');
                 INSERT INTO densitune.trials
                     (study_id, number, optuna_number, role, label, densities, state)
                     VALUES (1, 0, 0, 'identity', 'identity', '{"3": [1.0]}', 'complete'),
@@ -209,10 +210,12 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     prepare(engine)
     study = studies.find(engine, "old")
     assert study is not None
-    assert study.config == {"task": "photos"}
+    assert study.config == {"task": "photos", "init": "compensated"}
     worker = roster.register(engine, study.id, "host", 1, "cpu", {})
     [job] = jobs.claim(engine, study.id, worker, 5, 60)
-    assert (job.trial, job.bars) == (1, {})
+    assert (job.trial, job.bars, job.phase) == (1, {}, "search")
+    assert job.arm == Arm(init="compensated")  # as its config says
+    assert (study.phase, study.lr, study.verdicts, study.forced) == ("search", None, None, False)
     ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
     with engine.begin() as connection:
         trials.finish(connection, study.id, 1, "pruned")

@@ -7,10 +7,22 @@ import re
 import pytest
 from rich.console import Console, RenderableType
 from rich.text import Text
-from synthetic import RUNG, WHEN, configured, measured, snapshot, trial, usual, worker
+from synthetic import (
+    RUNG,
+    WHEN,
+    configured,
+    decided,
+    measured,
+    snapshot,
+    trial,
+    usual,
+    worker,
+)
 
 from optimizer import display
-from optimizer.snapshot import Snapshot
+from optimizer.confirmation_table import confirmation_table
+from optimizer.snapshot import PhaseRows, Snapshot
+from storage.arms import Arm
 from storage.studies import StudyOverview
 
 WIDTHS = [80, 120]
@@ -102,7 +114,7 @@ def test_the_final_table_has_identity_the_published_densities_and_the_best_five(
         ["[0.8333, 2.143]", "4. trial 8", "25.005", "+0.505 ± 0.375"],
         ["[0.4333, 1.571]", "5. trial 4", "24.980", "+0.480 ± 0.040"],
     ]
-    assert "a-study: PSNR on validation data, unconfirmed" in flat(text)
+    assert "a-study: PSNR on validation data, search, unconfirmed" in flat(text)
     assert f"± is the standard error over 2 paired seeds. {NOT_KNOWN}" in flat(text)
 
 
@@ -122,14 +134,17 @@ def test_identity_is_the_first_density_also_where_it_is_not_the_first_in_rank() 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_status_shows_state_live_workers_and_failures(width: int) -> None:
     text = flat(rendered(display.status(usual()), width))
-    assert text.startswith("a-study: running budget 4 epochs, full precision 11/24 trials done")
+    assert text.startswith(
+        "a-study: running, phase search budget 4 epochs, full precision, learning rate 0.01 "
+        "11/24 trials done"
+    )
     assert "11/24 trials done, 1 running, 0 cut, 1 failed" in text
     assert "node7 pid 4001 on NVIDIA H200: 6 jobs, 60/hour" in text
     assert "pid 4003" not in text  # it is gone
     assert "trial 10 failed: loss is not finite" in text
     assert "v1 README" in text
     stopped = usual(state="stopped", failure="identity could not be trained")
-    assert "a-study: stopped (identity could not be trained)" in flat(
+    assert "a-study: stopped, phase search (identity could not be trained)" in flat(
         rendered(display.status(stopped), width)
     )
 
@@ -194,6 +209,7 @@ def test_long_names_labels_and_densities_are_never_cut_off(width: int) -> None:
     overview = StudyOverview(
         name=name,
         state="finished",
+        phase="decided",
         created_at=WHEN,
         trials=1203,
         running=0,
@@ -298,3 +314,75 @@ def test_the_document_for_programs_is_json_with_the_same_numbers() -> None:
     assert [found["live"] for found in document["workers"]] == [True, True, False]
     empty = json.loads(json.dumps(snapshot([], []).document(), allow_nan=False))
     assert (empty["best"], empty["results"], empty["seconds_left"]) == (None, [], None)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) -> None:
+    text = rendered(confirmation_table(decided()), width)
+    cells = rows(text)
+    assert cells[0] == ["identity", "4", "27.505", "0 (the baseline)", ""]
+    shown = [" ".join(filter(None, column)) for column in zip(*cells, strict=True)]
+    for words in ("[0.6333, 1.857]", "trial 6: better", "trial 9: scale_only", "compensated"):
+        assert words in shown[0]
+    assert shown[0].count("scale control") == 2
+    assert "[+0.440, +0.540]" in shown[3]
+    assert "[+0.340, +0.440]" in shown[4]
+    words = flat(text)
+    assert "[0.6333, 1.857] is better: better than identity and than its scale control." in words
+    assert "[0.9333, 2.286] is scale_only: NOT a reason for a density" in words
+    assert "about 40 seeds might settle it" in words
+
+
+def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:
+    assert display.best_line(decided()) == (
+        "verdict: [0.6333, 1.857] is better, better than identity and than its scale control"
+    )
+    document = json.loads(json.dumps(decided().document(), allow_nan=False))
+    assert (document["phase"], document["verdict"]) == ("decided", "better")
+    assert [one["verdict"] for one in document["verdicts"]] == ["better", "scale_only"]
+    assert document["phases"]["confirm"]["done"] == 14
+
+
+def calibrating(**changes: object) -> Snapshot:
+    """Two of five rates are done."""
+    identity = {5: (1.0, 1.0)}
+    arms = [
+        trial(n, identity, role="rate", arm=Arm(lr=lr), **done)
+        for n, (lr, done) in enumerate(
+            [(1e-4, {}), (1e-3, {}), (1e-2, {"state": "running", "done": 0, "waiting": 2})]
+        )
+    ]
+    found = measured(0, {0: 20.0, 1: 21.0}) + measured(1, {0: 24.0, 1: 25.0})
+    given = configured(training={"lr": "auto"})
+    return snapshot([], [], given=given, calibrate=PhaseRows(arms, found), **changes)
+
+
+def test_a_calibration_is_shown_as_such() -> None:
+    now = calibrating(phase="calibrate")
+    line = display.plain_line(now)
+    assert line.startswith("calibrating the learning rate: 4/6 jobs done, 0 running, 0 failed")
+    text = flat(rendered(display.status(now)))
+    assert "phase calibrate" in text
+    assert "learning rate not yet calibrated" in text
+    found = json.loads(json.dumps(now.document()))
+    assert (found["lr"], found["phase"]) == (None, "calibrate")
+    assert found["calibration"] == [{"lr": 1e-4, "value": 20.5}, {"lr": 1e-3, "value": 24.5}]
+    later = flat(rendered(display.status(calibrating(lr=0.00123)), 120))
+    assert "learning rate 0.00123 (identity at 0.0001: 20.500, 0.001: 24.500)" in later
+
+
+def test_a_confirmation_in_progress_shows_counts_and_no_values() -> None:
+    """Who looks at differences before the test does is tempted to stop at a lucky moment."""
+    arms = [
+        trial(n, {5: (1.0, 1.0)}, role=role, state="running", jobs=8, done=5, running=1, waiting=2)
+        for n, role in enumerate(("identity", "finalist", "control", "compensated"))
+    ]
+    found = [row for n in range(4) for row in measured(n, {0: 99.0})]
+    now = usual(phase="confirm", confirm=PhaseRows(arms, found))
+    expected = "confirming: 1 of 1 finalists open, seed 8 of at most 24, 20/32 jobs done, 4 running"
+    assert expected in display.plain_line(now)
+    for width in WIDTHS:
+        text = flat(rendered(display.status(now), width))
+        assert "phase confirm" in text
+        assert expected in text
+        assert "99" not in text

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 
 from storage import jobs, ledger, roster, studies, trials
+from storage.arms import Arm
 from storage.jobs import Beat
 from storage.ledger import Measurement
 
@@ -87,7 +88,7 @@ def test_claim_tells_all_that_training_needs(database: Engine, study: studies.St
     [job, _] = jobs.claim(database, study.id, enter(database, study), 5, 60)
     assert (job.trial, job.seed, job.budget, job.epoch) == (3, 2**40, 9, 1)
     assert job.densities == {3: (0.7,), 5: (0.2, 0.8)}
-    assert job.bars == {}
+    assert (job.bars, job.phase, job.arm) == ({}, "search", Arm())
 
 
 bars = st.dictionaries(

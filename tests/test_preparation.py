@@ -202,6 +202,39 @@ def test_a_partial_copy_is_refused_where_it_is_to_be_verified(tmp_path: Path) ->
         preparation.bank(study("cifar100", {"download": False}, CLASSIFIER).data, tmp_path)
 
 
+# What needs no network
+
+
+def test_floors_of_denoising_are_the_noisy_input_and_the_linear_filter(tmp_path: Path) -> None:
+    data = {"patch": 16, "patches_per_image": 4, "crop": 24, "validation": 0.3, "sigma": 40}
+    chosen = study("photos", data, DENOISER)
+    bank = preparation.bank(chosen.data, tmp_path)
+    found = preparation.floors(chosen, bank)
+    assert list(found) == ["noisy input", "linear 3 x 3 filter"]
+    assert found["noisy input"] == preparation.task(chosen, bank, CPU).floor()
+    # One filter for photographs removes more than half of so much noise, never nearly all.
+    assert 4 < found["linear 3 x 3 filter"] - found["noisy input"] < 9
+    quiet = study("photos", {**data, "sigma": 1}, DENOISER)
+    assert abs(np.subtract(*preparation.floors(quiet, bank).values())) < 0.2
+
+
+def test_floors_of_classification_are_the_commonest_class_and_the_classifier(
+    tmp_path: Path,
+) -> None:
+    for label, level in (("dark", 0), ("grey", 90), ("light", 180)):
+        (tmp_path / "mine" / label).mkdir(parents=True)
+        for index in range(10 if label == "grey" else 6):
+            Image.fromarray(level + noise(index) // 4).save(tmp_path / f"mine/{label}/{index}.png")
+    data = {"kind": "classes", "folder": tmp_path / "mine", "size": 12, "validation": 0.4}
+    chosen = study("folder", data, CLASSIFIER)
+    bank = preparation.bank(chosen.data, tmp_path / "home")
+    assert bank.validation_labels is not None
+    assert preparation.floors(chosen, bank) == {
+        "commonest class": 100 * np.mean(bank.validation_labels == 1),
+        "linear classifier": 100.0,
+    }
+
+
 # What all have in common
 
 

@@ -12,10 +12,10 @@ import jsonschema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from synthetic import configured, measured, snapshot, trial, usual, worker
+from synthetic import configured, decided, measured, snapshot, trial, usual, worker
 
-from optimizer import presets
-from optimizer.errors import UsageError
+from optimizer import exports, presets
+from optimizer.errors import EvidenceError, UsageError
 from optimizer.presets import Preset
 from optimizer.snapshot import Snapshot
 
@@ -54,7 +54,7 @@ def used(preset: Preset) -> list[wConv2d]:
 
 def best_of(given: Snapshot) -> Preset:
     assert given.best is not None
-    return presets.compose(given, given.best)
+    return exports.compose(given, given.best)
 
 
 def several_sizes(den: dict[int, tuple[float, ...]]) -> Snapshot:
@@ -163,10 +163,102 @@ def test_a_reader_who_only_knows_json_finds_the_density(tmp_path: Path) -> None:
 def test_a_preset_claims_nothing() -> None:
     preset = best_of(usual())
     assert preset.evidence.verdict == "unconfirmed"
-    claims = preset.text().replace(json.dumps(presets.UNCONFIRMED)[1:-1], "")
+    claims = preset.text().replace(json.dumps(exports.NOTES["unconfirmed"])[1:-1], "")
     assert not re.search(r"better|best|improve|gain|win|superior|optimal", claims, re.IGNORECASE)
-    assert "not confirmed" in presets.UNCONFIRMED
-    assert "looks better than it is" in presets.UNCONFIRMED
+    assert "not confirmed" in exports.NOTES["unconfirmed"]
+    assert "looks better than it is" in exports.NOTES["unconfirmed"]
+
+
+def with_verdicts(*verdicts: str) -> Snapshot:
+    """The decided study with other verdicts on trials 6 and 9."""
+    known = decided()
+    stored = [
+        {**one, "verdict": verdict}
+        for one, verdict in zip(known.study.verdicts or [], verdicts, strict=True)
+    ]
+    return dataclasses.replace(known, study=dataclasses.replace(known.study, verdicts=stored))
+
+
+def test_a_confirmed_preset_has_verdict_intervals_and_the_searchs_difference_beside() -> None:
+    study = decided()
+    preset = exports.compose(study, study.results[6])
+    evidence = preset.evidence
+    assert evidence.verdict == "better"
+    assert evidence.difference_to_identity.mean == pytest.approx(0.72)  # of the search
+    found = evidence.confirmation
+    assert found is not None
+    assert (found.seeds, found.budget, found.finalists) == (4, 8, 2)
+    assert found.to_identity == study.verdicts[0].to_identity
+    assert found.to_control == study.verdicts[0].to_control
+    assert found.compensated == study.verdicts[0].compensated
+    # Ten trials of two seeds and 120 s, seven arms of four seeds and 120 s.
+    expected = (10 * 2 + 7 * 4) * 120 / 3600
+    assert preset.provenance.device_hours == pytest.approx(expected, abs=1e-4)
+    assert Preset.model_validate(json.loads(preset.text())) == preset
+    validator().validate(json.loads(preset.text()))
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "number"),
+    [
+        (("better", "better"), 6),
+        (("no_evidence", "better"), 9),
+        (("scale_only", "no_evidence"), 6),
+        (("worse", "worse"), 6),
+    ],
+)
+def test_export_takes_the_best_better_finalist_else_the_largest_difference(
+    tmp_path: Path, verdicts: tuple[str, str], number: int
+) -> None:
+    _, preset = exports.export(with_verdicts(*verdicts), tmp_path)
+    assert preset.provenance.trial == number
+    assert preset.evidence.verdict == verdicts[0 if number == 6 else 1]
+
+
+@pytest.mark.parametrize("verdict", ["scale_only", "no_evidence", "worse"])
+def test_what_is_not_better_says_so_in_words_that_cannot_be_missed(verdict: str) -> None:
+    study = with_verdicts(verdict, verdict)
+    note = exports.compose(study, study.results[6]).evidence.note
+    assert re.match(r"NOT |DO NOT ", note)
+    assert note.split(":")[0].isupper()
+
+
+def test_better_can_be_required(tmp_path: Path) -> None:
+    exports.export(decided(), tmp_path, require_better=True)
+    (tmp_path / "a-study.json").unlink()
+    for study, number, verdict in (
+        (with_verdicts("scale_only", "no_evidence"), None, "scale_only"),
+        (decided(), 9, "scale_only"),
+        (decided(), 2, "unconfirmed"),
+        (usual(), None, "unconfirmed"),
+    ):
+        with pytest.raises(EvidenceError, match=f"is {verdict} .*better was required") as caught:
+            exports.export(study, tmp_path, number, require_better=True)
+        assert caught.value.exit_code == 4
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_hash_of_the_ledger_covers_the_confirmation() -> None:
+    first, changed = decided(), decided()
+    [row, *_] = changed.confirm.rows
+    changed.confirm.rows[0] = dataclasses.replace(row, value=row.value + 1e-12)
+    hashes = {best_of(study).provenance.ledger_sha256 for study in (first, changed, usual())}
+    assert len(hashes) == 3
+
+
+def test_a_preset_names_the_calibrated_learning_rate() -> None:
+    given = configured(training={"lr": "auto"})
+    assert best_of(usual(given=given, lr=0.00123)).task.training["lr"] == 0.00123
+    assert best_of(usual(given=given)).task.training["lr"] == "auto"
+
+
+def test_a_preset_of_the_first_version_is_still_read(tmp_path: Path) -> None:
+    content = json.loads(best_of(usual()).text())
+    del content["evidence"]["confirmation"], content["evidence"]["floors"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = presets.load(tmp_path / "old.json")
+    assert (old.evidence.confirmation, old.evidence.verdict) == (None, "unconfirmed")
 
 
 @pytest.mark.parametrize("kind", ["photographs", "classes"])
@@ -193,17 +285,22 @@ def test_one_seed_has_no_standard_error() -> None:
 
 
 def test_export_takes_the_largest_difference_or_the_trial_asked_for(tmp_path: Path) -> None:
-    assert presets.load(presets.export(usual(), tmp_path)).provenance.trial == 6
-    assert presets.load(presets.export(usual(), tmp_path, trial=2)).provenance.trial == 2
-    assert presets.load(presets.export(usual(), tmp_path, trial=0)).densities == {"5": [1.0, 1.0]}
+    def exported(trial: int | None = None) -> Preset:
+        path, preset = exports.export(usual(), tmp_path, trial)
+        assert presets.load(path) == preset
+        return preset
+
+    assert exported().provenance.trial == 6
+    assert exported(2).provenance.trial == 2
+    assert exported(0).densities == {"5": [1.0, 1.0]}
 
 
 def test_export_refuses_what_has_no_result(tmp_path: Path) -> None:
     for number in (10, 11, 99):  # failed, running, unknown
         with pytest.raises(UsageError, match=f"a-study has no result of trial {number} to export"):
-            presets.export(usual(), tmp_path, trial=number)
+            exports.export(usual(), tmp_path, trial=number)
     with pytest.raises(UsageError, match=r"has no trial to export yet; .*densitune status a-study"):
-        presets.export(snapshot([], []), tmp_path)
+        exports.export(snapshot([], []), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -318,7 +415,7 @@ def test_the_schema_that_ships_is_that_of_the_model() -> None:
 
 def test_the_schema_accepts_presets() -> None:
     several = several_sizes({3: (0.7,), 5: (0.2, 0.8)})
-    for study in (usual(), several):
+    for study in (usual(), several, decided()):
         content = json.loads(best_of(study).text())
         before = copy.deepcopy(content)
         validator().validate(content)

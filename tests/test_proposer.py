@@ -1,4 +1,4 @@
-"""The proposer: an exact budget, in order, whoever takes the role and however jobs come back."""
+"""The search: an exact budget, in order, whoever takes the role and however jobs come back."""
 
 import random
 import subprocess
@@ -43,7 +43,10 @@ def make_config(
 
 
 def create(engine: Engine, given: StudyConfig) -> int:
-    return studies.create(engine, given.name, given.document(), "fingerprint", {})[0].id
+    """A study that ends with its search."""
+    study_id = studies.create(engine, given.name, given.document(), "fingerprint", {})[0].id
+    studies.go_on(engine, study_id, "search", force=False)
+    return study_id
 
 
 def value(job: ClaimedJob, rung: int) -> float:
@@ -63,7 +66,7 @@ def finish(engine: Engine, worker: int, job: ClaimedJob) -> None:
 
 
 def run(engine: Engine, given: StudyConfig) -> int:
-    """Run a study to its end with one worker; return its id."""
+    """Run a study's search to its end with one worker; return its id."""
     study_id = create(engine, given)
     proposer, worker = Proposer(engine, study_id, given), enlist(engine, study_id)
     while studies.state(engine, study_id) == "running":
@@ -127,7 +130,9 @@ def test_exactly_the_trials_asked_for_are_finished_and_never_too_many_open(
     done, rows = contents(database, study_id)
     assert [trial.state for trial in done] == ["complete"] * 9
     assert len(rows) == 9 * 2 * 3
-    assert studies.find(database, "exact").finished_at is not None  # type: ignore[union-attr]
+    ended = studies.find(database, "exact")
+    assert ended is not None
+    assert (ended.state, ended.phase) == ("stopped", "confirm")
 
 
 def test_optuna_holds_the_differences_of_the_ledger(database: Engine) -> None:
@@ -256,7 +261,7 @@ def test_a_failed_job_fails_its_trial_and_nothing_else(database: Engine) -> None
     done, _ = contents(database, study_id)
     assert [trial.state for trial in done].count("complete") == 6
     assert (done[3].state, done[3].reason) == ("failed", "diverged: loss nan")
-    assert studies.state(database, study_id) == "finished"
+    assert studies.state(database, study_id) == "stopped"
     plain = optuna.load_study(study_name="failing", storage=study.optuna_storage(database))
     assert plain.trials[3].state is optuna.trial.TrialState.FAIL
 

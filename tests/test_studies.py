@@ -105,6 +105,7 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
         StudyOverview(
             name=study.name,
             state="running",
+            phase="search",
             created_at=study.created_at,
             trials=5,
             running=1,
@@ -116,6 +117,7 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
         StudyOverview(
             name="empty",
             state="running",
+            phase="search",
             created_at=other.created_at,
             trials=0,
             running=0,

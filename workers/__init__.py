@@ -12,6 +12,7 @@ cifar100, div2k, photos, folder
 seeds          random generators by purpose
 preparation    from a study's configuration to bank, task and recipe
 devices        which device, and how it is set up
+baselines      the best that is linear: what a network has to beat
 tasks          data + proxy + loss + metric on a device
 recipe         what is trained and how: recipe, job, measurement, schedules
 member         one job in training

@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from workers import capture, depthwise, proxies
-from workers.recipe import Job, Measurement, Recipe, optimizer_for, rates, steps_per_epoch
+from workers.recipe import (
+    Job,
+    Measurement,
+    Recipe,
+    optimizer_for,
+    peak_lr,
+    rates,
+    steps_per_epoch,
+)
 from workers.tasks import Draws, Task
 
 
@@ -31,14 +39,21 @@ class Member:
         """The member's share of the time that training takes, kept by the loop."""
         self._lane = capture.Lane(device)
         with self._lane():
-            network = proxies.build(recipe.proxy, job.densities, init=recipe.init, seed=job.seed)
+            network = proxies.build(
+                recipe.proxy,
+                job.densities,
+                init=job.init or recipe.init,
+                seed=job.seed,
+                gain=job.gain,
+            )
             # Channels last: 1.1x to 1.7x in fp32 on one core (docs/performance.md).
             self._network = network.to(device).to(memory_format=torch.channels_last)
             if device.type == "cpu":
                 depthwise.speed_up(self._network)
             self._lr = torch.zeros((), device=device)
             self._optimizer = optimizer_for(recipe.proxy, self._network, self._lr)
-            self._rates = rates(recipe, job.budget * self._epoch_steps).to(device)
+            steps = job.budget * self._epoch_steps
+            self._rates = rates(peak_lr(recipe, job), steps).to(device)
             self._draws = Draws(job.seed, device)
             self._order = torch.zeros(
                 (self._epoch_steps, min(recipe.batch_size, len(task))),

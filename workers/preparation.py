@@ -7,7 +7,7 @@ import torch
 
 from optimizer import sections
 from optimizer.config import StudyConfig
-from workers import cifar100, div2k, folder, photos
+from workers import baselines, cifar100, div2k, folder, photos
 from workers.bank import Bank
 from workers.patches import PatchPlan
 from workers.proxies import Proxy
@@ -64,9 +64,19 @@ def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
     return Classification(prepared, device)
 
 
-def floor(config: StudyConfig, prepared: Bank) -> float:
-    """Return the study's metric without any training (workers.tasks)."""
-    return task(config, prepared, torch.device("cpu")).floor()
+def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:
+    """Return the study's metric without any network, by the name of what reaches it.
+
+    The first is the one without any training at all; the other is the best that is linear.
+    """
+    chosen = task(config, prepared, torch.device("cpu"))
+    found = {config.floor_name: chosen.floor()}
+    if isinstance(config.data, sections.Denoising):
+        sigma = config.data.sigma
+        found["linear 3 x 3 filter"] = baselines.linear_filter(chosen, prepared, sigma)
+    else:
+        found["linear classifier"] = baselines.linear_classifier(prepared)
+    return found
 
 
 def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:

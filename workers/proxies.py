@@ -7,6 +7,7 @@ order of construction or torch's global random state, which is neither read nor 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, assert_never
 
 import torch
@@ -41,11 +42,13 @@ def build(
     *,
     init: Literal["library", "compensated"],
     seed: int,
+    gain: Mapping[int, float] = MappingProxyType({}),
 ) -> nn.Module:
     """Return the proxy on the CPU, its convolutions weighted by the density of their kernel size.
 
     `library` draws the weights of spatial convolutions as the layer library does; `compensated`
     divides the weighted ones by RMS(phi), so that weight * phi starts at the scale of the identity.
+    `gain` multiplies the initial weights of the weighted convolutions of a kernel size.
     Convolutions whose size has no density stay plain. ValueError for a proxy that its family cannot
     build or a density whose kernel size the proxy does not have.
     """
@@ -58,6 +61,7 @@ def build(
     apply_densities(model, densities)
     if init == "compensated":
         _compensate(model, densities)
+    _amplify(model, gain)
     return model
 
 
@@ -123,3 +127,11 @@ def _compensate(model: nn.Module, densities: Mapping[int, Sequence[float]]) -> N
     for module in model.modules():
         if isinstance(module, WeightedConv2d):
             module.weight.div_(density.rms(densities[module.kernel_size[0]], 2))
+
+
+@torch.no_grad()
+def _amplify(model: nn.Module, gain: Mapping[int, float]) -> None:
+    """Multiply the weights of weighted convolutions by the gain of their kernel size."""
+    for module in model.modules():
+        if isinstance(module, WeightedConv2d) and module.kernel_size[0] in gain:
+            module.weight.mul_(gain[module.kernel_size[0]])

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from optimizer import rates as learning_rates
 from workers.proxies import Proxy
 from workers.tasks import Score, Task
 
@@ -19,7 +20,7 @@ WARM_UP = 0.1
 
 @dataclass(frozen=True)
 class Recipe:
-    """How every job of a study is trained."""
+    """How the jobs of a study are trained, where they do not say otherwise."""
 
     proxy: Proxy
     init: Literal["library", "compensated"]
@@ -42,6 +43,12 @@ class Job:
     """Epochs."""
     bars: Mapping[int, float] = field(default_factory=dict)
     """By rung: the least score with which the job goes on."""
+    lr: float | None = None
+    """Peak learning rate; None takes the recipe's."""
+    init: Literal["library", "compensated"] | None = None
+    """None takes the recipe's."""
+    gain: Mapping[int, float] = field(default_factory=dict)
+    """By kernel size: a factor of the initial weights (workers.proxies.build)."""
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,13 @@ def steps_per_epoch(task: Task, recipe: Recipe) -> int:
     return max(1, len(task) // recipe.batch_size)
 
 
-def rates(recipe: Recipe, steps: int) -> Tensor:
+def peak_lr(recipe: Recipe, job: Job) -> float:
+    """Return the peak learning rate of a job: its own, the recipe's, or the family's usual one."""
+    return job.lr or recipe.lr or usual_lr(recipe.proxy, recipe.batch_size)
+
+
+def rates(peak: float, steps: int) -> Tensor:
     """Return the learning rate of every step of a training of `steps` steps, shape (steps,)."""
-    peak = recipe.lr or usual_lr(recipe.proxy, recipe.batch_size)
     return torch.tensor([peak * schedule(step, steps) for step in range(steps)])
 
 
@@ -77,16 +88,12 @@ def schedule(step: int, total: int) -> float:
 
 
 def usual_lr(proxy: Proxy, batch_size: int) -> float:
-    """Return the peak learning rate that the family is usually trained with.
-
-    Classifiers: 0.1 at batch size 128, in proportion to it (weiaicunzai/pytorch-cifar100). DnCNN
-    and NAFNet: 1e-3 (cszn/DnCNN; megvii-research/NAFNet, options of SIDD-width32).
-    """
-    return 0.1 * batch_size / 128 if proxy.family in ("vgg", "resnet") else 1e-3
+    """Return the peak learning rate that a proxy's family is usually trained with."""
+    return learning_rates.usual(proxy.family, batch_size)
 
 
 def optimizer_for(proxy: Proxy, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
-    """Return the optimiser that the family is usually trained with (sources: usual_lr).
+    """Return the optimiser that the family is usually trained with (see optimizer.rates).
 
     `lr` is a tensor without dimensions on the network's device. Training changes it in place, so
     that a step needs nothing from the host.

@@ -191,7 +191,7 @@ class _Pack:
         job = self.open[number]
         told = isinstance(error, DivergedError)  # the others' text may not even say what they are
         reason = str(error) if told else f"{type(error).__name__}: {error}"
-        log.warning("trial %d seed %d failed: %s", job.trial, job.seed, reason)
+        log.warning("%s: trial %d seed %d failed: %s", job.phase, job.trial, job.seed, reason)
         jobs.fail(self._shift.engine, job.claim, reason)
         self._end(number)
 
@@ -212,8 +212,8 @@ class _Pack:
             cut=[job.id] if measurement.ending == "cut" else [],
         )
         log.info(
-            "trial %d seed %d: %.4f after %d of %d epochs, %.1f s%s",
-            job.trial, job.seed, measurement.score.value, measurement.rung, job.budget,
+            "%s: trial %d seed %d: %.4f after %d of %d epochs, %.1f s%s",
+            job.phase, job.trial, job.seed, measurement.score.value, measurement.rung, job.budget,
             measurement.seconds, ", cut" if measurement.ending == "cut" else "",
         )  # fmt: skip
         if measurement.ending:
@@ -236,4 +236,15 @@ class _Pack:
             self.open[self._arrived] = job
             self._arrived += 1
         self._shift.heart.watch(self.open.values())
-        return [Job(job.densities, job.seed, job.budget, job.bars) for job in claimed]
+        return [
+            Job(
+                job.densities,
+                job.seed,
+                job.budget,
+                job.bars,
+                lr=job.arm.lr,
+                init=job.arm.init,
+                gain=job.arm.gain,
+            )
+            for job in claimed
+        ]

@@ -1,0 +1,72 @@
+"""The first phase: identity at a grid of learning rates, so that the baseline is no straw man."""
+
+import statistics
+from collections.abc import Iterable
+
+from sqlalchemy import Connection
+
+from optimizer import density, health, rates, results
+from optimizer.config import StudyConfig
+from storage import jobs, ledger, studies, trials
+from storage.arms import Arm
+from storage.ledger import LedgerRow
+from storage.studies import Study
+from storage.trials import TrialRow
+
+
+def step(connection: Connection, study: Study, config: StudyConfig) -> bool:
+    """Take the next step if there is one now: queue all arms, or conclude when they have ended."""
+    arms = trials.all_of(connection, study.id, "calibrate")
+    if not arms:
+        _queue(connection, study, config)
+        return True
+    if any(arm.waiting or arm.running for arm in arms):
+        jobs.fail_lost(connection, study.id)
+        return False
+    _conclude(connection, study, config, arms)
+    return True
+
+
+def scores(arms: Iterable[TrialRow], rows: Iterable[LedgerRow]) -> dict[float, float]:
+    """Return {learning rate: mean over the seeds} of the arms that could be trained."""
+    values = results.final_values(rows)
+    return {
+        arm.arm.lr: statistics.fmean(values[arm.number].values())
+        for arm in arms
+        if arm.arm.lr is not None and not (arm.waiting or arm.running or arm.failed)
+    }
+
+
+def _queue(connection: Connection, study: Study, config: StudyConfig) -> None:
+    grid = rates.grid(config.proxy.family, config.training.batch_size)
+    for number, lr in enumerate(grid):
+        trials.add(
+            connection,
+            study.id,
+            number=number,
+            role="rate",
+            label=f"lr {lr:g}",
+            densities={k: density.identity(k) for k in config.kernel_size},
+            seeds=config.seeds,
+            budget=config.training.budget,
+            arm=Arm(lr=lr, init=config.init),
+            phase="calibrate",
+        )
+
+
+def _conclude(
+    connection: Connection, study: Study, config: StudyConfig, arms: list[TrialRow]
+) -> None:
+    for arm in arms:
+        state: trials.State = "failed" if arm.failed else "complete"
+        trials.finish(connection, study.id, arm.number, state, arm.error, "calibrate")
+    found = scores(arms, ledger.read(connection, study.id, "calibrate"))
+    if not found:
+        reason = f"identity could not be trained at any learning rate: {arms[0].error}"
+        studies.halt(connection, study.id, reason)
+        return
+    studies.calibrated(connection, study.id, rates.best(found))
+    studies.enter(connection, study.id, "search")
+    failure = health.failure(config, health.floors(study, config), max(found.values()))
+    if failure is not None and not study.forced:
+        studies.halt(connection, study.id, failure)

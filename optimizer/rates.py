@@ -1,0 +1,60 @@
+"""Learning rates: the usual one of a family, the grid around it, and the best by a smooth fit."""
+
+import math
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+Family = Literal["vgg", "resnet", "dncnn", "nafnet"]
+
+DECADES = (-1.0, -0.5, 0.0, 0.5, 1.0)
+"""The grid, in powers of ten times the usual rate. Half a decade is about the width of an
+optimum's flat top, and a decade to either side holds what other batch sizes, short budgets and
+the authors' initialisation ask for; an optimum beyond it is said (optimizer.cautions)."""
+DIGITS = 3
+"""Significant digits of a calibrated rate; what is finer is noise."""
+
+
+def usual(family: Family, batch_size: int) -> float:
+    """Return the peak learning rate that a family is usually trained with.
+
+    Classifiers: 0.1 at batch size 128, in proportion to it (weiaicunzai/pytorch-cifar100). DnCNN
+    and NAFNet: 1e-3 (cszn/DnCNN; megvii-research/NAFNet, options of SIDD-width32).
+    """
+    return 0.1 * batch_size / 128 if family in ("vgg", "resnet") else 1e-3
+
+
+def grid(family: Family, batch_size: int) -> list[float]:
+    """Return the rates that a calibration tries, rising, rounded to DIGITS."""
+    middle = usual(family, batch_size)
+    return [_rounded(middle * 10**decades) for decades in DECADES]
+
+
+def best(scores: Mapping[float, float]) -> float:
+    """Return the rate with the best score by a parabola in log(rate), rounded to DIGITS.
+
+    scores: by rate, higher is better; rates at which training diverged are left out. The parabola
+    goes through the best point and its two neighbours (of equals the lowest rate), so that its
+    vertex lies between them; at an end of the scores the best point itself is taken. ValueError
+    without scores.
+    """
+    if not scores:
+        raise ValueError("no learning rate has a score")
+    rates = sorted(scores)
+    place = max(range(len(rates)), key=lambda n: scores[rates[n]])
+    if not 0 < place < len(rates) - 1:
+        return _rounded(rates[place])
+    near = rates[place - 1 : place + 2]
+    middle = math.log(rates[place])
+    curve, slope, _ = np.polyfit(
+        [math.log(rate) - middle for rate in near], [scores[rate] for rate in near], deg=2
+    )
+    if curve >= 0:  # three equals
+        return _rounded(rates[place])
+    vertex = math.exp(middle - slope / (2 * curve))
+    return _rounded(min(max(vertex, near[0]), near[-1]))
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.{DIGITS}g}")

@@ -1,0 +1,69 @@
+"""Verdicts: what a confirmation found out about its finalists, as it is stored and exported."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
+
+MEANING: dict[str, str] = {
+    "better": "better than identity and than its scale control",
+    "scale_only": "NOT a reason for a density: its scale control does as well",
+    "no_evidence": "NOT shown to help",
+    "worse": "NOT to be used: worse than identity",
+    "unconfirmed": "NOT confirmed",
+}
+"""Each verdict in words for a line."""
+
+
+class Part(BaseModel):
+    """A part of a document; within its version, unknown keys and other types are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class PairedDifference(Part):
+    """The metric minus that of another arm, within each seed."""
+
+    mean: FiniteFloat
+    standard_error: FiniteFloat | None
+    by_seed: dict[str, FiniteFloat]
+
+
+class Comparison(Part):
+    """A paired difference with its 95 % interval."""
+
+    mean: FiniteFloat
+    low: FiniteFloat
+    high: FiniteFloat
+    by_seed: dict[str, FiniteFloat]
+
+
+class FinalistVerdict(Part):
+    """What is known about one finalist."""
+
+    trial: int
+    """Its number in the search."""
+    label: str
+    densities: dict[str, list[FiniteFloat]]
+    verdict: Verdict
+    reason: str | None = None
+    """Why it could not be judged, if so."""
+    to_identity: Comparison | None = None
+    to_control: Comparison | None = None
+    """None also where identity is the scale control (init: compensated)."""
+    compensated: PairedDifference | None = None
+    """The compensated arm minus identity: what is left at identity's initial scale."""
+    seeds_to_settle: int | None = None
+    """An estimate of the seeds that would settle an open question."""
+
+
+def best(found: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
+    """Return the best `better` finalist, else the one with the largest difference to identity."""
+
+    def rank(one: FinalistVerdict) -> tuple[bool, float]:
+        mean = float("-inf") if one.to_identity is None else one.to_identity.mean
+        return one.verdict == "better", mean
+
+    return max(found, key=rank, default=None)

@@ -26,7 +26,8 @@ from workers import proxies
 from workers.proxies import Proxy
 from workers.weighted_conv import WeightedConv2d
 
-PROXIES = (  # and a quarter of their batch size at 32 x 32 pixels: phi then weighs four times as much
+# With a quarter of their batch size at 32 x 32 pixels: phi then weighs four times as much.
+PROXIES = (
     (Proxy("vgg", 32, 6, (), 3, 100), 32),
     (Proxy("resnet", 32, 8, (), 3, 100), 32),
     (Proxy("dncnn", 32, 8, (), 1, None), 16),

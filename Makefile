@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test check clean
+.PHONY: quickstart test chaos check clean
 
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
 
 test: $(VENV)/installed-test  ## the whole test suite
 	$(BIN)/pytest -n 2
+
+chaos: $(VENV)/installed-test  ## processes killed, PostgreSQL restarted and gone, for half an hour
+	$(BIN)/pytest -m long -s tests/chaos
 
 check: $(VENV)/installed-test  ## formatting, lints, types and borders
 	$(BIN)/ruff format --check .

@@ -35,6 +35,8 @@ report_page, report_axes
 report_search, report_model, report_response
              the search in the report: the response that a model expects, in figures
 report_arms  densities, confirmation and calibration in the report
+doctor, doctor_checks
+             what can go wrong with a study, found, said and mended
 run_commands, study_commands
              what the commands do; here all parts meet
 options      what several commands take

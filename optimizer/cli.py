@@ -1,7 +1,7 @@
 """The command line: what commands there are, and how errors end them.
 
-Exit codes: 0 done, 1 the study cannot go on, 2 bad usage or config, 3 storage unreachable,
-4 evidence required but absent, 130 interrupted.
+Exit codes: 0 done, 1 the study cannot go on (doctor: something is wrong), 2 bad usage or config,
+3 storage unreachable, 4 evidence required but absent, 130 interrupted.
 """
 
 import signal
@@ -30,6 +30,7 @@ app.command()(study_commands.stop)
 app.command()(study_commands.delete)
 app.command()(study_commands.export)
 app.command()(study_commands.report)
+app.command("doctor")(study_commands.examine)
 app.command()(study_commands.verify)
 app.command()(study_commands.dashboard)
 

@@ -50,7 +50,7 @@ class Group:
         """Return why the finalist cannot be judged: an arm of the comparison failed."""
         for arm in (self.finalist, self.control):
             if arm is not None and arm.error is not None:
-                return f"{arm.label} could not be trained with every fresh seed: {arm.error}"
+                return f"{arm.label} could not be trained with every fresh seed: {arm.failure}"
         return None
 
 

@@ -12,6 +12,7 @@ from optimizer.density import Densities
 from optimizer.results import TrialResult
 from optimizer.snapshot import PhaseRows, Snapshot, precision
 from optimizer.verdicts import MEANING
+from storage.failures import FailureCount
 from storage.studies import StudyOverview
 from storage.trials import TrialRow
 
@@ -213,6 +214,7 @@ def status(snapshot: Snapshot) -> RenderableType:
         )
         for worker in snapshot.live_workers
     ]
+    lines += [Text(f"  {failure_line(failure)}") for failure in snapshot.failures]
     lines += [
         Text(f"  {_name(trial)} failed: {trial.reason}", style="yellow")
         for phase in snapshot.phases.values()
@@ -220,6 +222,17 @@ def status(snapshot: Snapshot) -> RenderableType:
         if trial.state == "failed"
     ]
     return Group(*lines, final_table(snapshot)) if snapshot.results else Group(*lines)
+
+
+def failure_line(failure: FailureCount) -> str:
+    """Return how often jobs failed in a way, and the last time: which, where, and what it said."""
+    times = "once" if failure.times == 1 else f"{failure.times} times"
+    where = "" if failure.host is None else f" on {failure.host} pid {failure.pid}"
+    said = "" if not failure.error else f": {failure.error.strip().splitlines()[-1]}"
+    return (
+        f"{failure.kind.replace('_', ' ')} {times}, last at {failure.failed_at:%Y-%m-%d %H:%M} "
+        f"UTC: {failure.phase} trial {failure.trial} seed {failure.seed}{where}{said}"
+    )
 
 
 def _learning_rate(snapshot: Snapshot) -> str:

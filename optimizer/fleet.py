@@ -10,14 +10,15 @@ from types import TracebackType
 from typing import IO, Self
 
 GRACE_SECONDS = 30.0
-"""How long workers may take to hand back their jobs before they are killed."""
+"""How long workers may take to leave before they are killed; they take 25 (workers.notice)."""
 
 
 class Fleet:
     """Worker processes that live as long as the `with` block.
 
     The storage's URL goes through the environment, because a command line is visible to everybody
-    on the machine. Output goes to one log file per worker.
+    on the machine. Output goes to one log file per worker. `options` are further ones of the
+    command.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class Fleet:
         pack: int | None,
         storage: str | None,
         logs: Path,
+        options: Sequence[str] = (),
     ) -> None:
-        self._study, self._devices, self._pack = study, devices, pack
+        self._study, self._devices = study, devices
+        self._options = ["--pack", str(pack or "auto"), *options]
         self._environment = dict(os.environ)
         if storage is not None:
             self._environment["DENSITUNE_STORAGE"] = storage
@@ -83,7 +86,7 @@ class Fleet:
     def _start(self, device: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "optimizer.cli", "worker", self._study]
         return subprocess.Popen(
-            [*command, "--device", device, "--pack", str(self._pack or "auto")],
+            [*command, "--device", device, *self._options],
             env=self._environment,
             stdin=subprocess.DEVNULL,
             stdout=log,

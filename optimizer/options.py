@@ -18,6 +18,16 @@ def _pack(given: str) -> int | None:
     return int(given)
 
 
+def _duration(given: str) -> float:
+    """Return the seconds of a duration such as 30s, 10m or 2h; UsageError if it is none."""
+    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", given)
+    if found is None:
+        raise UsageError(
+            f"{given} is no duration; take a number with s, m or h, such as 30s or 10m"
+        )
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
 Storage = Annotated[
     str | None,
     typer.Option(
@@ -56,4 +66,31 @@ Until = Annotated[
 Force = Annotated[
     bool,
     typer.Option("--force", help="Go on although identity is no healthy baseline."),
+]
+Checkpoints = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER",
+        help="Where jobs in training are kept when a worker is told to leave; workers that share "
+        "it go on from there.",
+        show_default="DENSITUNE_HOME/checkpoints",
+    ),
+]
+IdleExit = Annotated[
+    float | None,
+    typer.Option(
+        parser=_duration,
+        metavar="DURATION",
+        help="End after so long without a job: 30s, 10m, 2h.",
+        show_default="wait until the study ends",
+    ),
+]
+OutageLimit = Annotated[
+    float | None,
+    typer.Option(
+        parser=_duration,
+        metavar="DURATION",
+        help="How long to wait for a storage that is away when there is nothing to train.",
+        show_default="1h",
+    ),
 ]

@@ -6,11 +6,12 @@ commands that need it.
 
 import functools
 import logging
+import math
 import signal
-import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,9 +22,12 @@ from optimizer import config, display, environment, exports, snapshot
 from optimizer.config import StudyConfig
 from optimizer.confirmation_table import confirmation_table
 from optimizer.options import (
+    Checkpoints,
     Device,
     Force,
+    IdleExit,
     LocalWorkers,
+    OutageLimit,
     Pack,
     PresetFolder,
     Storage,
@@ -31,7 +35,7 @@ from optimizer.options import (
     Until,
 )
 from optimizer.verdicts import MEANING
-from storage import studies
+from storage import database, retry, studies
 from storage.studies import Phase, Study
 
 if TYPE_CHECKING:
@@ -41,6 +45,24 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 """Between two looks for a study that a worker waits for."""
+OUTAGE_SECONDS = 3600.0
+"""How long a worker waits for a storage that is away, if it is not told."""
+
+
+@dataclass(frozen=True)
+class _Terms:
+    """How a worker works, and when it ends before its study does."""
+
+    pack: int | None
+    checkpoints: Path
+    idle_exit: float  # seconds
+    outage_limit: float  # seconds
+
+    def options(self) -> list[str]:
+        """Return them as options of the command, but for the pack."""
+        ending = [] if math.isinf(self.idle_exit) else ["--idle-exit", f"{self.idle_exit}s"]
+        limit = ["--outage-limit", f"{self.outage_limit}s"]
+        return ["--checkpoints", str(self.checkpoints), *limit, *ending]
 
 
 def launch(
@@ -104,22 +126,34 @@ def worker(
     all_gpus: Annotated[bool, typer.Option("--all-gpus", help="One process per GPU.")] = False,
     pack: Pack = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait until the study exists.")] = False,
+    checkpoints: Checkpoints = None,
+    idle_exit: IdleExit = None,
+    outage_limit: OutageLimit = None,
 ) -> None:
     """Attach workers to a study; they end when it does."""
     from workers import devices
 
     local = devices.all_gpus() if all_gpus else devices.spread(device, workers)
     engine = environment.open_storage(storage)
-    while wait and studies.find(engine, name) is None:
+    terms = _Terms(
+        pack,
+        checkpoints or environment.home() / "checkpoints",
+        math.inf if idle_exit is None else idle_exit,
+        OUTAGE_SECONDS if outage_limit is None else outage_limit,
+    )
+    look = functools.partial(studies.find, engine, name)
+    while wait and retry.persist(look, terms.outage_limit) is None:
         time.sleep(POLL_SECONDS)
     study, stored = snapshot.find(engine, name)
     if len(local) == 1:
-        _work(engine, study, stored, local[0], pack)
+        _work(engine, study, stored, local[0], terms)
         return
     from optimizer.fleet import Fleet
 
     _on_termination(_interrupt)
-    with Fleet(name, local, pack=pack, storage=storage, logs=_logs()) as fleet:
+    with Fleet(
+        name, local, pack=pack, storage=storage, logs=_logs(), options=terms.options()
+    ) as fleet:
         display.console().print(f"{len(local)} workers for {name}; logs in {_logs()}")
         code = fleet.wait()
     if code:
@@ -189,42 +223,62 @@ def _run(
 
 
 def _work(
-    engine: Engine, study: Study, given: StudyConfig, device_name: str, pack: int | None
+    engine: Engine, study: Study, given: StudyConfig, device_name: str, terms: _Terms
 ) -> None:
     """Work for a study in this process until it ends or a signal comes."""
     from optimizer import session
-    from workers import devices, preparation
+    from workers import checkpoint, devices, preparation
     from workers import worker as loop
+    from workers.notice import INTERRUPTED, Notice
+    from workers.pack import Bench
+    from workers.shift import Shift
 
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
     device = devices.resolve(device_name)
     devices.make_repeatable(device)
-    bank = _prepare(given)
-    session.check_fingerprint(study, bank.source, bank.fingerprint)
-    recipe = preparation.recipe(given, bank, snapshot.precision(study))
-    bench = loop.Bench(study.id, preparation.task(given, bank, device), recipe, device)
-    stop = threading.Event()
-    _on_termination(stop.set, signal.SIGINT)
-    done = loop.work(
-        engine, bench, pack=pack, stop=stop, when_idle=_take_role_when_idle(engine, study, given)
-    )
+    _on_termination(_interrupt)  # nothing is in training yet that would have to be saved
+    with Shift(engine, study, device, environment.home() / "spool") as shift:
+        bank = _prepare(given)
+        session.check_fingerprint(study, bank.source, bank.fingerprint)
+        recipe = preparation.recipe(given, bank, snapshot.precision(study))
+        with Notice(shift.hand_back) as notice:
+            done = loop.work(
+                shift,
+                Bench(preparation.task(given, bank, device), recipe, device),
+                checkpoint.Checkpoints(terms.checkpoints, study),
+                pack=terms.pack,
+                stop=notice.stop,
+                when_idle=_take_role_when_idle(engine, study, given),
+                idle_exit=terms.idle_exit,
+                outage_limit=terms.outage_limit,
+            )
     display.console().print(f"worker for {study.name} ends after {done} jobs")
-    if stop.is_set():
-        raise typer.Exit(130)
+    if notice.stop.is_set():
+        raise typer.Exit(INTERRUPTED)
 
 
 def _take_role_when_idle(engine: Engine, study: Study, given: StudyConfig) -> Callable[[], None]:
-    """Return what an idle worker does: propose and tell, so that no process is indispensable."""
+    """Return what an idle worker does: propose and tell, so that no process is indispensable.
+
+    Nothing, if the storage does not let it (storage.roles).
+    """
 
     @functools.cache
-    def proposer() -> "Proposer":
+    def proposer() -> "Proposer | None":
+        if not database.may_propose(engine):
+            return None
         from optimizer.proposer import Proposer
 
         return Proposer(engine, study.id, given)
 
-    return lambda: proposer().advance()
+    def advance() -> None:
+        taken = proposer()
+        if taken is not None:
+            taken.advance()
+
+    return advance
 
 
 def _logs() -> Path:
@@ -235,8 +289,8 @@ def _interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def _on_termination(react: Callable[[], None], *also: signal.Signals) -> None:
-    """React to SIGTERM and to a closed terminal (but not under nohup), and to the signals given."""
-    for number in (signal.SIGTERM, signal.SIGHUP, *also):
+def _on_termination(react: Callable[[], None]) -> None:
+    """React to SIGTERM, SIGUSR1 and a closed terminal, but to none that is ignored (nohup)."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, lambda *_: react())

@@ -5,6 +5,7 @@ propose the same poor region again; they are shown an estimate. Optuna's tables 
 """
 
 import copy
+import zlib
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -39,25 +40,55 @@ def for_trial(search: Search, number: int) -> BaseSampler:
         case "cmaes":
             # CMA-ES uses popsize results per generation, so one must fill the window.
             return _EvolutionStrategy(
-                seed=seed, popsize=max(4, search.in_flight), warn_independent_sampling=False
+                seed=seed,
+                popsize=max(4, search.in_flight),
+                independent_sampler=_Random(seed),
+                warn_independent_sampling=False,
             )
         case "random" | "qmc" | "grid":
-            return RandomSampler(seed=seed)
+            return _Random(seed)
 
 
 def _gaussian_process(seed: int) -> BaseSampler:
-    return _GaussianProcess(seed=seed, n_startup_trials=1)
+    return _GaussianProcess(seed=seed, independent_sampler=_Random(seed), n_startup_trials=1)
 
 
 def _tree_parzen(seed: int) -> BaseSampler:
-    return TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
+    sampler = TPESampler(seed=seed, n_startup_trials=1, multivariate=True)
+    sampler._random_sampler = _Random(seed)  # what it samples with before anything is known
+    return sampler
+
+
+class _Random(RandomSampler):
+    """Draws each parameter with a generator of its own.
+
+    A proposer that goes on with a trial finds some of its parameters drawn, and the others must
+    come out as they would have.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._seed = seed
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        seed = design.proposal_seed(self._seed, zlib.crc32(param_name.encode()))
+        own = RandomSampler(seed)
+        return own.sample_independent(study, trial, param_name, param_distribution)
 
 
 class _GaussianProcess(GPSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return super().sample_relative(_Estimated(study), trial, search_space)
+        # Optuna stores what it proposes before it returns it. A proposer that goes on with this
+        # trial must not take that for another trial's, and avoid it.
+        return super().sample_relative(_Estimated(study, trial.number), trial, search_space)
 
 
 class _EvolutionStrategy(CmaEsSampler):
@@ -68,13 +99,15 @@ class _EvolutionStrategy(CmaEsSampler):
 
 
 class _Estimated(Study):
-    """A view of a study in which pruned trials are complete, with estimated values.
+    """A view of a study without one of its trials, in which pruned ones are complete.
 
-    Optuna's Hyperband looks at a part of a study in the same way (pruners/_hyperband.py).
+    Their values are estimates. Optuna's Hyperband looks at a part of a study in the same way
+    (pruners/_hyperband.py).
     """
 
-    def __init__(self, study: Study) -> None:
+    def __init__(self, study: Study, hidden: int | None = None) -> None:
         super().__init__(study.study_name, study._storage, study.sampler, study.pruner)
+        self._hidden = hidden
 
     def _get_trials(
         self,
@@ -82,7 +115,8 @@ class _Estimated(Study):
         states: Container[TrialState] | None = None,
         use_cache: bool = False,
     ) -> list[FrozenTrial]:
-        trials = super()._get_trials(deepcopy, use_cache=use_cache)
+        everything = super()._get_trials(deepcopy, use_cache=use_cache)
+        trials = [trial for trial in everything if trial.number != self._hidden]
         complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
         shown = [
             _completed(trial, complete) if trial.state is TrialState.PRUNED else trial

@@ -46,6 +46,7 @@ class Search:
             self._propose(rows, told)
             return True
         if told == search.trials:
+            self._optuna.close(_known(rows))
             studies.enter(self._connection, self._study.id, "confirm")
             return True
         if rows[told].waiting or rows[told].running:
@@ -56,8 +57,7 @@ class Search:
 
     def _propose(self, rows: list[TrialRow], told: int) -> None:
         number = len(rows)
-        known = {row.optuna_number for row in rows if row.optuna_number is not None}
-        optuna_number, densities = self._optuna.ask(number, known)
+        optuna_number, densities = self._optuna.ask(number, _known(rows))
         anchors = self._config.anchors
         anchor = (
             anchors[number]
@@ -90,7 +90,7 @@ class Search:
         """Tell Optuna how a trial ended of whose jobs none is waiting or running."""
         assert trial.optuna_number is not None  # as all trials of a search
         if trial.error is not None:
-            self._optuna.describe(trial.optuna_number, {"reason": trial.error})
+            self._optuna.describe(trial.optuna_number, {"reason": trial.failure})
             self._optuna.tell(trial.optuna_number, "failed", {})
             trials.finish(self._connection, self._study.id, trial.number, "failed", trial.error)
             return
@@ -119,6 +119,11 @@ class Search:
         failure = health.failure(self._config, floors, score)
         if failure is not None and not self._study.forced:
             studies.halt(self._connection, self._study.id, failure)
+
+
+def _known(rows: list[TrialRow]) -> set[int]:
+    """Return the Optuna numbers that belong to trials of ours."""
+    return {row.optuna_number for row in rows if row.optuna_number is not None}
 
 
 def _no_baseline(reason: str | None) -> str:

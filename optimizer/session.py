@@ -6,6 +6,7 @@ It takes the proposer's role, looks after the local workers and shows how far th
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -18,7 +19,8 @@ from optimizer.errors import StudyFailedError, UsageError
 from optimizer.fleet import Fleet
 from optimizer.proposer import Proposer
 from optimizer.snapshot import Snapshot
-from storage import studies
+from storage import retry, studies
+from storage.errors import StorageUnreachableError
 from storage.studies import Phase, Study
 
 STEP_SECONDS = 0.2
@@ -27,8 +29,11 @@ REFRESH_SECONDS = 1.0
 """Between two refreshes of the display."""
 LINE_SECONDS = 30.0
 """Between two lines where there is no terminal and nothing happens."""
+OUTAGE_SECONDS = 3600.0
+"""How long a storage may be away."""
 
 Show = Callable[[Snapshot], None]
+Result = TypeVar("Result")
 
 
 def create(
@@ -100,7 +105,8 @@ def run(
 
     It stops after the phase `until`. StudyFailedError if it cannot go on: identity failed, or is no
     healthy baseline and nobody ever said `force`, or all local workers ended with an error and no
-    other worker is attached. UsageError if somebody deletes it.
+    other worker is attached. UsageError if somebody deletes it, StorageUnreachableError if the
+    storage stays away for OUTAGE_SECONDS.
     """
     if study.failure and not force:
         raise StudyFailedError(
@@ -122,18 +128,43 @@ def run(
 
 
 def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, show: Show) -> None:
-    proposer = Proposer(engine, study.id, config)
+    proposer = _patiently(lambda: Proposer(engine, study.id, config), study)
     refreshed = 0.0
-    while (now := _again(engine, study)).state == "running":
-        proposer.advance()
-        if time.monotonic() - refreshed > REFRESH_SECONDS:
-            refreshed = time.monotonic()
-            shown = snapshot.take(engine, now, config)
-            show(shown)
-            _check_workers(fleet, shown)
+
+    def turn() -> Study:
+        """Take every step that is possible now, show how far the study is and return it."""
+        nonlocal refreshed
+        now = _again(engine, study)
+        if now.state == "running":
+            proposer.advance()
+            if time.monotonic() - refreshed > REFRESH_SECONDS:
+                refreshed = time.monotonic()
+                shown = snapshot.take(engine, now, config)
+                show(shown)
+                _check_workers(fleet, shown)
+        return now
+
+    while (now := _patiently(turn, study)).state == "running":
         time.sleep(STEP_SECONDS)
     if now.failure:
         raise StudyFailedError(f"study {study.name} has stopped: {now.failure}")
+
+
+def _patiently(attempt: Callable[[], Result], study: Study) -> Result:
+    """Return an attempt's result, trying again while the storage is away.
+
+    Every step of the proposer begins with what is stored, so it may be repeated.
+    StorageUnreachableError after OUTAGE_SECONDS.
+    """
+    try:
+        return retry.persist(attempt, OUTAGE_SECONDS)
+    except Exception as error:
+        if not retry.is_passing(error):
+            raise
+        raise StorageUnreachableError(
+            f"PostgreSQL was away for {OUTAGE_SECONDS:.0f} s; once it is back, continue with: "
+            f"densitune resume {study.name}"
+        ) from error
 
 
 def _check_workers(fleet: Fleet, now: Snapshot) -> None:

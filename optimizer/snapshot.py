@@ -1,6 +1,6 @@
 """Everything there is to show of a study at one moment, read in one go."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from typing import Any, Literal
 
@@ -12,7 +12,8 @@ from optimizer.config import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.results import TrialResult
 from optimizer.verdicts import FinalistVerdict
-from storage import ledger, roster, studies, trials
+from storage import failures, ledger, roster, studies, trials
+from storage.failures import FailureCount
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
 from storage.studies import Phase, Study
@@ -47,6 +48,7 @@ class Snapshot:
     jobs_per_hour: float
     calibrate: PhaseRows = field(default_factory=PhaseRows)
     confirm: PhaseRows = field(default_factory=PhaseRows)
+    failures: list[FailureCount] = field(default_factory=list)
 
     @property
     def phases(self) -> dict[Phase, PhaseRows]:
@@ -162,6 +164,10 @@ class Snapshot:
                 for trial in self.trials
                 if trial.state == "failed"
             ],
+            "failures": [
+                {**asdict(failure), "failed_at": _iso(failure.failed_at)}
+                for failure in self.failures
+            ],
             "workers": [
                 {
                     "host": worker.host,
@@ -211,6 +217,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
             calibrate=_phase(connection, study, "calibrate"),
             confirm=_phase(connection, study, "confirm"),
+            failures=failures.counts(connection, study.id),
         )
 
 

@@ -16,12 +16,13 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import Engine
+from sqlalchemy import Engine, inspect
 
 from optimizer import density, design, samplers
 from optimizer.config import StudyConfig
 from optimizer.density import Densities
 from optimizer.errors import StudyFailedError
+from storage import database
 
 Outcome = Literal["complete", "pruned", "failed"]
 _STATES: dict[Outcome, TrialState] = {
@@ -107,6 +108,20 @@ class DensityStudy:
                 f"something else has written to this Optuna study"
             )
 
+    def told(self) -> dict[int, tuple[Outcome | None, float | None]]:
+        """Return what Optuna holds, by its number: outcome (None: not yet told) and value."""
+        outcomes = {state: outcome for outcome, state in _STATES.items()}
+        trials = self._study.get_trials(deepcopy=False)
+        return {trial.number: (outcomes.get(trial.state), trial.value) for trial in trials}
+
+    def close(self, known: set[int]) -> None:
+        """Fail what still runs and is none of the trials `known`; again is harmless.
+
+        Proposers that died have left it behind, and no further trial will use it.
+        """
+        while (orphan := self._orphan(known)) is not None:
+            self._study.tell(orphan.number, state=TrialState.FAIL, skip_if_finished=True)
+
     def _name_metric(self, name: str) -> None:
         """Name what is told; StudyFailedError if this study was told something else so far."""
         named = self._study.metric_names
@@ -176,6 +191,13 @@ def optuna_storage(engine: Engine) -> optuna.storages.RDBStorage:
     It borrows our pool, so that a process has at most two connections whatever it does.
     """
     url = engine.url.render_as_string(hide_password=False)
+    if not inspect(engine).has_table("alembic_version"):  # the last of its tables
+        # Optuna does not cope with several processes that make its tables at once. It takes two
+        # connections for that, and one of our pool's holds the lock.
+        once = engine.pool.recreate()
+        with database.alone(engine, "optuna"):
+            optuna.storages.RDBStorage(url, engine_kwargs={"pool": once})
+        once.dispose()
     return optuna.storages.RDBStorage(url, engine_kwargs={"pool": engine.pool})
 
 

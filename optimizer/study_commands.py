@@ -134,6 +134,33 @@ def report(
     display.console().print(f"report: {path}", soft_wrap=True)
 
 
+def examine(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Name of the study.", metavar="STUDY", show_default="all studies"),
+    ] = None,
+    storage: Storage = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what is found.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Find what is wrong with studies, database and this machine; exit with 1 if anything is."""
+    from optimizer import doctor
+
+    home = environment.home()
+    found = list(doctor.embedded(home)) if storage is None else []
+    engine = doctor.open_storage(storage)
+    mended, failed = doctor.mend(engine, home, name) if fix else ([], [])
+    found += doctor.examine(engine, home, name)
+    wrong = [finding for finding in found if not finding.note]
+    if as_json:
+        print(json.dumps(doctor.document(found, mended, failed), indent=2))
+    else:
+        for line in doctor.lines(found, mended, failed):
+            display.console().print(line, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
 def verify(
     path: Annotated[Path, typer.Argument(help="The preset's JSON file.", metavar="PRESET")],
 ) -> None:

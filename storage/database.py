@@ -24,6 +24,8 @@ SCHEMES = ("postgres", "postgresql", DRIVER)
 # which holds its lock as an open transaction while Optuna's Gaussian process thinks: seconds for
 # one proposal, a minute for many. If its host vanishes, this frees the lock.
 SETTINGS = {
+    # Where Optuna keeps its tables. A user named densitune would look into our schema first.
+    "search_path": "public",
     "timezone": "UTC",
     "lock_timeout": 5_000,
     "statement_timeout": 30_000,
@@ -118,15 +120,30 @@ def prepare(engine: Engine) -> None:
             f"the database at {_place(engine.url)} has schema revision {found}, which this "
             f"densitune (up to {script.get_current_head()}) does not know; update densitune"
         )
-    with translated(engine), engine.begin() as connection:
-        # Waiting for another process that migrates may take longer than a lock usually may.
-        connection.execute(text("SET LOCAL lock_timeout = '5min'; SET LOCAL statement_timeout = 0"))
-        connection.execute(
-            text("SELECT pg_advisory_xact_lock(hashtextextended('densitune migrations', 0))")
-        )
+    with translated(engine), alone(engine, "migrations") as connection:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS densitune"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+@contextmanager
+def alone(engine: Engine, what: str) -> Iterator[Connection]:
+    """Yield an open transaction that no other process has for `what`, once that is so."""
+    with engine.begin() as connection:
+        # Waiting for another process may take longer than a lock usually may.
+        connection.execute(text("SET LOCAL lock_timeout = '5min'; SET LOCAL statement_timeout = 0"))
+        connection.execute(
+            text("SELECT pg_advisory_xact_lock(hashtextextended(:name, 0))"),
+            {"name": f"densitune {what}"},
+        )
+        yield connection
+
+
+def may_propose(engine: Engine) -> bool:
+    """Tell whether this connection's role may add trials; a worker's may not (storage.roles)."""
+    query = text("SELECT has_table_privilege('densitune.trials', 'INSERT')")
+    with engine.connect() as connection:
+        return bool(connection.scalar(query))
 
 
 @contextmanager

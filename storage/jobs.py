@@ -2,12 +2,13 @@
 
 waiting -> running   claim: a lease, and an epoch that fences earlier holders off
 running -> running   claim again, once the lease has run out (counted in `losses`)
-running -> waiting   release, by its holder
-running -> failed    fail, by its holder; fail_lost, after too many losses
-any     -> done      its last result arrives (storage.ledger), whoever holds the job
-any     -> cut       a result below its bar arrives (storage.ledger), whoever holds the job
+running -> waiting   release or fail, by its holder
+running -> failed    fail, by its holder, if the policy says so; fail_lost, after too many losses
+open    -> done      its last result arrives (storage.ledger), whoever holds the job
+open    -> cut       a result below its bar arrives (storage.ledger), whoever holds the job
 
-done and cut are final; a failed job leaves its state only while its trial runs.
+done, cut and failed are final. Each function says what becomes of it when it is called again
+because its acknowledgement was lost (storage.retry).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,12 +18,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, insert, text
 
-from storage import tables
+from storage import failures, leases, tables
 from storage.arms import Arm, arm_of
+from storage.failures import POLICIES, Kind
 from storage.studies import Phase
-
-MAX_LOSSES = 5
-"""How often a job may be lost (its worker vanishing) before the job itself is suspected."""
 
 ERROR_CHARACTERS = 4000
 
@@ -69,7 +68,8 @@ def enqueue(
 ) -> None:
     """Add a waiting job of `budget` epochs for each seed.
 
-    bars: by rung, the least value with which a job goes on from there.
+    bars: by rung, the least value with which a job goes on from there. Part of a proposer's step,
+    which is all or nothing and begins anew with what is stored.
     """
     job = {
         "study_id": study_id,
@@ -82,28 +82,28 @@ def enqueue(
         connection.execute(insert(tables.jobs).values([{**job, "seed": seed} for seed in seeds]))
 
 
-CLAIM = text("""
+CLAIM = text(f"""
     WITH first AS (
-        SELECT budget FROM densitune.jobs
-        WHERE study_id = :study
-          AND (state = 'waiting'
-               OR state = 'running' AND lease_until < now() AND losses + 1 < :losses)
+        SELECT budget FROM densitune.jobs AS jobs
+        WHERE study_id = :study AND {leases.FREE}
           AND EXISTS (SELECT FROM densitune.studies WHERE id = :study AND state = 'running')
-        ORDER BY id LIMIT 1 FOR UPDATE SKIP LOCKED
+        ORDER BY id LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
     ), free AS (
-        SELECT id FROM densitune.jobs
-        WHERE study_id = :study
-          AND (state = 'waiting'
-               OR state = 'running' AND lease_until < now() AND losses + 1 < :losses)
-          AND budget = (SELECT budget FROM first)
-        ORDER BY id LIMIT :count FOR UPDATE SKIP LOCKED
+        SELECT id, state, epoch, worker_id FROM densitune.jobs AS jobs
+        WHERE study_id = :study AND {leases.FREE} AND budget = (SELECT budget FROM first)
+        ORDER BY id LIMIT :count FOR UPDATE OF jobs SKIP LOCKED
+    ), lost AS (
+        INSERT INTO densitune.failures (job_id, epoch, worker_id, kind)
+        SELECT id, epoch, worker_id, 'lost' FROM free WHERE state = 'running'
     ), claimed AS (
         UPDATE densitune.jobs AS jobs
-        SET state = 'running', worker_id = :worker, epoch = epoch + 1,
-            losses = losses + (state = 'running')::int,
+        SET state = 'running', worker_id = :worker, epoch = jobs.epoch + 1,
+            losses = losses + (jobs.state = 'running')::int,
+            kind = CASE WHEN jobs.state = 'running' THEN 'lost' ELSE kind END,
+            error = CASE WHEN jobs.state = 'running' THEN NULL ELSE error END,
             lease_until = now() + make_interval(secs => :lease), started_at = now()
         FROM free WHERE jobs.id = free.id
-        RETURNING jobs.id, epoch, phase, trial, seed, budget, bars
+        RETURNING jobs.id, jobs.epoch, phase, trial, seed, budget, bars
     )
     SELECT claimed.*, densities, arm FROM claimed
     JOIN densitune.trials AS trials
@@ -117,21 +117,28 @@ def claim(
 ) -> list[ClaimedJob]:
     """Claim up to `count` jobs of one budget, oldest first; none unless the study is running.
 
-    No job is ever claimed twice at a time. A job whose lease has run out is free again.
+    No job is ever claimed twice at a time. A job whose lease has run out is free again, and so is
+    one that failed, but for the worker that it failed on only if there is no other.
+
+    Again, it claims others: those of a claim that was not acknowledged are in what the heartbeat
+    says the worker holds, and it has to release them.
     """
     arguments = {
+        **leases.arguments(),
         "study": study_id,
         "worker": worker_id,
         "count": count,
         "lease": lease_seconds,
-        "losses": MAX_LOSSES,
     }
     with engine.begin() as connection:
         return [_claimed(row) for row in connection.execute(CLAIM, arguments)]
 
 
 def heartbeat(engine: Engine, worker_id: int, lease_seconds: float) -> Beat:
-    """Extend the worker's leases; return what it still holds and whether the study goes on."""
+    """Extend the worker's leases; return what it still holds and whether the study goes on.
+
+    Again is harmless.
+    """
     extend = text("""
         UPDATE densitune.jobs SET lease_until = now() + make_interval(secs => :lease)
         WHERE id IN (SELECT id FROM densitune.jobs WHERE worker_id = :worker AND state = 'running'
@@ -150,49 +157,76 @@ def heartbeat(engine: Engine, worker_id: int, lease_seconds: float) -> Beat:
     return Beat(study_state=state, held=frozenset((row.id, row.epoch) for row in rows))
 
 
-def release(engine: Engine, claims: Iterable[Claim]) -> None:
-    """Hand jobs back, to be claimed by others at once; those no longer held stay as they are."""
-    statement = text("""
-        UPDATE densitune.jobs
-        SET state = 'waiting', worker_id = NULL, lease_until = NULL, started_at = NULL
-        WHERE id = :id AND epoch = :epoch AND state = 'running'
-    """)
+GIVE_BACK = text("""
+    WITH held AS (
+        SELECT id, epoch, worker_id FROM densitune.jobs
+        WHERE id = :id AND epoch = :epoch AND state = 'running' FOR UPDATE
+    ), earlier AS (
+        SELECT count(*) AS failures FROM densitune.failures
+        WHERE job_id = :id AND kind = ANY(:counted)
+    ), ended AS (
+        SELECT held.id, coalesce(failures + 1 >= CAST(:limit AS integer), false) AS for_good
+        FROM held, earlier
+    ), noted AS (
+        INSERT INTO densitune.failures (job_id, epoch, worker_id, kind, error)
+        SELECT id, epoch, worker_id, :kind, :error FROM held
+    )
+    UPDATE densitune.jobs AS jobs
+    SET state = CASE WHEN for_good THEN 'failed' ELSE 'waiting' END, kind = :kind,
+        error = coalesce(:error, CASE WHEN for_good THEN :said END),
+        worker_id = CASE WHEN for_good THEN worker_id END, lease_until = NULL,
+        started_at = CASE WHEN for_good THEN started_at END,
+        finished_at = CASE WHEN for_good THEN now() END
+    FROM ended WHERE jobs.id = ended.id
+""")
+
+
+def release(engine: Engine, claims: Iterable[Claim], kind: Kind = "preempted") -> None:
+    """Hand jobs back, none of which is to blame, to be claimed by others at once.
+
+    Those no longer held stay as they are. Again is harmless.
+    """
     # One statement for each, in the order in which everybody locks jobs.
-    arguments = [{"id": job, "epoch": epoch} for job, epoch in sorted(claims)]
+    arguments = [_given_back(claim, kind, None) for claim in sorted(claims)]
     if arguments:
         with engine.begin() as connection:
-            connection.execute(statement, arguments)
+            connection.execute(GIVE_BACK, arguments)
 
 
-def fail(engine: Engine, claim: Claim, error: str) -> bool:
-    """Mark a job as failed, with the end of the error's text; False if it is no longer held."""
-    statement = text("""
-        UPDATE densitune.jobs
-        SET state = 'failed', error = :error, lease_until = NULL, finished_at = now()
-        WHERE id = :id AND epoch = :epoch AND state = 'running'
-    """)
-    arguments = {"id": claim[0], "epoch": claim[1], "error": _storable(error)}
+def fail(engine: Engine, claim: Claim, error: str, kind: Kind) -> bool:
+    """Note that a job failed, with the end of the error's text; False if it is no longer held.
+
+    The policy of the kind (storage.failures) says whether it is failed for good or goes back into
+    the queue. Again is harmless, and returns False.
+    """
     with engine.begin() as connection:
-        return connection.execute(statement, arguments).rowcount == 1
+        arguments = _given_back(claim, kind, _storable(error))
+        return connection.execute(GIVE_BACK, arguments).rowcount == 1
 
 
 def fail_lost(connection: Connection, study_id: int) -> int:
     """Give up jobs that were lost too often; return how many.
 
-    They stay locked until the caller's transaction ends: call it just before.
+    They stay locked until the caller's transaction ends: call it just before. Again is harmless.
     """
-    statement = text("""
-        UPDATE densitune.jobs
-        SET state = 'failed', lease_until = NULL, finished_at = now(),
-            losses = losses + 1,
+    statement = text(f"""
+        WITH lost AS (
+            SELECT id, epoch, worker_id FROM densitune.jobs
+            WHERE study_id = :study AND {leases.LOST_TOO_OFTEN}
+            ORDER BY id FOR UPDATE SKIP LOCKED
+        ), noted AS (
+            INSERT INTO densitune.failures (job_id, epoch, worker_id, kind)
+            SELECT id, epoch, worker_id, 'lost' FROM lost
+        )
+        UPDATE densitune.jobs AS jobs
+        SET state = 'failed', lease_until = NULL, finished_at = now(), losses = losses + 1,
+            kind = 'lost',
             error = format('lost %s times: the process training it disappeared each time',
                            losses + 1)
-        WHERE id IN (SELECT id FROM densitune.jobs
-                     WHERE study_id = :study AND state = 'running'
-                       AND lease_until < now() AND losses + 1 >= :losses
-                     ORDER BY id FOR UPDATE SKIP LOCKED)
+        FROM lost WHERE jobs.id = lost.id
     """)
-    return connection.execute(statement, {"study": study_id, "losses": MAX_LOSSES}).rowcount
+    arguments = {**leases.arguments(), "study": study_id}
+    return connection.execute(statement, arguments).rowcount
 
 
 def densities_of(stored: Mapping[str, Sequence[float]]) -> dict[int, tuple[float, ...]]:
@@ -204,6 +238,18 @@ def _claimed(row: Row[Any]) -> ClaimedJob:
     bars = {int(rung): float(bar) for rung, bar in row.bars.items()}
     densities, arm = densities_of(row.densities), arm_of(row.arm)
     return ClaimedJob(**{**row._mapping, "bars": bars, "densities": densities, "arm": arm})
+
+
+def _given_back(claim: Claim, kind: Kind, error: str | None) -> dict[str, Any]:
+    return {
+        "id": claim[0],
+        "epoch": claim[1],
+        "kind": kind,
+        "error": error,
+        "limit": POLICIES[kind].limit,
+        "said": POLICIES[kind].said,
+        "counted": failures.counted_with(kind),
+    }
 
 
 def _storable(error: str) -> str:

@@ -51,19 +51,15 @@ def record(
 ) -> None:
     """Store measurements and mark jobs as done (`finished`) or as cut, all or nothing.
 
-    What is there already stays as it is. A job ends whoever holds it; one that was given up ends
-    so after all if its trial is still running. Jobs of a deleted study are ignored.
+    What is there already stays as it is, so again is harmless, and so is late: a job ends whoever
+    holds it, unless it has ended before. Jobs of a deleted study are ignored.
     """
     lock = text("SELECT id FROM densitune.jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
     end = text("""
-        UPDATE densitune.jobs AS jobs
-        SET state = :state, finished_at = now(), lease_until = NULL, error = NULL,
+        UPDATE densitune.jobs
+        SET state = :state, finished_at = now(), lease_until = NULL, kind = NULL, error = NULL,
             worker_id = (SELECT id FROM densitune.workers WHERE id = :worker)
-        FROM densitune.trials AS trials
-        WHERE jobs.id = ANY(:ids) AND jobs.state NOT IN ('done', 'cut')
-          AND trials.study_id = jobs.study_id AND trials.phase = jobs.phase
-          AND trials.number = jobs.trial
-          AND (jobs.state != 'failed' OR trials.state = 'running')
+        WHERE id = ANY(:ids) AND state IN ('waiting', 'running')
     """)
     ids = sorted({*(new.job_id for new in measurements), *finished, *cut})
     with engine.begin() as connection:

@@ -33,7 +33,10 @@ class WorkerRow:
 def register(
     engine: Engine, study_id: int, host: str, pid: int, device: str, versions: Mapping[str, Any]
 ) -> int:
-    """Enter a worker that starts; return its id. IntegrityError if there is no such study."""
+    """Enter a worker that starts; return its id. IntegrityError if there is no such study.
+
+    Again, it enters another one; the first is never heard of and counts as gone after a while.
+    """
     new = insert(tables.workers).values(
         study_id=study_id, host=host, pid=pid, device=device, versions=dict(versions)
     )
@@ -43,7 +46,7 @@ def register(
 
 
 def retire(engine: Engine, worker_id: int) -> None:
-    """Note that a worker has stopped of its own accord."""
+    """Note that a worker has stopped of its own accord; again is harmless."""
     with engine.begin() as connection:
         connection.execute(
             update(tables.workers)

@@ -3,7 +3,7 @@
 What a database really has is made by `storage/migrations`; a test holds the two together.
 """
 
-from typing import Any
+from typing import Any, get_args
 
 from sqlalchemy import (
     BigInteger,
@@ -27,7 +27,11 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
+from storage.failures import Kind
+
 SCHEMA = "densitune"
+
+KINDS = "kind IN ({})".format(", ".join(f"'{kind}'" for kind in get_args(Kind)))
 
 metadata = MetaData(
     schema=SCHEMA,
@@ -146,7 +150,8 @@ jobs = Table(
     Column("epoch", Integer, nullable=False, server_default=text("0")),  # fencing: +1 per claim
     Column("losses", Integer, nullable=False, server_default=text("0")),  # leases that ran out
     _moment("lease_until"),
-    Column("error", Text),
+    Column("kind", Text),  # of what last kept it from its end: storage.failures
+    Column("error", Text),  # what that said
     _now("created_at"),
     _moment("started_at"),
     _moment("finished_at"),
@@ -157,6 +162,7 @@ jobs = Table(
     ),
     UniqueConstraint("study_id", "phase", "trial", "seed", "budget"),
     CheckConstraint("state IN ('waiting', 'running', 'done', 'cut', 'failed')", name="state"),
+    CheckConstraint(KINDS, name="kind"),
     # What a claim reads; stays as small as the open part of the queue.
     Index(
         "ix_jobs_open",
@@ -179,4 +185,18 @@ measurements = Table(
     Column("worker_id", BigInteger),
     _now("recorded_at"),
     PrimaryKeyConstraint("job_id", "rung"),
+)
+
+failures = Table(
+    "failures",
+    metadata,
+    Column("job_id", BigInteger, ForeignKey("densitune.jobs.id", ondelete="CASCADE")),
+    Column("epoch", Integer, nullable=False, autoincrement=False),  # which holding of the job ended
+    Column("worker_id", BigInteger),  # whose; no foreign key, for a failure never changes
+    Column("kind", Text, nullable=False),
+    Column("error", Text),
+    _now("failed_at"),
+    PrimaryKeyConstraint("job_id", "epoch"),
+    CheckConstraint(KINDS, name="kind"),
+    Index("ix_failures_worker", "worker_id"),  # a claim looks for the worker's own
 )

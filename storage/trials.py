@@ -9,6 +9,7 @@ from sqlalchemy import Connection, Row, insert, text, update
 
 from storage import jobs, tables
 from storage.arms import Arm, arm_of
+from storage.failures import POLICIES, Kind
 from storage.studies import Phase
 
 Role = Literal["identity", "published", "candidate", "rate", "finalist", "control", "compensated"]
@@ -35,6 +36,12 @@ class TrialRow:
     cut: int
     failed: int
     error: str | None  # of the first of its jobs that failed
+    kind: Kind | None = None  # of that failure
+
+    @property
+    def failure(self) -> str | None:
+        """Return what the first failure was, the same on whichever workers it happened."""
+        return None if self.kind is None else POLICIES[self.kind].said
 
 
 def add(
@@ -53,7 +60,10 @@ def add(
     origin: int | None = None,
     phase: Phase = "search",
 ) -> None:
-    """Add a running trial, and a waiting job of `budget` epochs with these bars for each seed."""
+    """Add a running trial, and a waiting job of `budget` epochs with these bars for each seed.
+
+    Part of a proposer's step, which is all or nothing and begins anew with what is stored.
+    """
     connection.execute(
         insert(tables.trials).values(
             study_id=study_id,
@@ -78,7 +88,7 @@ def finish(
     reason: str | None = None,
     phase: Phase = "search",
 ) -> None:
-    """Set what became of a trial, and why."""
+    """Set what became of a trial, and why; part of a proposer's step."""
     columns = tables.trials.c
     connection.execute(
         update(tables.trials)
@@ -97,7 +107,8 @@ def all_of(connection: Connection, study_id: int, phase: Phase = "search") -> li
                count(*) FILTER (WHERE jobs.state = 'done') AS done,
                count(*) FILTER (WHERE jobs.state = 'cut') AS cut,
                count(*) FILTER (WHERE jobs.state = 'failed') AS failed,
-               (array_agg(error ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1] AS error
+               (array_agg(error ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1] AS error,
+               (array_agg(kind ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1] AS kind
         FROM densitune.trials AS trials
         LEFT JOIN densitune.jobs AS jobs
             ON jobs.study_id = trials.study_id AND jobs.phase = trials.phase

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, make_url, text
 
-from storage import studies
+from storage import leases, studies
 from storage.database import connect, prepare
 from storage.server import embedded_url, release
 
@@ -42,6 +42,12 @@ def prepared(postgres: str) -> str:
     prepare(engine)
     engine.dispose()
     return "prepared"
+
+
+@pytest.fixture(autouse=True)
+def _leases_may_end_soon_after_the_servers_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The session's server has just started, and would keep every lease for a minute."""
+    monkeypatch.setattr(leases, "RETURN_SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -84,7 +84,7 @@ def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> Non
     try:
         value = measure(job)
     except ArithmeticError as error:
-        jobs.fail(engine, job.claim, f"diverged: {error}")
+        jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
         return
     found = Measurement(job_id=job.id, rung=job.budget, value=value, extra={}, seconds=1.0)
     ledger.record(engine, worker, [found], finished=[job.id])

@@ -10,14 +10,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
-from test_worker import contents, make_bench, make_config, without_time, work
+from test_worker import Station, contents, make_bench, make_config, without_time, work
 
 from storage import jobs, roster, studies, trials
 from storage.arms import Arm
 from workers import proxies
 from workers.proxies import Proxy
 from workers.weighted_conv import WeightedConv2d
-from workers.worker import Bench
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +71,7 @@ def test_an_arm_reaches_the_worker_to_the_last_bit(
     assert (stored.origin, stored.optuna_number, job.phase) == (7, None, "confirm")
 
 
-def add(engine: Engine, bench: Bench, chosen: dict[float, Arm]) -> None:
+def add(engine: Engine, bench: Station, chosen: dict[float, Arm]) -> None:
     """Queue one trial per density."""
     with engine.begin() as connection:
         for number, (value, arm) in enumerate(chosen.items()):
@@ -117,7 +116,7 @@ def test_a_jobs_own_rate_and_init_are_those_of_a_recipe_that_has_them(
     add(database, own, {0.5: arm})
     work(database, own)
     other = make_bench(database, make_config(lr=0.01).model_copy(update={"name": "other"}), cache)
-    assert other.recipe.lr == 0.01
+    assert other.bench.recipe.lr == 0.01
     add(database, other, {0.5: Arm(init="compensated")})
     work(database, other)
     plain = make_bench(database, make_config(lr=0.01).model_copy(update={"name": "plain"}), cache)

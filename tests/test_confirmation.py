@@ -251,7 +251,7 @@ def test_an_arm_that_cannot_be_trained_ends_its_comparison_only(
     else:
         assert (first.verdict, first.to_identity) == ("no_evidence", None)
         assert first.reason is not None
-        assert "could not be trained with every fresh seed: diverged: loss nan" in first.reason
+        assert "could not be trained with every fresh seed: training diverged" in first.reason
     assert [arm.state for arm in now.confirm.trials].count("failed") == 1
 
 

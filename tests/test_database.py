@@ -14,6 +14,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 
+from optimizer.study import optuna_storage
 from storage import jobs, ledger, roster, studies, tables, trials
 from storage.arms import Arm
 from storage.database import connect, masked, prepare, proposer_lock, translated
@@ -122,6 +123,21 @@ def test_process_keeps_to_two_connections(database: Engine) -> None:
     assert max(seen) <= 2
 
 
+def test_a_user_named_like_our_schema_keeps_optunas_tables_apart(
+    database: Engine,
+) -> None:
+    with database.begin() as connection:
+        connection.execute(text("CREATE ROLE densitune SUPERUSER LOGIN"))
+    engine = connect(database.url.set(username="densitune").render_as_string(hide_password=False))
+    optuna_storage(engine)
+    with engine.connect() as connection:
+        assert connection.scalar(text("SELECT to_regclass('public.trial_params')")) is not None
+        assert connection.scalar(text("SELECT to_regclass('densitune.trial_params')")) is None
+    engine.dispose()
+    with database.begin() as connection:
+        connection.execute(text("DROP OWNED BY densitune; DROP ROLE densitune"))
+
+
 PREPARE = """
 import multiprocessing, sys
 from storage.database import connect, prepare
@@ -201,8 +217,9 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
                     (study_id, number, optuna_number, role, label, densities, state)
                     VALUES (1, 0, 0, 'identity', 'identity', '{"3": [1.0]}', 'complete'),
                            (1, 1, 1, 'candidate', 'trial 1', '{"3": [0.5]}', 'running');
-                INSERT INTO densitune.jobs (study_id, trial, seed, budget, state)
-                    VALUES (1, 0, 7, 4, 'done'), (1, 1, 7, 4, 'waiting');
+                INSERT INTO densitune.jobs (study_id, trial, seed, budget, state, error)
+                    VALUES (1, 0, 7, 4, 'done', NULL), (1, 1, 7, 4, 'waiting', NULL),
+                           (1, 0, 8, 4, 'failed', 'it went wrong');
                 INSERT INTO densitune.measurements (job_id, rung, value, seconds)
                     VALUES (1, 4, 30.5, 2.0);
             """)
@@ -219,7 +236,9 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
     with engine.begin() as connection:
         trials.finish(connection, study.id, 1, "pruned")
-        assert [row.state for row in trials.all_of(connection, study.id)] == ["complete", "pruned"]
+        first, second = trials.all_of(connection, study.id)
+        assert (first.state, second.state) == ("complete", "pruned")
+        assert (first.failed, first.kind, first.error) == (1, "code", "it went wrong")
         assert [row.value for row in ledger.read(connection, study.id)] == [30.5]
     engine.dispose()
 

@@ -18,7 +18,12 @@ import yaml
 ROOT = Path(__file__).parent.parent
 DOCKER = ROOT / "docker"
 OVERRIDES = ["compose.gpu.yaml", "compose.env-password.yaml"]
-FILES = sorted(path for path in DOCKER.iterdir() if path.is_file() and path.name != ".env")
+FILES = sorted(
+    path
+    for path in DOCKER.rglob("*")
+    if path.is_file() and path.name != ".env" and "secrets" not in path.parts
+)
+TEXTS = [DOCKER / "README.md", ROOT / "docs" / "cluster.md"]
 
 
 class ComposeLoader(yaml.SafeLoader):
@@ -59,14 +64,33 @@ def arguments(instruction: str) -> list[str]:
     return [text for name, text in INSTRUCTIONS if name == instruction]
 
 
-def readme_commands() -> list[list[str]]:
-    blocks = re.findall(r"```sh\n(.*?)```", (DOCKER / "README.md").read_text(), re.DOTALL)
+def commands_in_texts() -> list[list[str]]:
+    blocks = [
+        block
+        for path in TEXTS
+        for block in re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL)
+    ]
     lines = "".join(blocks).replace("\\\n", " ").splitlines()
     return [shlex.split(line, comments=True) for line in lines]
 
 
+def commands_in_pods() -> list[list[str]]:
+    manifests = [yaml.safe_load(path.read_text()) for path in (DOCKER / "k8s").glob("*.yaml")]
+    return [
+        container["args"]
+        for manifest in manifests
+        if manifest["kind"] == "Job"
+        for container in manifest["spec"]["template"]["spec"]["containers"]
+    ]
+
+
+def commands_in_array_job() -> list[list[str]]:
+    lines = (DOCKER / "slurm" / "worker.sbatch").read_text().splitlines()
+    return [shlex.split(line.rstrip("& ")) for line in lines if line.startswith("densitune ")]
+
+
 def invocations() -> list[list[str]]:
-    """Every densitune command line in docker/, without the program's name."""
+    """Every densitune command line in docker/ and its texts, without the program's name."""
     lines = [
         service["command"]
         for services in (OWN, compose("compose.gpu.yaml")["services"])
@@ -75,11 +99,11 @@ def invocations() -> list[list[str]]:
     ]
     lines += [
         words[words.index("densitune") + 1 :]
-        for words in readme_commands()
-        if "densitune" in words and words[:2] != ["docker", "build"]
+        for words in commands_in_texts() + commands_in_array_job()
+        if "densitune" in words and words[:2] != ["docker", "build"] and words[0] != "kubectl"
     ]
     healthcheck = json.loads(arguments("HEALTHCHECK")[0].split("CMD", 1)[1])
-    return [*lines, healthcheck[1:]]
+    return [*lines, *commands_in_pods(), healthcheck[1:]]
 
 
 def build_sources() -> set[str]:

@@ -240,7 +240,7 @@ def test_other_seeds_follow_at_once_although_older_trials_run(database: Engine) 
 
 def test_a_first_seed_that_fails_fails_its_trial_before_the_others(database: Engine) -> None:
     study_id, proposer, _, held = advance_to_bars(database, make_config("first-fails", 30))
-    jobs.fail(database, held[0].claim, "diverged: loss nan")
+    jobs.fail(database, held[0].claim, "diverged: loss nan", "diverged")
     proposer.advance()
     now, _ = contents(database, study_id)
     failed = now[held[0].trial]
@@ -255,7 +255,7 @@ def test_a_failed_job_fails_its_trial_and_nothing_else(database: Engine) -> None
         proposer.advance()
         for job in jobs.claim(database, study_id, worker, 1, 60):
             if job.trial == 3:
-                jobs.fail(database, job.claim, "diverged: loss nan")
+                jobs.fail(database, job.claim, "diverged: loss nan", "diverged")
             else:
                 finish(database, worker, job)
     done, _ = contents(database, study_id)
@@ -272,7 +272,7 @@ def test_a_study_stops_with_the_reason_if_identity_fails(database: Engine) -> No
     proposer, worker = Proposer(database, study_id, given), enlist(database, study_id)
     proposer.advance()
     for job in jobs.claim(database, study_id, worker, 2, 60):
-        jobs.fail(database, job.claim, "diverged: loss nan")
+        jobs.fail(database, job.claim, "diverged: loss nan", "diverged")
     proposer.advance()
     stopped = studies.find(database, "no-baseline")
     assert stopped is not None

@@ -1,6 +1,7 @@
 """The training loop: what it computes, what a pack shares, and how jobs end."""
 
 import hashlib
+import io
 import math
 import os
 import subprocess
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workers import proxies
 from workers.bank import Bank
-from workers.member import DivergedError, Member
+from workers.member import DivergedError, Member, State
 from workers.proxies import Proxy
 from workers.recipe import Job, Measurement, Recipe, optimizer_for, schedule, usual_lr
 from workers.seeds import generator
@@ -139,8 +140,9 @@ def run(
     stopping: Callable[[], bool] = lambda: False,
     results: Results | None = None,
     refill: Callable[[], Sequence[Job]] = tuple,
+    **others: Any,
 ) -> Results:
-    results = results or Results()
+    results = Results() if results is None else results
     train(
         task,
         how,
@@ -150,6 +152,7 @@ def run(
         on_failure=lambda index, error: results.failures.append((index, str(error))),
         refill=refill,
         stopping=stopping,
+        **others,
     )
     return results
 
@@ -582,6 +585,78 @@ def test_errors_of_the_task_come_through() -> None:
     with pytest.raises(MemoryError, match="out of memory"):
         run(Broken(task_of("vgg")), recipe("vgg"), [Job(IDENTITY, 0, 1)])
     assert not issubclass(MemoryError, DivergedError)
+
+
+# Going on elsewhere
+
+
+def after(rounds: int) -> Callable[[], bool]:
+    """Return what says that training is to stop after so many rounds of steps."""
+    asked = iter(range(rounds + 1))
+    return lambda: next(asked) == rounds
+
+
+def from_a_file(state: State) -> State:
+    stored = io.BytesIO()
+    torch.save(state, stored)
+    stored.seek(0)
+    loaded: State = torch.load(stored, weights_only=True)
+    return loaded
+
+
+@every_family
+@precisions
+@pytest.mark.parametrize("rounds", [0, 1, 5, 7])
+def test_training_that_goes_on_elsewhere_gives_the_bits_of_an_undisturbed_one(
+    family: str, precision: str, rounds: int
+) -> None:
+    task, how = Witness(task_of(family)), recipe(family, precision=precision)
+    jobs = [Job({3: (0.6,)}, 4, 3), Job({3: (0.9,)}, 0, 3, lr=0.005)]
+    undisturbed = run(task, how, jobs)
+    states: dict[int, State] = {}
+
+    def save(number: int, state: State) -> None:
+        states[number] = from_a_file(state)
+
+    first = Results()
+    with pytest.raises(StoppedError):
+        run(task, how, jobs, after(rounds), first, save=save)
+    # In another pack, joining others.
+    waiting = [list(reversed(jobs))]
+    rest = run(
+        task,
+        how,
+        [Job(IDENTITY, 3, 1)],
+        refill=lambda: waiting.pop() if waiting else [],
+        restore={1: states[1], 2: states[0]}.get,
+    )
+    for number in (0, 1):
+        assert first.of(number) + rest.of(2 - number) == undisturbed.of(number)
+        told = [m.seconds for place, m in first.rungs if place == number]
+        told += [m.seconds for place, m in rest.rungs if place == 2 - number]
+        assert told == sorted(told)  # the time before counts
+
+
+@every_family
+def test_no_step_is_done_twice_by_who_goes_on(family: str) -> None:
+    witness, states = Witness(task_of(family)), {}
+    with pytest.raises(StoppedError):
+        run(witness, recipe(family), [Job(IDENTITY, 0, 2)], after(7), save=states.__setitem__)
+    assert len(witness.batches) == 7
+    run(witness, recipe(family), [Job(IDENTITY, 0, 2)], restore=states.get)
+    assert len(witness.batches) == 10
+
+
+def test_a_job_that_leaves_is_trained_no_further_and_the_others_are() -> None:
+    witness = Witness(task_of("vgg"))
+    jobs = [Job(IDENTITY, seed, 2) for seed in range(3)]
+    rounds = iter(range(100))
+    pack = run(witness, recipe("vgg"), jobs, leaving=lambda: [1, 7] if next(rounds) == 5 else [])
+    assert [len(pack.of(number)) for number in range(3)] == [2, 1, 2]  # an epoch is five steps
+    assert len(witness.batches) == 10 + 6 + 10
+    for number in (0, 2):
+        assert pack.of(number) == run(witness, recipe("vgg"), [jobs[number]]).of(0)
+    assert run(witness, recipe("vgg"), jobs, leaving=lambda: [0, 1, 2]).rungs == []
 
 
 # Where it runs

@@ -1,25 +1,33 @@
 """The worker loop with real training of tiny networks on the packaged photographs."""
 
 import logging
+import math
+import tempfile
 import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, create_engine, text
 
 from optimizer import config
 from optimizer.config import StudyConfig
-from optimizer.errors import UsageError
-from storage import jobs, ledger, studies, trials
+from optimizer.errors import StudyFailedError, UsageError
+from storage import jobs, ledger, retry, studies, trials
+from storage.errors import StorageUnreachableError
 from storage.ledger import LedgerRow
+from storage.studies import Study
 from storage.trials import TrialRow
 from workers import heartbeat, preparation, worker
+from workers import pack as pack_module
+from workers.checkpoint import Checkpoints
+from workers.pack import Bench
+from workers.shift import Shift
 from workers.tasks import Draws, Score, Task
-from workers.worker import Bench
 
 
 @pytest.fixture(scope="module")
@@ -50,8 +58,26 @@ def make_config(lr: float = 1e-3, budget: int = 2) -> StudyConfig:
     )
 
 
-def make_bench(engine: Engine, given: StudyConfig, cache: Path) -> Bench:
-    """A study with one trial for each density, and what is needed to work for it."""
+@dataclass(frozen=True)
+class Station:
+    """A study, what is needed to work for it, and folders of its own."""
+
+    study: Study
+    bench: Bench
+    folder: Path
+
+    @property
+    def study_id(self) -> int:
+        return self.study.id
+
+    def with_task(self, task: object) -> "Station":
+        return replace(self, bench=replace(self.bench, task=task))  # type: ignore[arg-type]
+
+    def checkpoints(self) -> list[Path]:
+        return sorted(self.folder.glob("checkpoints/*"))
+
+
+def make_bench(engine: Engine, given: StudyConfig, cache: Path) -> Station:
     bank = preparation.bank(given.data, cache)
     study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {})
     device = torch.device("cpu")
@@ -59,10 +85,12 @@ def make_bench(engine: Engine, given: StudyConfig, cache: Path) -> Bench:
         preparation.task(given, bank, device),
         preparation.recipe(given, bank, "full"),
     )
-    return Bench(study.id, task, recipe, device)
+    folder = Path(tempfile.mkdtemp(dir=cache))
+    return Station(study, Bench(task, recipe, device), folder)
 
 
-def add(engine: Engine, bench: Bench, densities: list[float], budget: int = 2) -> None:
+def add(engine: Engine, bench: Station, densities: list[float], budget: int = 2) -> None:
+    """Queue one trial with two seeds for each density."""
     with engine.begin() as connection:
         for number, value in enumerate(densities):
             trials.add(
@@ -78,20 +106,33 @@ def add(engine: Engine, bench: Bench, densities: list[float], budget: int = 2) -
             )
 
 
-def contents(engine: Engine, bench: Bench) -> tuple[list[TrialRow], list[LedgerRow]]:
+def contents(engine: Engine, bench: Station) -> tuple[list[TrialRow], list[LedgerRow]]:
     with engine.connect() as connection:
         return trials.all_of(connection, bench.study_id), ledger.read(connection, bench.study_id)
 
 
-def work(engine: Engine, bench: Bench, *, pack: int | None = 1) -> int:
-    """Work until the queue is empty."""
-    return worker.work(
-        engine,
-        bench,
-        pack=pack,
-        stop=threading.Event(),
-        when_idle=lambda: studies.set_state(engine, bench.study_id, "finished"),
-    )
+def work(
+    engine: Engine,
+    bench: Station,
+    *,
+    pack: int | None = 1,
+    stop: threading.Event | None = None,
+    when_idle: Callable[[], None] | None = None,
+    idle_exit: float = math.inf,
+    outage_limit: float = 60.0,
+) -> int:
+    """Work until the queue is empty, or as told."""
+    with Shift(engine, bench.study, bench.bench.device, bench.folder / "spool") as shift:
+        return worker.work(
+            shift,
+            bench.bench,
+            Checkpoints(bench.folder / "checkpoints", bench.study),
+            pack=pack,
+            stop=stop or threading.Event(),
+            when_idle=when_idle or (lambda: studies.set_state(engine, bench.study_id, "finished")),
+            idle_exit=idle_exit,
+            outage_limit=outage_limit,
+        )
 
 
 def without_time(rows: list[LedgerRow]) -> list[tuple[object, ...]]:
@@ -176,8 +217,8 @@ def test_a_pack_that_does_not_fit_is_halved_and_no_job_fails(
 ) -> None:
     whole = make_bench(database, make_config(), cache)
     add(database, whole, [1.0, 0.5, 0.7, 0.9])
-    task = Cramped(whole.task, limit=2)  # what has ended must be gone when another joins
-    work(database, Bench(whole.study_id, task, whole.recipe, whole.device), pack=8)
+    task = Cramped(whole.bench.task, limit=2)  # what has ended must be gone when another joins
+    work(database, whole.with_task(task), pack=8)
     done, rows = contents(database, whole)
     assert [(trial.done, trial.failed) for trial in done] == [(2, 0)] * 4
     halved = [r.getMessage() for r in caplog.records if "going on with" in r.getMessage()]
@@ -197,7 +238,7 @@ def test_a_device_too_small_for_one_job_ends_the_worker_and_blames_no_density(
 ) -> None:
     whole = make_bench(database, make_config(), cache)
     add(database, whole, [1.0, 0.5])
-    bench = Bench(whole.study_id, Cramped(whole.task, limit=0), whole.recipe, whole.device)
+    bench = whole.with_task(Cramped(whole.bench.task, limit=0))
     with pytest.raises(UsageError, match="a single job does not fit into the memory of CPU"):
         work(database, bench, pack=pack)
     done, rows = contents(database, whole)
@@ -242,7 +283,7 @@ def test_an_exception_fails_the_job_that_raises_it_alone(
     database: Engine, cache: Path, pack: int
 ) -> None:
     whole = make_bench(database, make_config(), cache)
-    bench = Bench(whole.study_id, Fragile(whole.task, 1), whole.recipe, whole.device)  # type: ignore[arg-type]
+    bench = whole.with_task(Fragile(whole.bench.task, 1))
     add(database, bench, [1.0, 0.5])
     work(database, bench, pack=pack)
     done, rows = contents(database, bench)
@@ -251,53 +292,387 @@ def test_an_exception_fails_the_job_that_raises_it_alone(
     assert {row.seed for row in rows} == {0}
 
 
-def test_a_signal_hands_unfinished_jobs_back(database: Engine, cache: Path) -> None:
-    bench = make_bench(database, make_config(budget=10_000), cache)
-    add(database, bench, [1.0], budget=10_000)
+@dataclass
+class Watched:
+    """A real task that calls `on_batch` with the number of the batch before each, from 1 on."""
+
+    inner: Task
+    on_batch: Callable[[int], object]
+    batches: int = 0
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def batch(self, chosen: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, torch.Tensor]:
+        self.batches += 1
+        self.on_batch(self.batches)
+        return self.inner.batch(chosen, draws)
+
+    def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return self.inner.loss(outputs, targets)
+
+    def evaluate(self, network: torch.nn.Module) -> Score:
+        return self.inner.evaluate(network)
+
+    def floor(self) -> float:
+        return self.inner.floor()
+
+
+def named(name: str, budget: int = 2) -> StudyConfig:
+    return make_config(budget=budget).model_copy(update={"name": name})
+
+
+def undisturbed(engine: Engine, cache: Path, densities: list[float]) -> tuple[object, int]:
+    """What an undisturbed worker measures, and in how many batches."""
+    alone = make_bench(engine, named("undisturbed"), cache)
+    add(engine, alone, densities)
+    task = Watched(alone.bench.task, lambda _: None)
+    work(engine, alone.with_task(task))
+    return without_time(contents(engine, alone)[1]), task.batches
+
+
+@pytest.mark.parametrize("pack", [1, 3])
+def test_who_goes_on_from_checkpoints_measures_the_same_and_trains_nothing_twice(
+    database: Engine, cache: Path, pack: int
+) -> None:
+    expected, batches = undisturbed(database, cache, [1.0, 0.5])
+    bench = make_bench(database, named("preempted"), cache)
+    add(database, bench, [1.0, 0.5])
+    trained = 0
+    for limit in (batches // 3, batches // 4 + 1, batches):
+        stop = threading.Event()
+
+        def on_batch(number: int, stop: threading.Event = stop, limit: int = limit) -> None:
+            if number >= limit:
+                stop.set()
+
+        task = Watched(bench.bench.task, on_batch)
+        work(database, bench.with_task(task), pack=pack, stop=stop)
+        trained += task.batches
+        states = [(t.running, t.failed) for t in contents(database, bench)[0]]
+        assert states == [(0, 0), (0, 0)]
+        if limit < batches:
+            assert len(bench.checkpoints()) == pack
+    assert trained == batches
+    assert without_time(contents(database, bench)[1]) == expected
+    assert bench.checkpoints() == []
+
+
+def interrupted(engine: Engine, bench: Station, after: int) -> None:
+    """Work for so many batches."""
     stop = threading.Event()
-    loop = threading.Thread(
-        target=worker.work,
-        args=(database, bench),
-        kwargs={"pack": 1, "stop": stop, "when_idle": lambda: None},
-    )
-    loop.start()
-    wait_for(lambda: contents(database, bench)[0][0].running == 1)
-    stop.set()
-    loop.join(20)
-    assert not loop.is_alive()
+    task = Watched(bench.bench.task, lambda number: stop.set() if number >= after else None)
+    work(engine, bench.with_task(task), stop=stop)
+
+
+def test_who_cannot_read_the_checkpoints_starts_again(database: Engine, cache: Path) -> None:
+    expected, batches = undisturbed(database, cache, [1.0])
+    bench = make_bench(database, named("preempted"), cache)
+    add(database, bench, [1.0])
+    interrupted(database, bench, after=3)
+    elsewhere = replace(bench, folder=bench.folder / "of another host")
+    task = Watched(bench.bench.task, lambda _: None)
+    work(database, elsewhere.with_task(task))
+    assert task.batches == batches
+    assert without_time(contents(database, bench)[1]) == expected
+
+
+def test_a_measurement_that_was_lost_comes_with_the_checkpoint(
+    database: Engine, cache: Path
+) -> None:
+    """As when it is in the spool of a host that is gone."""
+    expected, batches = undisturbed(database, cache, [1.0])
+    bench = make_bench(database, named("preempted"), cache)
+    add(database, bench, [1.0])
+    interrupted(database, bench, after=batches // 4 + 1)  # an epoch of the first job, and a step
+    with database.begin() as connection:
+        deleted = connection.execute(text(
+            "DELETE FROM densitune.measurements WHERE job_id IN "
+            "(SELECT id FROM densitune.jobs WHERE study_id = :study)"
+        ), {"study": bench.study_id})  # fmt: skip
+        assert deleted.rowcount == 1
+    work(database, bench)
+    assert without_time(contents(database, bench)[1]) == expected
+
+
+def test_what_cannot_be_saved_is_handed_back_without(
+    database: Engine, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected, _ = undisturbed(database, cache, [1.0])
+    bench = make_bench(database, named("preempted"), cache)
+    add(database, bench, [1.0])
+    (bench.folder / "checkpoints").write_text("a file where the folder should be")
+    interrupted(database, bench, after=3)
+    assert "trial 0 seed 0 is not saved" in caplog.text
+    assert contents(database, bench)[0][0].waiting == 2
+    work(database, bench)
+    assert without_time(contents(database, bench)[1]) == expected
+
+
+def test_a_stopped_study_ends_training_and_goes_on_from_there(
+    database: Engine, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT", 0.02)
+    expected, batches = undisturbed(database, cache, [1.0])
+    bench = make_bench(database, named("stopped"), cache)
+    add(database, bench, [1.0])
+    first: list[Watched] = []
+
+    def stop_and_wait(number: int) -> None:
+        if number == 2:
+            studies.set_state(database, bench.study_id, "stopped")
+        if number >= 2:
+            time.sleep(0.05)  # until the heart has noticed
+
+    first.append(Watched(bench.bench.task, stop_and_wait))
+    work(database, bench.with_task(first[0]))
     trial = contents(database, bench)[0][0]
     assert (trial.waiting, trial.running) == (2, 0)
+    studies.set_state(database, bench.study_id, "running")
+    second = Watched(bench.bench.task, lambda _: None)
+    work(database, bench.with_task(second))
+    assert first[0].batches + second.batches == batches
+    assert without_time(contents(database, bench)[1]) == expected
 
 
-@pytest.mark.parametrize("event", ["study stopped", "lease lost"])
-def test_work_ends_when_the_study_stops_or_the_lease_is_lost(
+@pytest.mark.parametrize("event", ["deleted", "finished"])
+def test_a_study_that_is_over_ends_training_and_leaves_nothing(
     database: Engine, cache: Path, monkeypatch: pytest.MonkeyPatch, event: str
 ) -> None:
-    monkeypatch.setattr(heartbeat, "BEAT", 0.05)
-    bench = make_bench(database, make_config(budget=10_000), cache)
-    add(database, bench, [1.0], budget=10_000)
+    monkeypatch.setattr(heartbeat, "BEAT", 0.02)
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, [1.0])
+
+    def end_and_wait(number: int) -> None:
+        if number == 2 and event == "deleted":
+            studies.delete(database, bench.study_id)
+        elif number == 2:
+            studies.set_state(database, bench.study_id, "finished")
+        if number >= 2:
+            time.sleep(0.05)  # until the heart has noticed
+
+    task = Watched(bench.bench.task, end_and_wait)
+    assert work(database, bench.with_task(task)) == 0
+    assert bench.checkpoints() == []
+
+
+def test_a_lost_lease_ends_that_job_alone(
+    database: Engine, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "BEAT", 0.02)
+    expected, batches = undisturbed(database, cache, [1.0, 0.5])
+    bench = make_bench(database, named("lost"), cache)
+    add(database, bench, [1.0, 0.5])
+
+    def lose_one(number: int) -> None:
+        if number == 5:
+            with database.begin() as connection:
+                connection.execute(text(
+                    "UPDATE densitune.jobs SET epoch = epoch + 1, worker_id = NULL "
+                    "WHERE study_id = :study AND trial = 0 AND seed = 1"
+                ), {"study": bench.study_id})  # fmt: skip
+        if number >= 5:
+            time.sleep(0.02)  # until the heart has noticed
+
+    task = Watched(bench.bench.task, lose_one)
+    assert work(database, bench.with_task(task), pack=4) == 3
+    assert task.batches < batches
+    done, rows = contents(database, bench)
+    # It is another worker's now, and stays so.
+    assert [(t.done, t.waiting, t.running) for t in done] == [(1, 0, 1), (2, 0, 0)]
+    kept = [row for row in without_time(rows) if row[:2] != (0, 1)]
+    assert kept == [row for row in expected if row[:2] != (0, 1)]
+
+
+def test_a_job_that_the_worker_knows_nothing_of_is_handed_back(
+    database: Engine, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the answer to a claim was lost with the connection."""
+    monkeypatch.setattr(heartbeat, "BEAT", 0.02)
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, [1.0])
+    with Shift(database, bench.study, bench.bench.device, bench.folder) as shift:
+        known, unknown = shift.claim(2)
+        shift._heart.drop([unknown.claim])
+        wait_for(lambda: contents(database, bench)[0][0].waiting == 1)
+        beats = query(database, "SELECT seen_at FROM densitune.workers")
+        wait_for(lambda: query(database, "SELECT seen_at FROM densitune.workers") != beats)
+        assert not shift.lost(known)
+        held = query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'")
+        assert held == [(known.id,)]
+        shift.release([known])
+        assert not shift._heart.held
+    assert contents(database, bench)[0][0].waiting == 2
+
+
+class Outage:
+    """Takes a database away from everybody, and gives it back."""
+
+    def __init__(self, url: str, name: str | None) -> None:
+        self._engine = create_engine(url, isolation_level="AUTOCOMMIT")
+        self._name = name
+
+    def begin(self) -> None:
+        with self._engine.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS false"))
+            connection.execute(
+                text(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :name"
+                ),
+                {"name": self._name},
+            )
+
+    def end(self) -> None:
+        with self._engine.connect() as connection:
+            connection.execute(text(f"ALTER DATABASE {self._name} ALLOW_CONNECTIONS true"))
+        self._engine.dispose()
+
+
+@pytest.fixture
+def outage(postgres: str, database: Engine, monkeypatch: pytest.MonkeyPatch) -> Iterator[Outage]:
+    monkeypatch.setattr(heartbeat, "BEAT", 0.02)
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(retry, "LONGEST_WAIT", 0.05)
+    made = Outage(postgres, database.url.database)
+    yield made
+    made.end()
+
+
+@pytest.mark.parametrize(
+    ("pack", "back"), [(1, "between jobs"), (4, "in training"), (4, "when all is trained")]
+)
+def test_an_outage_costs_no_training_and_no_measurement(
+    database: Engine, cache: Path, outage: Outage, pack: int, back: str
+) -> None:
+    expected, batches = undisturbed(database, cache, [1.0, 0.5])
+    bench = make_bench(database, named("outage"), cache)
+    add(database, bench, [1.0, 0.5])
+    spool = bench.folder / "spool"
+
+    def on_batch(number: int) -> None:
+        if number == 3:
+            outage.begin()
+        if number == batches - 1 and back == "in training":
+            outage.end()
+
+    task = Watched(bench.bench.task, on_batch)
     loop = threading.Thread(
-        target=worker.work,
-        args=(database, bench),
-        kwargs={"pack": 2, "stop": threading.Event(), "when_idle": lambda: None},
+        target=work, args=(database, bench.with_task(task)), kwargs={"pack": pack}
     )
     loop.start()
-    wait_for(lambda: contents(database, bench)[0][0].running == 2)
-    if event == "study stopped":
-        studies.set_state(database, bench.study_id, "stopped")
-    else:
-        with database.begin() as connection:
-            connection.execute(
-                text("UPDATE densitune.jobs SET epoch = epoch + 1, worker_id = NULL")
-            )
-        studies.set_state(database, bench.study_id, "stopped")
-    loop.join(20)
+    if back != "in training":
+        trainable = batches * pack // 4  # nothing more can be claimed
+        wait_for(lambda: task.batches == trainable and len(list(spool.glob("*.json"))) == 2 * pack)
+        outage.end()
+    loop.join(60)
     assert not loop.is_alive()
-    trial = contents(database, bench)[0][0]
-    if event == "study stopped":
-        assert (trial.waiting, trial.running) == (2, 0)
-    else:  # they are another worker's now, and stay so
-        assert (trial.waiting, trial.running) == (0, 2)
+    assert task.batches == batches
+    assert without_time(contents(database, bench)[1]) == expected
+    assert [(t.done, t.running) for t in contents(database, bench)[0]] == [(2, 0), (2, 0)]
+    assert list(spool.iterdir()) == []
+
+
+def test_after_the_limit_the_worker_leaves_and_the_next_one_delivers(
+    database: Engine, cache: Path, outage: Outage
+) -> None:
+    expected, batches = undisturbed(database, cache, [1.0])
+    bench = make_bench(database, named("outage"), cache)
+    add(database, bench, [1.0])
+    task = Watched(bench.bench.task, lambda number: outage.begin() if number == 3 else None)
+    with pytest.raises(StorageUnreachableError) as caught:
+        work(database, bench.with_task(task), pack=2, outage_limit=0.2)
+    assert task.batches == batches
+    assert str(bench.folder / "spool") in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+    outage.end()
+    assert work(database, bench.with_task(task)) == 0
+    assert task.batches == batches
+    assert without_time(contents(database, bench)[1]) == expected
+
+
+def test_a_signal_during_an_outage_ends_a_worker_that_waits(
+    database: Engine, cache: Path, outage: Outage
+) -> None:
+    bench = make_bench(database, make_config(), cache)
+    stop = threading.Event()
+
+    def when_idle() -> None:
+        outage.begin()
+        threading.Timer(0.2, stop.set).start()
+
+    assert work(database, bench, stop=stop, when_idle=when_idle) == 0
+
+
+class Idle(threading.Event):
+    """A signal that never comes, in whose time waiting takes no time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waited = 0.0
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waited += timeout or 0.0
+        return False
+
+
+def test_a_worker_without_work_leaves_in_time(database: Engine, cache: Path) -> None:
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, [1.0])
+    stop, seen = Idle(), []
+    done = work(
+        database, bench, stop=stop, when_idle=lambda: seen.append(stop.waited), idle_exit=60
+    )
+    assert done == 2
+    assert seen[0] == 0  # idle time begins with the first look in vain
+    assert stop.waited == pytest.approx(60, abs=1)
+    assert studies.state(database, bench.study_id) == "running"
+
+
+def test_a_worker_on_which_everything_fails_leaves(database: Engine, cache: Path) -> None:
+    whole = make_bench(database, make_config(), cache)
+    add(database, whole, [1.0, 0.5, 0.7])
+
+    def burn(number: int) -> None:
+        raise RuntimeError("the device has caught fire")
+
+    with pytest.raises(StudyFailedError) as caught:
+        work(database, whole.with_task(Watched(whole.bench.task, burn)), pack=6)
+    assert "all 3 jobs that this worker has tried failed" in str(caught.value)
+    assert "RuntimeError: the device has caught fire" in str(caught.value)
+    done, _ = contents(database, whole)
+    assert [t.running for t in done] == [0, 0, 0]
+    work(database, whole)  # another worker has no trouble with them
+    assert sum(t.done for t in contents(database, whole)[0]) == 6
+
+
+def test_a_worker_that_has_succeeded_stays_whatever_fails(database: Engine, cache: Path) -> None:
+    first_job = undisturbed(database, cache, [1.0])[1] // 2
+    whole = make_bench(database, make_config(), cache)
+    add(database, whole, [1.0, 0.5, 0.7, 0.9])
+
+    def burn_later(number: int) -> None:
+        if number > first_job:
+            raise RuntimeError("the device has caught fire")
+
+    work(database, whole.with_task(Watched(whole.bench.task, burn_later)))
+    found, _ = contents(database, whole)
+    assert [(t.done, t.failed) for t in found] == [(1, 1), (0, 2), (0, 2), (0, 2)]
+
+
+def test_a_device_that_computes_no_more_ends_the_worker_and_blames_no_job(
+    database: Engine, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU after an illegal access, whose process cannot use it any more."""
+    assert pack_module._answers(torch.device("cpu"))
+    assert not pack_module._answers(torch.device("meta"))
+    monkeypatch.setattr(pack_module, "_answers", lambda _: False)
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, [1.0])
+    with pytest.raises(StudyFailedError, match="CPU computes no more after RuntimeError: the dev"):
+        work(database, bench.with_task(Fragile(bench.bench.task, 0)), pack=2)
+    assert (
+        query(database, "SELECT state, kind FROM densitune.jobs") == [("waiting", "preempted")] * 2
+    )
 
 
 def test_the_worker_is_listed_while_it_works_and_retired_after(
@@ -313,6 +688,11 @@ def test_the_worker_is_listed_while_it_works_and_retired_after(
         row: Mapping[str, object] = connection.execute(query).one()._mapping
     assert row["stopped"]
     assert row["versions"] == {"torch": torch.__version__}
+
+
+def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
+    with engine.connect() as connection:
+        return [tuple(row) for row in connection.execute(text(statement))]
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -20,7 +20,13 @@ training       the one training loop: members side by side
 capture        steps of a member on a GPU without the host
 depthwise      a faster gradient for wide depthwise kernels on a CPU
 packing        how many members a device trains best
-worker         claim, train, record, repeat
+worker         the loop: claim, train, look for more
+pack           claimed jobs in training, and what becomes of each
+shift          a worker's dealings with a storage that may go away
 heartbeat      the thread that keeps a worker's leases
+notice         signals that end a worker, and how long it may take
+checkpoint     jobs in training on disk, for whoever goes on with them
+spool          measurements that wait on disk for the database
+durable        files that are there whole or not at all
 verification   checks of what a preset promises
 """

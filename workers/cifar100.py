@@ -7,14 +7,15 @@ test split is not opened.
 import contextlib
 import http.client
 import pickle
+import pickletools
+import shutil
 import sys
 import tarfile
-import warnings
 import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar, Literal
 
 import numpy as np
 
@@ -37,6 +38,8 @@ LabelKind = Literal["fine", "coarse"]
 CLASSES: dict[LabelKind, int] = {"fine": 100, "coarse": 20}
 _FOLDER = "cifar-100-python"
 _FILES = ("train", "meta")
+_PACKED = ("test", "train", "meta")
+_MEMBER_LIMIT = 2**28  # bytes; train, the largest of the official files, has 155,249,918
 _PIXELS = 3 * 32 * 32
 _TRANSFER_ERRORS = (
     OSError,
@@ -85,7 +88,9 @@ def _find(folder: Path) -> Path | None:
 def _obtain(folder: Path, download: bool) -> Path:
     """Unpack the official archive, downloading it first if it is allowed and needed."""
     # torchvision brings all of torch along; a copy that is unpacked and not verified needs neither.
+    # Its CIFAR100 is asked for addresses and checksums only: it would load every pickle.
     from torchvision.datasets import CIFAR100
+    from torchvision.datasets.utils import download_url
 
     root = folder.parent if folder.name == _FOLDER else folder
     packed = root / CIFAR100.filename
@@ -102,20 +107,51 @@ def _obtain(folder: Path, download: bool) -> Path:
             )
     try:
         root.mkdir(parents=True, exist_ok=True)
-        # torchvision prints to standard output, which belongs to the command's result, and the
-        # official files, pickled by an old NumPy, make NumPy warn.
-        with (
-            alone_in(root),
-            contextlib.redirect_stdout(sys.stderr),
-            warnings.catch_warnings(action="ignore"),
-        ):
-            CIFAR100(root, download=True)  # does not download when an intact copy is there
+        # torchvision prints to standard output, which belongs to the command's result.
+        with alone_in(root), contextlib.redirect_stdout(sys.stderr):
+            if _find(root) is None:  # otherwise another process was waited for
+                # It does not download when an intact copy is there.
+                download_url(CIFAR100.url, str(root), CIFAR100.filename, CIFAR100.tgz_md5)
+                _unpack(packed, root)
     except _TRANSFER_ERRORS as error:
         raise UsageError(
             f"cannot get CIFAR-100 from {CIFAR100.url} into {root}: {error}; check the network and "
             f"the folder, or put {CIFAR100.filename} there yourself"
         ) from error
     return root / _FOLDER
+
+
+def _unpack(packed: Path, root: Path) -> None:
+    """Write the official files into root, and nothing else that the archive may hold.
+
+    No name, link, mode or owner of the archive reaches the disk. UsageError, with nothing written,
+    if a file is missing, is not plain, or is larger than any official one.
+    """
+    home = root / _FOLDER
+    with tarfile.open(packed, "r:gz") as archive:
+        members = {name: _plain_file(archive, packed, f"{_FOLDER}/{name}") for name in _PACKED}
+        home.mkdir(exist_ok=True)
+        for name, member in members.items():
+            part = home / f".{name}.part"
+            part.unlink(missing_ok=True)
+            source = archive.extractfile(member)
+            assert source is not None  # as it is for every plain file
+            with source, part.open("xb") as target:
+                shutil.copyfileobj(source, target)
+            part.replace(home / name)
+
+
+def _plain_file(archive: tarfile.TarFile, packed: Path, name: str) -> tarfile.TarInfo:
+    try:
+        member = archive.getmember(name)
+    except KeyError:
+        member = None
+    if member is None or not member.isreg() or member.size > _MEMBER_LIMIT:
+        raise UsageError(
+            f"{packed} holds no plain file {name} of at most {_MEMBER_LIMIT:,} bytes; replace it "
+            "by the official archive"
+        )
+    return member
 
 
 def _prepare(home: Path, verify: bool, labels: LabelKind, validation: float) -> Arrays:
@@ -164,14 +200,27 @@ def _training_split(home: Path, labels: LabelKind) -> tuple[Pixels, Labels]:
 def _unpickle(file: Path) -> dict[Any, Any]:
     try:
         with file.open("rb") as stream:
+            _refuse_claims(stream, file.stat().st_size)
             content = _Unpickler(stream, encoding="latin1").load()
     except UsageError as error:
         raise _not_official(file, str(error)) from error
     except Exception as error:  # a damaged pickle can raise anything
-        raise _not_official(file, f"it is damaged ({error})") from error
+        raise _not_official(file, f"it is damaged ({' '.join(str(error).split())})") from error
     if not isinstance(content, dict):
         raise _not_official(file, "it does not hold a dictionary")
     return content
+
+
+def _refuse_claims(stream: BinaryIO, size: int) -> None:
+    """Read what the unpickler would do, and go back to the start.
+
+    UsageError if it would clear memory that the file cannot fill: a place in its memo is the index
+    of an array. ValueError if anything is longer than what is left of the file.
+    """
+    for instruction, argument, _ in pickletools.genops(stream):
+        if instruction.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > size:
+            raise UsageError(f"it claims more memory than its {size:,} bytes can fill")
+    stream.seek(0)
 
 
 def _not_official(file: Path, why: str) -> UsageError:

@@ -9,7 +9,6 @@ import os
 import re
 import urllib.request
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -60,13 +59,6 @@ _MEMBER = re.compile(rf"{_FOLDER}/\d{{4}}\.png")
 _MEMBER_LIMIT = 64 * 2**20  # bytes; the largest image is a tenth of it, a bomb is far above
 _CHUNK = 2**20  # bytes
 _PATIENCE = 60  # seconds without a byte
-_ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    RuntimeError,  # encrypted, or compressed in an unknown way
-)
 
 
 def load(
@@ -189,7 +181,7 @@ def _load_unpacked(folder: Path, verify: bool, plan: PatchPlan, cache: Path) -> 
 def _cut_packed(packed: Path, plan: PatchPlan) -> Arrays:
     try:
         archive = zipfile.ZipFile(packed)
-    except _ZIP_ERRORS as error:
+    except Exception as error:  # a damaged archive can raise anything
         raise _damaged(packed, error) from error
     with archive:
         members = sorted({name for name in archive.namelist() if _MEMBER.fullmatch(name)})
@@ -216,7 +208,7 @@ def _read_member(archive: zipfile.ZipFile, member: str, color: Color) -> Pixels:
         )
     try:
         content = archive.read(member)  # never more than `size`, and its CRC is compared
-    except _ZIP_ERRORS as error:
+    except Exception as error:  # a damaged or encrypted member can raise anything
         raise _damaged(packed, error) from error
     return pixels(decode(BytesIO(content), f"{member} in {packed}", color))
 

@@ -2,15 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Iterable
-from types import TracebackType
-from typing import Self
+from collections.abc import Callable, Iterable
 
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage import jobs
-from storage.jobs import Claim, ClaimedJob
+from storage.jobs import Claim
 
 LEASE = 60.0
 """Seconds after its last heartbeat until a job may go to another worker."""
@@ -21,44 +19,85 @@ log = logging.getLogger("densitune.worker")
 
 
 class Heart:
-    """A thread that renews the worker's leases and learns which were lost."""
+    """A thread that renews the worker's leases, and learns what becomes of them and of the study.
 
-    def __init__(self, engine: Engine, worker_id: int) -> None:
-        self._engine, self._worker_id = engine, worker_id
-        self._watched: frozenset[Claim] = frozenset()
+    `after_beat` is called in that thread after every beat that reached the database. A job that
+    the database takes for this worker's while the worker knows nothing of it (the answer to a claim
+    was lost) is handed back.
+    """
+
+    def __init__(self, engine: Engine, worker_id: int, after_beat: Callable[[], object]) -> None:
+        self._engine, self._worker_id, self._after_beat = engine, worker_id, after_beat
+        self._lock = threading.Lock()  # of what is held
+        self._held: frozenset[Claim] = frozenset()
         self._lost: frozenset[Claim] = frozenset()
-        self._stopped = False
+        self._unknown: frozenset[Claim] = frozenset()
+        self.study_state: str | None = "running"
+        """The study's state at the last beat; None if it has been deleted."""
+        self.away = False
+        """Whether the last beat did not reach the database."""
         self._end = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Beat, now and from now on."""
         self._thread.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def stop(self) -> None:
+        """Beat no more; returns when a beat that is under way has ended."""
         self._end.set()
         self._thread.join()
 
-    def watch(self, claimed: Iterable[ClaimedJob]) -> None:
-        """Look after the leases of these jobs from now on."""
-        self._watched = frozenset(job.claim for job in claimed)
+    @property
+    def held(self) -> frozenset[Claim]:
+        """The claims that are looked after."""
+        return self._held
 
-    def lost(self, claimed: Iterable[ClaimedJob]) -> bool:
-        """Tell whether the study was stopped, or none of the jobs is this worker's any more."""
-        return self._stopped or all(job.claim in self._lost for job in claimed)
+    def hold(self, claims: Iterable[Claim]) -> None:
+        """Look after these from now on."""
+        with self._lock:
+            self._held |= frozenset(claims)
+
+    def drop(self, claims: Iterable[Claim]) -> None:
+        """Look after these no more."""
+        with self._lock:
+            self._held -= frozenset(claims)
+
+    def lost(self, claim: Claim) -> bool:
+        """Tell whether a claim that was held is this worker's no more."""
+        return claim in self._lost
+
+    def _run(self) -> None:
+        while True:
+            self._beat()
+            if self._end.wait(BEAT):
+                return
 
     def _beat(self) -> None:
-        while not self._end.wait(BEAT):
-            watched = self._watched  # before the query: what is claimed after it is not lost
-            try:
-                beat = jobs.heartbeat(self._engine, self._worker_id, LEASE)
-            except SQLAlchemyError as error:
-                log.warning("heartbeat failed, trying again in %.0f s: %s", BEAT, error)
-                continue
-            self._lost = watched - beat.held
-            self._stopped = beat.study_state != "running"
+        held = self._held  # before the query: what is claimed after it is not lost
+        try:
+            beat = jobs.heartbeat(self._engine, self._worker_id, LEASE)
+        except SQLAlchemyError as error:
+            if not self.away:
+                log.warning("the database is away, training goes on: %s", first_line(error))
+            self.away = True
+            return
+        if self.away:
+            log.info("the database is back")
+        self.away = False
+        self._lost, self.study_state = held - beat.held, beat.study_state
+        try:
+            self._hand_back(beat.held - self._held)
+            self._after_beat()
+        except Exception as error:  # without the heart all leases would be lost
+            log.warning("trying again at the next heartbeat: %s", first_line(error))
+
+    def _hand_back(self, unknown: frozenset[Claim]) -> None:
+        """Release claims that were unknown a beat ago too: not those that just come in."""
+        jobs.release(self._engine, unknown & self._unknown)
+        self._unknown = unknown
+
+
+def first_line(error: Exception) -> str:
+    """Return what an error says before it quotes statements and hints."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -17,6 +17,9 @@ _MODES: dict[Color, str] = {"gray": "L", "rgb": "RGB"}
 _SUFFIXES = frozenset(
     (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
 )
+# Of the suffixes above. Left to itself Pillow goes by the content, and would hand PostScript that
+# calls itself a .png to Ghostscript.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -49,7 +52,7 @@ def decode(file: Path | BinaryIO, name: str, color: Color) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to bother anyone
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            with Image.open(file, formats=_FORMATS) as opened:
                 opened.load()
                 upright = ImageOps.exif_transpose(opened)
                 mode = upright.mode

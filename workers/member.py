@@ -2,12 +2,12 @@
 
 import math
 import time
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from workers import capture, depthwise, proxies
+from workers import capture, depthwise, devices, proxies
 from workers.recipe import (
     Job,
     Measurement,
@@ -18,6 +18,9 @@ from workers.recipe import (
     steps_per_epoch,
 )
 from workers.tasks import Draws, Task
+
+State = dict[str, Any]
+"""All that the rest of a training depends on: tensors, and dictionaries of plain values."""
 
 
 class DivergedError(Exception):
@@ -72,6 +75,36 @@ class Member:
         if rest or not epoch:
             return None
         return epoch if epoch in self._recipe.rungs or epoch == self._job.budget else None
+
+    def state(self) -> State:
+        """Return the state between two steps; its tensors are those in use."""
+        devices.synchronize(self._device)
+        return {
+            "steps": self._steps,
+            "seconds": self.seconds,
+            "network": dict(self._network.state_dict()),
+            "optimizer": self._optimizer.state_dict()["state"],
+            "generators": {name: draw.get_state() for name, draw in vars(self._draws).items()},
+            "order": self._order,
+        }
+
+    def resume(self, state: State) -> None:
+        """Go on, before the first step here, from the state of another member of the same job.
+
+        The steps that follow compute the bits that the other's would have (on the same device).
+        """
+        self._steps, self.seconds = state["steps"], state["seconds"]
+        with self._lane():
+            self._network.load_state_dict(state["network"])
+            groups = self._optimizer.state_dict()["param_groups"]
+            self._optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._lr  # the optimiser has taken a copy, which no step changes
+            for name, draw in vars(self._draws).items():
+                draw.set_state(state["generators"][name])
+            self._order.copy_(state["order"])
+            self._row.fill_(self._steps % self._epoch_steps)
+            self._count.fill_(self._steps)
 
     def step(self) -> None:
         """Train on one batch, or queue that on a GPU."""

@@ -7,11 +7,11 @@ leave at any step.
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 
-from workers.member import DivergedError, Member
+from workers.member import DivergedError, Member, State
 from workers.recipe import Job, Measurement, Recipe
 from workers.tasks import Task
 
@@ -33,23 +33,43 @@ def train(
     on_failure: OnFailure,
     refill: Callable[[], Sequence[Job]] = tuple,
     stopping: Callable[[], bool] = lambda: False,
+    leaving: Callable[[], Collection[int]] = tuple,
+    restore: Callable[[int], State | None] = lambda number: None,
+    save: Callable[[int, State], None] = lambda number, state: None,
 ) -> None:
     """Train jobs together and call back with each one's number in the order of arrival.
 
-    A job leaves when it is done, cut or diverged, and the others go on; `refill` is asked after
-    every round of steps for jobs that join. Errors of the device (out of memory) come through;
-    StoppedError as soon as `stopping` says so, asked before every round.
+    A job leaves when it is done, cut or diverged, and the others go on; after every round of steps
+    `leaving` is asked for jobs to be dropped and `refill` for jobs that join. A job that joins goes
+    on from the state that `restore` has of it. Before every round `stopping` is asked: if it says
+    so, `save` is called with the state of every job and StoppedError is raised. Errors of the
+    device (out of memory) come through.
     """
     numbers = itertools.count()
     pack: dict[int, Member] = {}
     joining = jobs
     while pack or joining:
-        pack |= {next(numbers): Member(task, recipe, job, device) for job in joining}
+        for job in joining:
+            number = next(numbers)
+            pack[number] = _begin(task, recipe, job, device, restore(number))
         if stopping():
+            for number, member in pack.items():
+                save(number, member.state())
             raise StoppedError
         _step(pack)
         _measure(pack, on_rung, on_failure)
+        for number in leaving():
+            pack.pop(number, None)
         joining = refill()
+
+
+def _begin(
+    task: Task, recipe: Recipe, job: Job, device: torch.device, state: State | None
+) -> Member:
+    member = Member(task, recipe, job, device)
+    if state is not None:
+        member.resume(state)
+    return member
 
 
 def _step(pack: dict[int, Member]) -> None:

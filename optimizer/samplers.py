@@ -5,17 +5,21 @@ propose the same poor region again; they are shown an estimate. Optuna's tables 
 """
 
 import copy
+import io
+import pickle
 import zlib
 from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
+from cmaes import CMA
 from optuna import Study
 from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from optimizer import design
+from optimizer.errors import UsageError
 from optimizer.sections import Search
 
 # A Gaussian process costs about n^3 per proposal: 0.15 s of CPU at 100 trials and 2.4 s at 1,000
@@ -96,6 +100,44 @@ class _EvolutionStrategy(CmaEsSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
         return super().sample_relative(_Estimated(study), trial, search_space)
+
+    def _restore_optimizer(self, completed_trials: list[FrozenTrial]) -> CMA | None:
+        """Return the state that Optuna stored last, as a pickle in the database."""
+        for trial in reversed(completed_trials):
+            parts = {
+                key: part
+                for key, part in trial.system_attrs.items()
+                if key.startswith(self._attr_key_optimizer)
+            }
+            if parts:
+                raw = bytes.fromhex(self._concat_optimizer_attrs(parts))
+                state = _StateUnpickler(io.BytesIO(raw)).load()
+                return state if isinstance(state, CMA) else None
+        return None
+
+
+class _StateUnpickler(pickle.Unpickler):
+    """Makes CMA-ES's state and nothing else: who may write to the database runs no code here."""
+
+    _allowed = frozenset(
+        (
+            ("cmaes._cma", "CMA"),
+            ("numpy", "dtype"),
+            ("numpy", "ndarray"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "scalar"),
+            ("numpy._core.numeric", "_frombuffer"),
+        )
+    )
+
+    def find_class(self, module_name: str, global_name: str, /) -> Any:
+        """Return one of the few things that the state is made of; UsageError for others."""
+        if (module_name, global_name) not in self._allowed:
+            raise UsageError(
+                f"CMA-ES's state in the database asks for {module_name}.{global_name}: somebody "
+                "has altered Optuna's tables; delete the study"
+            )
+        return super().find_class(module_name, global_name)
 
 
 class _Estimated(Study):

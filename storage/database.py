@@ -77,8 +77,8 @@ def masked(url: str) -> str:
         parsed = make_url(url)
     except (ArgumentError, ValueError):
         return "(unreadable URL)"
-    if "password" in parsed.query:
-        parsed = parsed.update_query_dict({"password": "***"})
+    secrets = [name for name in parsed.query if name.endswith("password")]  # sslpassword too
+    parsed = parsed.update_query_dict(dict.fromkeys(secrets, "***"))
     return parsed.render_as_string(hide_password=True)
 
 
@@ -167,6 +167,11 @@ def _parse(url: str) -> URL:
     except (ArgumentError, ValueError):
         # Without the cause: it may quote the password.
         raise StorageUrlError(f"the storage URL cannot be read; the form is {FORM}") from None
+    if "@" in (parsed.host or ""):  # the rest of a password, which no message may show
+        raise StorageUrlError(
+            f"the storage URL has more than one @; write %40 for one in a password, the form is "
+            f"{FORM}"
+        )
     if parsed.drivername not in SCHEMES:
         raise StorageUrlError(
             f"storage URL {masked(url)} has the scheme {parsed.drivername}; densitune stores in "

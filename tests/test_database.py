@@ -38,6 +38,7 @@ def test_all_spellings_of_postgresql_connect(empty_url: str, scheme: str) -> Non
         "postgresql://me:hunter2@host:port/db",
         "hunter2",
         "postgresql://me:hunter2@127.0.0.1:1/db?colour=blue",
+        "postgresql://me:at@hunter2@127.0.0.1:1/db",
     ],
 )
 def test_unusable_url_says_the_form_and_no_password(url: str) -> None:
@@ -70,6 +71,7 @@ def test_unknown_database_and_user_are_one_line(postgres: str) -> None:
 def test_masked_hides_the_password_wherever_it_stands() -> None:
     assert masked("postgresql://me:hunter2@host/db") == "postgresql://me:***@host/db"
     assert "hunter2" not in masked("postgresql://me@host/db?password=hunter2")
+    assert "hunter2" not in masked("postgresql://me@host/db?sslpassword=hunter2")
     assert "hunter2" not in masked("postgresql://me:hunter2@host:port/db")
 
 

@@ -1,5 +1,9 @@
 """What samplers are shown of pruned trials, and that Optuna's own tables do not change by it."""
 
+import os
+import pickle
+from pathlib import Path
+
 import optuna
 import pytest
 from hypothesis import given, settings
@@ -9,6 +13,7 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from optimizer import samplers
+from optimizer.errors import UsageError
 
 RUNG, BUDGET = 2, 8
 numbers = st.integers(-800, 800).map(lambda eighths: eighths / 8)
@@ -79,3 +84,52 @@ def test_optunas_tables_stay_as_they_are() -> None:
 def test_without_complete_trials_at_its_rung_a_pruned_trial_stays_pruned() -> None:
     made = study([], [1.0])
     assert shown(made).trials == made.trials
+
+
+def evolved(trials: int) -> Study:
+    """A study that CMA-ES has searched, with generations of four."""
+    made = optuna.create_study(direction="maximize")
+    space = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
+    for number in range(trials):
+        made.sampler = samplers._EvolutionStrategy(seed=number, popsize=4)
+        trial = made.ask(space)
+        made.tell(trial, -((trial.params["x"] - 0.3) ** 2) - trial.params["y"])
+    return made
+
+
+def test_state_of_cmaes_is_restored_as_optuna_would() -> None:
+    made = evolved(20)
+    complete = made.get_trials(states=[TrialState.COMPLETE])
+    ours = samplers._EvolutionStrategy(seed=0, popsize=4)._restore_optimizer(complete)
+    optunas = optuna.samplers.CmaEsSampler(seed=0, popsize=4)._restore_optimizer(complete)
+    assert ours is not None
+    assert optunas is not None
+    assert ours.generation > 1
+    assert pickle.dumps(ours) == pickle.dumps(optunas)
+
+
+class Malice:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_state_of_cmaes_that_would_run_code_is_refused(tmp_path: Path) -> None:
+    made = evolved(8)
+    mark = tmp_path / "mark"
+    last = made.trials[-1]
+    attributes = {"cma:optimizer:0": pickle.dumps(Malice(mark)).hex()}
+    made.add_trial(
+        create_trial(
+            value=0.0,
+            params=last.params,
+            distributions=last.distributions,
+            system_attrs=attributes,
+        )
+    )
+    made.sampler = samplers._EvolutionStrategy(seed=9, popsize=4)
+    with pytest.raises(UsageError, match=r"asks for posix\.system: somebody has altered"):
+        made.ask(last.distributions)
+    assert not mark.exists()

@@ -32,12 +32,12 @@ def cautions(
     complaint = health.complaint(config, floors, identity.mean)
     if complaint is not None:
         lines.append(complaint)
-    grid = rates.grid(config.proxy.family, config.training.batch_size)
+    low, high = rates.limits(config.proxy.family, config.training.batch_size)
     best_rate = max(calibration, key=lambda rate: calibration[rate], default=None)
-    if best_rate in (grid[0], grid[-1]):
+    if best_rate in (low, high):
         lines.append(
             f"Identity's best learning rate {best_rate:g} lies at the edge of the grid "
-            f"[{grid[0]:g}, {grid[-1]:g}]: the best one may lie beyond it. Give training.lr."
+            f"[{low:g}, {high:g}]: the best one may lie beyond it. Give training.lr."
         )
     if best.role == "candidate" and _on_edge(config, best):
         lines.append(

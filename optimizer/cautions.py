@@ -19,11 +19,13 @@ def cautions(
     found: list[TrialResult],
     floors: Mapping[str, float],
     calibration: Mapping[float, float],
+    extended_from: int | None = None,
 ) -> list[str]:
     """Return one line for each sign; none without results.
 
     floors: the metric of what needs no deep network, by name. calibration: identity's score by
-    learning rate, empty where the rate was given.
+    learning rate, empty where the rate was given. extended_from: the seeds of the first of two
+    confirmations.
     """
     if not found:
         return []
@@ -44,6 +46,11 @@ def cautions(
             f"The largest difference lies on the edge of the search box "
             f"[{config.density.low:g}, {config.density.high:g}]: often a sign that only the scale "
             f"of the initial weights matters."
+        )
+    if extended_from is not None:
+        lines.append(
+            f"Confirmed with {extended_from} seeds, then extended to {config.confirm.seeds}: who "
+            f"looks twice is wrong twice as often (docs/evidence.md)."
         )
     return lines
 

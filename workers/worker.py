@@ -245,6 +245,8 @@ class _Pack:
                 lr=job.arm.lr,
                 init=job.arm.init,
                 gain=job.arm.gain,
+                trainable=job.arm.trainable,
+                split=job.arm.split,
             )
             for job in claimed
         ]

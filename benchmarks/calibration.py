@@ -1,189 +1,57 @@
 """How often the chain from search to verdict errs, on simulated studies whose truth is known.
 
-A study here is drawn, not trained: a value is an effect, what all arms share at a seed, and noise
-of its own. The finalists are chosen and judged by densitune's code, with its defaults.
+    OMP_NUM_THREADS=1 python benchmarks/calibration.py --studies 2000 --json calibration.json
+    OMP_NUM_THREADS=1 python benchmarks/calibration.py --studies 2000 --plans
 
-    python benchmarks/calibration.py --studies 2000 --json calibration.json
+The first prints the table of docs/evidence.md, the second compares sizes of a confirmation.
 """
 
 import argparse
 import json
-import math
+import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
-import ratios
-from numpy.random import Generator
+import scipy
 from scipy.stats import binomtest
+from simulation import FEWEST, MOST, PAIRED, Judged, Noise, Scenario, confirm, study
 
-from optimizer import config, design, evidence, finalists, results
+from optimizer import config
 from optimizer.config import StudyConfig
-from optimizer.evidence import Finding, Plan
-from optimizer.results import TrialResult
+from optimizer.evidence import Plan, Verdict
 
-Noise = Literal["normal", "heavy tails", "skewed", "lopsided"]
-
-SEED_SPREAD = 3.0
-"""What all arms share at a seed has this many times the standard deviation of an arm's noise."""
-PAIRED = math.sqrt(2)
-"""Standard deviation of a paired difference: the noise of two arms, of variance 1 each."""
-FEWEST, MOST = 40, 200
-"""Trials of a simulated search, drawn anew for every study."""
-
-
-@dataclass(frozen=True)
-class Scenario:
-    """Studies whose truth is known; effects in standard deviations of the paired difference."""
-
-    name: str
-    noise: Noise
-    effect: float = 0.0
-    """Of the first finalist against identity; `everywhere`, of all."""
-    control: float = 0.0
-    """Of its scale control against identity."""
-    everywhere: bool = False
-    searched: bool = False
-    """Whether the finalists come out of a simulated search, in which nothing has an effect."""
-    compensated: bool = False
-    """Whether identity is the scale control."""
-    extended: bool = False
-    """Whether a study without `better` is continued to twice the seeds."""
-
+Found = dict[str, Any]
+Row = Callable[[Found], list[str]]
 
 NOISES: tuple[Noise, ...] = ("normal", "heavy tails", "skewed", "lopsided")
 SCENARIOS = (
-    *(Scenario("nothing differs", noise, searched=True) for noise in NOISES),
-    Scenario("nothing differs", "normal", searched=True, compensated=True),
-    Scenario("nothing differs", "normal", searched=True, extended=True),
-    *(Scenario("planted, 1 SD", noise, effect=1.0) for noise in NOISES),
-    *(Scenario("planted, half an SD", noise, effect=0.5) for noise in NOISES[:2]),
-    *(Scenario("planted, 2 SD", noise, effect=2.0) for noise in NOISES[:1]),
-    *(Scenario("scale only, 1 SD", noise, 1.0, 1.0, everywhere=True) for noise in NOISES),
-    *(Scenario("scale only, 3 SD", noise, 3.0, 3.0, everywhere=True) for noise in NOISES),
-    *(Scenario("harmful, 1 SD", noise, effect=-1.0, everywhere=True) for noise in NOISES[:2]),
+    *(Scenario("nothing differs", "nothing", 0.0, noise) for noise in NOISES),
+    Scenario("nothing differs", "nothing", 0.0, "normal", compensated=True),
+    Scenario("nothing differs", "nothing", 0.0, "lopsided", compensated=True),
+    Scenario("nothing differs", "nothing", 0.0, "normal", extended=True),
+    *(Scenario("every density helps, 1 SD", "everywhere", 1.0, noise) for noise in NOISES),
+    *(Scenario("a region helps, 1 SD", "region", 1.0, noise) for noise in NOISES),
+    *(Scenario("a region helps, 0.5 SD", "region", 0.5, noise) for noise in NOISES[:2]),
+    Scenario("a region helps, 2 SD", "region", 2.0, "normal"),
+    *(Scenario("only scale helps, 1 SD", "scale", 1.0, noise) for noise in NOISES),
+    *(Scenario("only scale helps, 3 SD", "scale", 3.0, noise) for noise in NOISES),
+    *(Scenario("only scale helps, 3 SD", "scale", 3.0, noise, extended=True)
+      for noise in ("normal", "lopsided")),
+    *(Scenario("every density harms, 1 SD", "everywhere", -1.0, noise) for noise in NOISES[:2]),
 )  # fmt: skip
-
-
-def draw(rng: Generator, noise: Noise, shape: tuple[int, ...], *, plain: bool) -> np.ndarray:
-    """Return an arm's noise, mean 0 and variance 1; `plain` is an arm without a density.
-
-    Heavy tails are Student's t with 3 degrees of freedom, skewed is an exponential distribution in
-    which every arm is now and then much worse, lopsided the same for densities alone.
-    """
-    if noise == "normal" or (noise == "lopsided" and plain):
-        return rng.standard_normal(shape)
-    if noise == "heavy tails":
-        return rng.standard_t(3, shape) / math.sqrt(3)
-    return 1 - rng.exponential(size=shape)
-
-
-def search(rng: Generator, noise: Noise, given: StudyConfig) -> list[TrialResult]:
-    """Return the trials of a search in which every density trains exactly as identity does."""
-    count = int(rng.integers(FEWEST, MOST + 1))
-    box = given.density
-    points = design.sobol(count, given.dimensions, int(rng.integers(2**31)))
-    densities = [design.anchors(given.kernel_size)[0].densities] + [
-        {given.kernel_size[0]: tuple(point)}
-        for point in (box.low + (box.high - box.low) * points).tolist()
-    ]
-    shared = SEED_SPREAD * rng.standard_normal(len(given.seeds))
-    values = shared + draw(rng, noise, (count + 1, len(shared)), plain=False)
-    by_seed = [dict(zip(given.seeds, row, strict=True)) for row in values.tolist()]
-    return [
-        TrialResult(
-            number=number,
-            optuna_number=number,
-            role="identity" if number == 0 else "candidate",
-            label="",
-            densities=density,
-            values=by_seed[number],
-            difference=results.paired(by_seed[number], by_seed[0]),
-        )
-        for number, density in enumerate(densities)
-    ]
-
-
-def confirm(rng: Generator, scenario: Scenario, plan: Plan) -> list[Finding]:
-    """Return the last finding of every finalist, on fresh seeds."""
-    seeds = 2 * plan.seeds
-    shared = SEED_SPREAD * rng.standard_normal(seeds)
-    identity = shared + draw(rng, scenario.noise, (seeds,), plain=True)
-    found = []
-    for index in range(plan.finalists):
-        planted = index == 0 or scenario.everywhere
-        effect, scale = (PAIRED * planted * size for size in (scenario.effect, scenario.control))
-        finalist = effect + shared + draw(rng, scenario.noise, (seeds,), plain=False)
-        control = scale + shared + draw(rng, scenario.noise, (seeds,), plain=True)
-        other = None if scenario.compensated else finalist - control
-        finding = sequence(finalist - identity, other, plan)
-        if scenario.extended and finding.verdict != "better":
-            finding = sequence(finalist - identity, other, replace(plan, seeds=seeds))
-        found.append(finding)
-    return found
-
-
-def sequence(to_identity: np.ndarray, to_control: np.ndarray | None, plan: Plan) -> Finding:
-    """Return the finding of the first look that gives a verdict."""
-    for look in plan.looks:
-        identity = dict(enumerate(to_identity[:look].tolist()))
-        control = None if to_control is None else dict(enumerate(to_control[:look].tolist()))
-        finding = evidence.judge(identity, control, plan)
-        if finding.verdict is not None:
-            return finding
-    raise AssertionError("the last look gives a verdict")
-
-
-def study(scenario: Scenario, given: StudyConfig, seed: int) -> list[Finding]:
-    """Return what a study finds about its finalists; scenario and seed fix it."""
-    rng = np.random.default_rng([SCENARIOS.index(scenario), seed])
-    count = given.confirm.finalists
-    if scenario.searched:
-        count = len(finalists.choose(search(rng, scenario.noise, given), given))
-    return confirm(rng, scenario, Plan(given.confirm.seeds, given.confirm.batch, count))
-
-
-def summary(scenario: Scenario, studies: list[list[Finding]]) -> dict[str, Any]:
-    """Return the shares of what came out; of the interval and the seeds, for the first finalist."""
-    first = [found[0] for found in studies]
-    truth = PAIRED * scenario.effect
-    verdicts = Counter(finding.verdict for finding in first)
-    covered = sum(one.to_identity.low <= truth <= one.to_identity.high for one in first)
-    better = sum(any(one.verdict == "better" for one in found) for found in studies)
-    return {
-        "scenario": scenario.name,
-        "noise": scenario.noise,
-        "compensated": scenario.compensated,
-        "extended": scenario.extended,
-        "studies": len(studies),
-        "any better": better / len(studies),
-        "any better, 95 % interval": list(binomtest(better, len(studies)).proportion_ci(0.95)),
-        "first finalist": {
-            verdict: verdicts[verdict] / len(studies)
-            for verdict in ("better", "scale_only", "no_evidence", "worse")
-        },
-        "covered": covered / len(studies),
-        "error of the mean": statistics.fmean(one.to_identity.mean for one in first) - truth,
-        "seeds": statistics.fmean(one.to_identity.seeds for one in first),
-    }
-
-
-def rows(found: list[dict[str, Any]]) -> Iterator[list[str]]:
-    """Yield the lines of the table."""
-    for one in found:
-        notes = [note for note in ("compensated", "extended") if one[note]]
-        low, high = one["any better, 95 % interval"]
-        yield [
-            ", ".join([one["scenario"], one["noise"], *notes]),
-            f"{one['any better']:.1%} [{low:.1%}, {high:.1%}]",
-            *(f"{share:.1%}" for share in one["first finalist"].values()),
-            f"{one['covered']:.1%}",
-            f"{one['seeds']:.1f}",
-        ]
+VERDICTS: tuple[Verdict, ...] = ("better", "scale_only", "no_evidence", "worse")
+PLANS = (
+    *(Plan(*size, finalists=3) for size in ((12, 6), (18, 6), (24, 6), (36, 6))),
+    *(Plan(24, batch, finalists=3) for batch in (24, 12, 3)),
+    *(Plan(*size, finalists=1) for size in ((12, 6), (24, 6))),
+)
+"""Sizes of a confirmation that are compared."""
 
 
 def defaults() -> StudyConfig:
@@ -193,33 +61,145 @@ def defaults() -> StudyConfig:
         "task": "photos",
         "proxy": {"family": "nafnet", "width": 8, "depth": 3},
         "kernel_size": 5,
-        "training": {"budget": 1},
-        "search": {"trials": MOST},
+        "training": {"budget": 2},
+        "search": {"trials": MOST, "rungs": [1]},
     }
     return config.parse(raw, "calibration")
 
 
+def summary(scenario: Scenario, studies: Sequence[Sequence[Judged]]) -> Found:
+    """Return the shares of what came out; `first` is the first finalist, `best` the preset's.
+
+    That is the `better` finalist with the largest mean difference; without one, of all finalists.
+    """
+    first = [found[0] for found in studies]
+    best = [max(found, key=_rank) for found in studies]
+    verdicts = Counter(one.finding.verdict for one in first)
+    better = sum(_rank(one)[0] for one in best)
+    return {
+        "scenario": scenario.name,
+        "noise": scenario.noise,
+        "compensated": scenario.compensated,
+        "extended": scenario.extended,
+        "studies": len(studies),
+        "any better": better / len(studies),
+        "any better, 95 % interval": list(binomtest(better, len(studies)).proportion_ci(0.95)),
+        "first": {verdict: verdicts[verdict] / len(studies) for verdict in VERDICTS},
+        "first covered": statistics.fmean(one.covered for one in first),
+        "best covered": statistics.fmean(one.covered for one in best),
+        "first error": statistics.fmean(_error(one) for one in first),
+        "best error": statistics.fmean(_error(one) for one in best),
+        "seeds": statistics.fmean(one.finding.to_identity.seeds for one in first),
+    }
+
+
+def _rank(one: Judged) -> tuple[bool, float]:
+    return one.finding.verdict == "better", one.finding.to_identity.mean
+
+
+def _error(one: Judged) -> float:
+    """Return by how much the mean is too large, SD."""
+    return (one.finding.to_identity.mean - one.truth) / PAIRED
+
+
+def of_scenario(scenario: Scenario, studies: int) -> Found:
+    """Return the summary of so many studies, seeds from 0."""
+    given = defaults()
+    return summary(scenario, [study(scenario, given, seed) for seed in range(studies)])
+
+
+def of_plan(plan: Plan, studies: int) -> Found:
+    """Return what a confirmation of this size comes to for one of its finalists, without a search.
+
+    Summaries by the finalist's effect, SD.
+    """
+    found = {}
+    for effect in (0.0, 0.5, 1.0, -1.0):
+        kind = Scenario(f"{effect} SD", "everywhere", effect, "normal")
+        drawn = [
+            confirm(np.random.default_rng([seed, 7]), kind, [PAIRED * effect], plan)
+            for seed in range(studies)
+        ]
+        found[kind.name] = summary(kind, drawn)
+    return {"finalists": plan.finalists, "seeds": plan.seeds, "batch": plan.batch, "found": found}
+
+
+def scenario_row(one: Found) -> list[str]:
+    """Return a scenario's line of the table."""
+    notes = [note for note in ("compensated", "extended") if one[note]]
+    low, high = one["any better, 95 % interval"]
+    return [
+        ", ".join([one["scenario"], one["noise"], *notes]),
+        f"{one['any better']:.1%} [{low:.1%}, {high:.1%}]",
+        *(f"{share:.1%}" for share in one["first"].values()),
+        f"{one['first covered']:.1%}",
+        f"{one['best covered']:.1%}",
+        f"{one['seeds']:.1f}",
+    ]
+
+
+def plan_row(one: Found) -> list[str]:
+    """Return a size's line of the table."""
+    none, half, whole, harm = one["found"].values()
+    return [
+        *(str(one[key]) for key in ("finalists", "seeds", "batch")),
+        *(f"{found['first']['better']:.1%}" for found in (whole, half)),
+        f"{whole['first covered']:.1%}",
+        f"{harm['first']['worse']:.1%}",
+        *(f"{found['seeds']:.1f}" for found in (none, whole, harm)),
+    ]
+
+
+HEADER = [
+    "truth, noise", "any `better` [95 %]", *(f"`{verdict}`" for verdict in VERDICTS),
+    "covered", "best covered", "seeds",
+]  # fmt: skip
+PLAN_HEADER = [
+    "finalists", "seeds", "batch", "better at 1 SD", "at 0.5 SD",
+    "covered at 1 SD", "worse at -1 SD", "seeds at 0", "at 1 SD", "at -1 SD",
+]  # fmt: skip
+
+
 def main() -> None:
     arguments = _arguments()
-    given = defaults()
-    found = []
-    for scenario in SCENARIOS:
-        studies = [study(scenario, given, seed) for seed in range(arguments.studies)]
-        found.append(summary(scenario, studies))
-        print(*next(rows(found[-1:])), flush=True)
-    header = ["", "any better", "better", "scale only", "no evidence", "worse", "covered", "seeds"]
-    print(
-        f"\n{arguments.studies} studies each; {given.confirm}; seeds 0 to {arguments.studies - 1}"
-    )
-    print(ratios.table(header, list(rows(found))))
+    with ProcessPoolExecutor(arguments.processes) as pool:
+        if arguments.plans:
+            ask = partial(of_plan, studies=arguments.studies)
+            found = _shown(PLAN_HEADER, plan_row, pool.map(ask, PLANS))
+        else:
+            ask = partial(of_scenario, studies=arguments.studies)
+            found = _shown(HEADER, scenario_row, pool.map(ask, SCENARIOS))
+    about = {
+        "studies": arguments.studies,
+        "confirm": defaults().confirm.model_dump(),
+        "trials": [FEWEST, MOST],
+        "versions": {
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            "scipy": scipy.__version__,
+        },
+    }
+    print(f"\n{about}")
     if arguments.json:
-        report = {"confirm": given.confirm.model_dump(), "trials": [FEWEST, MOST], "found": found}
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({**about, "found": found}, indent=2) + "\n")
+
+
+def _shown(header: list[str], row: Row, found: Iterable[Found]) -> list[Found]:
+    """Return what is found, and print it as a Markdown table line by line."""
+    kept = []
+    for line in (header, ["---", *["---:"] * (len(header) - 1)]):
+        print(f"| {' | '.join(line)} |")
+    for one in found:
+        kept.append(one)
+        print(f"| {' | '.join(row(one))} |", flush=True)
+    return kept
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--studies", type=int, default=2000)
+    parser.add_argument("--plans", action="store_true", help="compare sizes of a confirmation")
+    parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

@@ -1,8 +1,9 @@
 """A whole study: `densitune launch` against plain.py training every density in full.
 
 Both run as processes of their own with fresh databases and fresh caches, one after the other, and
-everything counts: start, data, proposals, training, measurements, storage. Then plain.py retrains
-the best density of either side with fresh seeds, so that both are judged by the same code.
+everything counts until the best density is known: start, data, floors, proposals, training,
+measurements, storage, the model that chooses finalists. Then plain.py retrains the best density of
+either side with fresh seeds, so that both are judged by the same code.
 
     python benchmarks/whole_study.py configs/quickstart.yaml --fresh 8
 """
@@ -22,7 +23,7 @@ import plain
 import ratios
 from sqlalchemy import text
 
-from optimizer import config
+from optimizer import config, finalists, snapshot
 from optimizer.config import StudyConfig
 from optimizer.density import Densities
 from storage import database, server
@@ -78,6 +79,7 @@ OUTSIDE = text("""
                lead(started_at) OVER (PARTITION BY worker_id ORDER BY started_at) AS next
         FROM densitune.jobs AS jobs
         WHERE study_id = (SELECT id FROM densitune.studies WHERE name = :name)
+          AND phase = 'search'
     )
     SELECT 1 - sum(trained) / sum(extract(epoch FROM coalesce(next, finished_at) - started_at))
     FROM ended
@@ -92,20 +94,16 @@ def _outside_training(home: Path, name: str) -> float:
 
 
 def _densitune(path: Path, given: StudyConfig, home: Path) -> tuple[float, Densities]:
-    """Return the wall time of `densitune launch` and the density it exports."""
-    presets = home / "presets"
-    command = [
-        sys.executable,
-        "-m",
-        "optimizer.cli",
-        "launch",
-        str(path),
-        "--presets",
-        str(presets),
-    ]
-    seconds = _timed(command, home)
-    exported = json.loads((presets / f"{given.name}.json").read_text())["densities"]
-    return seconds, {int(k): tuple(den) for k, den in exported.items()}
+    """Return the wall time of densitune's search and its first finalist."""
+    # Forced: what is timed is the search, whether or not so short a training is above the floors.
+    command = [sys.executable, "-m", "optimizer.cli", "launch", str(path), "--until", "search"]
+    seconds = _timed([*command, "--force"], home)
+    started = time.perf_counter()
+    engine = database.connect(server.embedded_url(home))
+    found = snapshot.of(engine, given.name).results
+    best = finalists.choose(found, given)[0]
+    densities = next(trial.densities for trial in found if trial.number == best)
+    return seconds + time.perf_counter() - started, densities
 
 
 def _plain(path: Path, given: StudyConfig, home: Path) -> tuple[float, Densities]:

@@ -3,6 +3,7 @@
 density      what a density is: profile, phi, RMS, validation, the published values
 sections     the sections of the configuration, one model each
 config       a study's YAML file, validated
+strict_yaml  YAML in which no key is given twice
 problems     what is wrong with a file, in one line
 design       the trials that need no sampler: identity, published densities, Sobol', grid
 study        the Optuna study: ask and tell
@@ -13,9 +14,14 @@ calibration  phase 1: the learning rate, by identity at a grid of rates
 search       phase 2: densities that Optuna proposes, told in step with the ledger
 confirmation
              phase 3: finalists with fresh seeds, beside identity and scale controls
+learned      the density that a trainable arm learns by gradient: one more finalist
+holdout      after the verdict: identity and the winner on the test split
+reruns       recorded jobs of a preset, trained again and compared
+extension    a decided study goes on with more fresh seeds, once
 rates        learning rates: the usual one, the grid, the best by a smooth fit
 health       whether identity is a healthy baseline
 results      trials as paired differences against identity
+surrogate    a model of the response over the search box, learnt from noisy trials
 finalists    which trials are worth confirming, by a model of the noisy results
 evidence     what fresh seeds say about a finalist: a paired, sequential test
 verdicts     what a confirmation found out, as it is stored and exported

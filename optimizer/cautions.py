@@ -19,11 +19,13 @@ def cautions(
     found: list[TrialResult],
     floors: Mapping[str, float],
     calibration: Mapping[float, float],
+    extended_from: int | None = None,
 ) -> list[str]:
     """Return one line for each sign; none without results.
 
     floors: the metric of what needs no deep network, by name. calibration: identity's score by
-    learning rate, empty where the rate was given.
+    learning rate, empty where the rate was given. extended_from: the seeds of the first of two
+    confirmations.
     """
     if not found:
         return []
@@ -32,18 +34,23 @@ def cautions(
     complaint = health.complaint(config, floors, identity.mean)
     if complaint is not None:
         lines.append(complaint)
-    grid = rates.grid(config.proxy.family, config.training.batch_size)
+    low, high = rates.limits(config.proxy.family, config.training.batch_size)
     best_rate = max(calibration, key=lambda rate: calibration[rate], default=None)
-    if best_rate in (grid[0], grid[-1]):
+    if best_rate in (low, high):
         lines.append(
             f"Identity's best learning rate {best_rate:g} lies at the edge of the grid "
-            f"[{grid[0]:g}, {grid[-1]:g}]: the best one may lie beyond it. Give training.lr."
+            f"[{low:g}, {high:g}]: the best one may lie beyond it. Give training.lr."
         )
     if best.role == "candidate" and _on_edge(config, best):
         lines.append(
             f"The largest difference lies on the edge of the search box "
             f"[{config.density.low:g}, {config.density.high:g}]: often a sign that only the scale "
             f"of the initial weights matters."
+        )
+    if extended_from is not None:
+        lines.append(
+            f"Confirmed with {extended_from} seeds, then extended to {config.confirm.seeds}: who "
+            f"looks twice is wrong twice as often (docs/evidence.md)."
         )
     return lines
 

@@ -16,6 +16,7 @@ from optimizer import density, design, problems
 from optimizer.density import Densities
 from optimizer.errors import UsageError
 from optimizer.sections import DATA_BY_TAG, Box, Confirm, Data, Proxy, Search, Section, Training
+from optimizer.strict_yaml import OneValuePerKey
 
 FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
@@ -232,30 +233,13 @@ def _check_grid(trials: int, first: int, dimensions: int) -> None:
     )
 
 
-class _OneValuePerKey(yaml.SafeLoader):
-    """YAML in which a key that is given twice is an error, as the standard demands."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Construct a mapping; ConstructorError with the line of a repeated key."""
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                continue
-            if (key.tag, key.value) in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key.value} is given twice", key.start_mark
-                )
-            seen.add((key.tag, key.value))
-        return super().construct_mapping(node, deep)
-
-
 def load(path: Path) -> StudyConfig:
     """Read a study from a YAML file; relative folders in it are relative to the file.
 
     UsageError with one line if the file is not readable, not YAML, or not a valid study.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), _OneValuePerKey)
+        raw = yaml.load(path.read_text(encoding="utf-8"), OneValuePerKey)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"config {path} cannot be read: {reason}") from error
@@ -267,11 +251,12 @@ def load(path: Path) -> StudyConfig:
             f"example"
         )
     config = parse(raw, origin=str(path))
-    folder = getattr(config.data, "folder", None)
-    if folder is None:
-        return config
-    absolute = (path.parent / os.path.expanduser(folder)).resolve()
-    return config.model_copy(update={"data": config.data.model_copy(update={"folder": absolute})})
+    absolute = {
+        key: (path.parent / os.path.expanduser(folder)).resolve()
+        for key in ("folder", "test")
+        if (folder := getattr(config.data, key, None))
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=absolute)})
 
 
 def parse(raw: dict[str, Any], origin: str) -> StudyConfig:
@@ -284,19 +269,19 @@ def parse(raw: dict[str, Any], origin: str) -> StudyConfig:
 
 def _keys() -> dict[str, list[str]]:
     """Return the keys of every section, those of the whole file under ""."""
-    return {
-        "": ["task", *StudyConfig.model_fields],
-        **{name: list(section.model_fields) for name, section in _SECTIONS.items()},
-    }
+    whole = {"": ["task", *StudyConfig.model_fields]}
+    return whole | {name: list(section.model_fields) for name, section in _SECTIONS.items()}
 
 
 def differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """Return what differs between two documents, one `key: stored -> given` each.
 
-    Where the data lie and how they were fetched does not count: their fingerprint decides.
+    Where data lie and how they were fetched does not count; whether there is a test split does.
     """
     ignored = {"data.folder", "data.download", "data.verify"}
     old, new = _flat(stored), _flat(given)
+    if None not in (old.get("data.test"), new.get("data.test")):
+        ignored.add("data.test")
     return [
         f"{key}: {old.get(key)} -> {new.get(key)}"
         for key in sorted(old.keys() | new.keys())

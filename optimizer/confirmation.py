@@ -8,7 +8,8 @@ finalist     its densities, trained as the search did
 control      identity with initial weights multiplied by RMS(phi) of the finalist: its scale control
 compensated  its densities at identity's initial scale; it informs and has no part in the verdict
 
-With `init: compensated` the finalist starts at identity's scale, and identity is its control.
+With `init: compensated` the finalist starts at identity's scale, and identity is its control. With
+`confirm.trainable` an arm learns its densities before (optimizer.learned): one more finalist.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
-from optimizer import density, evidence, finalists, results
+from optimizer import density, evidence, finalists, holdout, learned, results
 from optimizer.config import StudyConfig
 from optimizer.density import Densities
 from optimizer.evidence import Interval, Plan
@@ -55,14 +56,17 @@ class Group:
 
 
 def step(connection: Connection, study: Study, config: StudyConfig) -> bool:
-    """Take the next step if there is one now: begin, or judge a batch that has ended."""
+    """Take the next step if there is one now: learn, begin, or judge a batch that has ended."""
     arms = trials.all_of(connection, study.id, "confirm")
-    if not arms:
-        _begin(connection, study, config)
+    if not arms and config.confirm.trainable:
+        learned.queue(connection, study, config)
         return True
     if any(arm.waiting or arm.running for arm in arms):
         jobs.fail_lost(connection, study.id)
         return False
+    if all(arm.role == "trainable" for arm in arms):
+        _begin(connection, study, config, arms)
+        return True
     if arms[IDENTITY].error is not None:
         reason = f"identity could not be trained with every fresh seed: {arms[IDENTITY].error}"
         studies.halt(connection, study.id, reason)
@@ -81,22 +85,45 @@ def groups(arms: Sequence[TrialRow]) -> list[Group]:
     ]
 
 
-def _begin(connection: Connection, study: Study, config: StudyConfig) -> None:
-    """Choose the finalists and queue the first batch; without finalists there are no verdicts."""
-    rows = ledger.read(connection, study.id)
-    found = results.results(trials.all_of(connection, study.id), rows)
-    by_number = {result.number: result for result in found}
-    chosen = [by_number[number] for number in finalists.choose(found, config)]
+def _begin(
+    connection: Connection, study: Study, config: StudyConfig, trained: Sequence[TrialRow]
+) -> None:
+    """Choose the finalists and queue the first batch; without finalists there are no verdicts.
+
+    `trained` is the trainable arm, if there is one.
+    """
+    chosen = _chosen(connection, study, config, trained)
+    for done in trained:
+        state: trials.State = "complete" if done.error is None else "failed"
+        trials.finish(connection, study.id, done.number, state, done.error, "confirm")
     if not chosen:
-        studies.decide(connection, study.id, [])
+        _decide(connection, study, config, [])
         return
     plain = {k: density.identity(k) for k in config.kernel_size}
     _add(connection, study, config, IDENTITY, ("identity", "identity", plain, Arm(lr=study.lr)))
-    number = IDENTITY
+    number = IDENTITY + len(trained)
     for finalist in chosen:
         for arm in _arms(config, study.lr, finalist):
             number += 1
             _add(connection, study, config, number, arm, finalist.number)
+
+
+def _chosen(
+    connection: Connection, study: Study, config: StudyConfig, trained: Sequence[TrialRow]
+) -> list[TrialResult]:
+    """Return the search's finalists, and what was learned unless it is practically one of them."""
+    rows = ledger.read(connection, study.id)
+    found = results.results(trials.all_of(connection, study.id), rows)
+    by_number = {result.number: result for result in found}
+    chosen = [by_number[number] for number in finalists.choose(found, config)]
+    confirmed = ledger.read(connection, study.id, "confirm")
+    one_more = learned.result(config, trained, confirmed, by_number[IDENTITY])
+    known = [by_number[IDENTITY], *chosen]
+    if one_more is not None and not any(
+        finalists.alike(one_more.densities, other.densities, config) for other in known
+    ):
+        chosen.append(one_more)
+    return chosen
 
 
 def _arms(
@@ -142,25 +169,76 @@ def _judge(
     values = results.final_values(ledger.read(connection, study.id, "confirm"))
     found = groups(arms)
     plan = Plan(config.confirm.seeds, config.confirm.batch, finalists=len(found))
+    settled = _settled(study)
     # A finalist that was judged before is judged as then: its arms have had no seed since.
-    judged = [(group, _verdict(group, values, plan)) for group in found]
+    judged = [
+        (group, settled.get(group.finalist.origin) or _verdict(group, values, plan))
+        for group in found
+    ]
     open_groups = [group for group, verdict in judged if verdict is None]
-    going_on = [arms[IDENTITY], *(arm for group in open_groups for arm in group.arms)]
     if open_groups:
-        done = arms[IDENTITY].jobs
-        seeds = config.fresh_seeds[done : done + plan.batch]
-        for arm in going_on:
-            if arm.error is None:
-                budget = config.confirm_budget
-                jobs.enqueue(connection, study.id, arm.number, seeds, budget, phase="confirm")
+        _queue_batch(connection, study, config, arms[IDENTITY], open_groups)
     else:
-        stored = [verdict.model_dump() for _, verdict in judged if verdict is not None]
-        studies.decide(connection, study.id, stored)
-        going_on = []
+        _decide(connection, study, config, [one for _, one in judged if one is not None])
+    going_on = [arm for group in open_groups for arm in group.arms]
+    if open_groups:
+        going_on.append(arms[IDENTITY])
     for arm in arms:
-        if arm.state == "running" and arm not in going_on:
-            state: trials.State = "complete" if arm.error is None else "failed"
+        state: trials.State = "complete" if arm.error is None else "failed"
+        state = "running" if arm in going_on else state
+        if state != arm.state:
             trials.finish(connection, study.id, arm.number, state, arm.error, "confirm")
+
+
+def _settled(study: Study) -> dict[int | None, FinalistVerdict]:
+    """Return by trial what an extended study has called better before."""
+    verdicts = study.provenance.get("extended", {}).get("verdicts", [])
+    known = [FinalistVerdict.model_validate(one) for one in verdicts]
+    return {one.trial: one for one in known if one.verdict == "better"}
+
+
+def _queue_batch(
+    connection: Connection,
+    study: Study,
+    config: StudyConfig,
+    identity: TrialRow,
+    open_groups: Sequence[Group],
+) -> None:
+    """Queue the next batch of seeds for the arms of these groups, and identity where it lacks them.
+
+    In an extended study the groups may have ended with different numbers of seeds.
+    """
+    most = 0
+    for group in open_groups:
+        done = group.finalist.jobs
+        seeds = config.fresh_seeds[done : done + config.confirm.batch]
+        most = max(most, done + len(seeds))
+        for arm in group.arms:
+            if arm.error is None:
+                _enqueue(connection, study, config, arm, seeds)
+    _enqueue(connection, study, config, identity, config.fresh_seeds[identity.jobs : most])
+
+
+def _enqueue(
+    connection: Connection,
+    study: Study,
+    config: StudyConfig,
+    arm: TrialRow,
+    seeds: Sequence[int],
+) -> None:
+    jobs.enqueue(connection, study.id, arm.number, seeds, config.confirm_budget, phase="confirm")
+
+
+def _decide(
+    connection: Connection,
+    study: Study,
+    config: StudyConfig,
+    verdicts: Sequence[FinalistVerdict],
+) -> None:
+    """Store the verdicts; the study ends with them unless the test split is still to be read."""
+    studies.decide(connection, study.id, [verdict.model_dump() for verdict in verdicts])
+    if study.holdout is not None or not holdout.is_due(config, verdicts):
+        studies.finish(connection, study.id)
 
 
 def _verdict(group: Group, values: Values, plan: Plan) -> FinalistVerdict | None:

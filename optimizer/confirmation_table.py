@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from rich.table import Table
 
-from optimizer import confirmation, results
+from optimizer import confirmation, holdout, results
 from optimizer.confirmation import IDENTITY, Group
 from optimizer.display import density_text
 from optimizer.snapshot import Snapshot
@@ -17,6 +17,7 @@ def confirmation_table(snapshot: Snapshot) -> Table:
     """Return the arms of a decided confirmation with intervals, and the verdicts in words."""
     config = snapshot.config
     words = [_in_words(one) for one in snapshot.verdicts] or ["No trial was fit to be confirmed."]
+    words += filter(None, [_not_confirmed(snapshot), holdout.in_words(snapshot)])
     table = Table(
         title=f"{snapshot.study.name}: {config.metric} on validation data, confirmed with fresh "
         f"seeds, {config.confirm_budget} epochs",
@@ -74,6 +75,14 @@ def _metric(by_seed: Mapping[int, float]) -> tuple[str, str]:
 
 def _interval(found: Comparison | None) -> str:
     return "" if found is None else f"{found.mean:+.3f}\n[{found.low:+.3f}, {found.high:+.3f}]"
+
+
+def _not_confirmed(snapshot: Snapshot) -> str | None:
+    """Return a line about what was learned by gradient, unless it is among the finalists."""
+    learned = snapshot.learned
+    if learned is None or any(one.trial == learned.number for one in snapshot.verdicts):
+        return None
+    return f"{density_text(learned.densities)} was learned: practically identity or a finalist."
 
 
 def _in_words(one: FinalistVerdict) -> str:

@@ -91,7 +91,7 @@ def best_line(snapshot: Snapshot) -> str:
         return f"best so far: identity itself, at {value}"
     return (
         f"best so far (unconfirmed): {density_text(best.densities)} at {value}, "
-        f"{_difference(best)} {snapshot.config.unit} to identity"
+        f"{signed(best)} {snapshot.config.unit} to identity"
     )
 
 
@@ -158,7 +158,7 @@ def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False)
             density_text(result.densities, between="\n"),
             what,
             f"{result.mean:.3f}",
-            "0 (the baseline)" if result.role == "identity" else _difference(result),
+            signed(result),
         )
 
 
@@ -266,7 +266,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _difference(result: TrialResult) -> str:
+def signed(result: TrialResult) -> str:
+    """Return a trial's difference to identity with its standard error."""
+    if result.role == "identity":
+        return "0 (the baseline)"
     error = result.difference.standard_error
     return f"{result.difference.mean:+.3f}" + (f" ± {error:.3f}" if error is not None else "")
 

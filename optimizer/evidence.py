@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
 Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
-Outcome = Literal["above", "below", "futile", "open"]
+Outcome = Literal["above", "below", "sinking", "futile", "open"]
 
 SPENDING = 3.0
 """The level spent after the share t of the seeds is t**3 (Kim & DeMets 1987): little on the first
@@ -143,7 +143,10 @@ class _Sample:
 
 
 def _outcome(sample: _Sample, plan: Plan) -> Outcome:
-    """Return whether the mean is shown to be above or below zero, is past hope, or is open.
+    """Return whether the mean is shown to be above or below zero, or may still be.
+
+    Open is what may still turn out above zero. What is past hope of that is sinking if it is more
+    likely than not to turn out below zero, futile if not.
 
     No chance below 2**-n is believed: it is the least that the signs of n differences can give
     (the sign test), and what Student's t says beyond it rests on tails nobody has seen.
@@ -158,8 +161,10 @@ def _outcome(sample: _Sample, plan: Plan) -> Outcome:
     done = sample.size / plan.seeds
     # With z the normal quantile of the p-value, the score at the end is normal with mean
     # z / sqrt(done) and variance 1 - done, if the effect is what it seems to be now.
-    needed = -ndtri(plan.share(plan.seeds)) + ndtri(HOPELESS) * math.sqrt(1 - done)
-    return "futile" if -ndtri(above) / math.sqrt(done) < needed else "open"
+    trend, limit = -ndtri(above) / math.sqrt(done), -ndtri(plan.share(plan.seeds))
+    if trend >= limit + ndtri(HOPELESS) * math.sqrt(1 - done):
+        return "open"
+    return "sinking" if -trend >= limit else "futile"
 
 
 def _verdict(identity: Outcome, control: Outcome) -> Verdict | None:
@@ -170,7 +175,7 @@ def _verdict(identity: Outcome, control: Outcome) -> Verdict | None:
         return "better"
     if identity == "above":
         return None if control == "open" else "scale_only"
-    return None if identity == "open" else "no_evidence"
+    return "no_evidence" if identity == "futile" else None
 
 
 def _interval(sample: _Sample) -> Interval:
@@ -184,18 +189,21 @@ def _seeds_to_settle(
 ) -> int | None:
     """Return n = ((z_a + z_power) s / m)**2 + z_a**2 / 2 of the hardest open question.
 
-    The usual size of a one-sided t test (Guenther 1981), without the small price of the looks.
+    The usual size of a one-sided t test (Guenther 1981), without the small price of the looks; at
+    least so many that 2**-n is below the level.
     """
     unsettled = [
         sample
         for sample, outcome in zip(samples, outcomes, strict=True)
-        if outcome in ("futile", "open")
+        if outcome not in ("above", "below")
     ]
+    if not unsettled:
+        return None
     limit, power = -ndtri(plan.one_sided), ndtri(POWER)
-    seeds = 0
+    seeds = math.ceil(-math.log2(plan.one_sided))
     for sample in unsettled:
         if abs(sample.mean) * math.sqrt(MOST_SEEDS) <= (limit + power) * sample.spread:
             return None
         effect = abs(sample.mean) / sample.spread if sample.spread else math.inf
         seeds = max(seeds, math.ceil(((limit + power) / effect) ** 2 + limit**2 / 2))
-    return seeds or None
+    return seeds

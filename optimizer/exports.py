@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from optimizer.config import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.presets import (
     CONVENTION,
@@ -18,7 +20,7 @@ from optimizer.presets import (
 )
 from optimizer.results import TrialResult
 from optimizer.snapshot import Snapshot, precision
-from optimizer.verdicts import MEANING, FinalistVerdict, PairedDifference
+from optimizer.verdicts import MEANING, FinalistVerdict, Holdout, PairedDifference
 from storage.ledger import LedgerRow
 from storage.studies import Study
 
@@ -54,8 +56,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
     config, study = snapshot.config, snapshot.study
     finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
     verdict = "unconfirmed" if finalist is None else finalist.verdict
-    document = config.document()
-    document["data"].pop("folder", None)
+    document = shareable(config)
     identity = snapshot.results[0]
     return Preset(
         schema=SCHEMA,
@@ -64,7 +65,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
         convention=CONVENTION,
         use="; ".join(_use(k, list(den)) for k, den in chosen.densities.items()),
         task=PresetTask(
-            source=_source(study),
+            source=source(study),
             split="validation",
             fingerprint=study.data_fingerprint,
             proxy=document["proxy"],
@@ -82,6 +83,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
             verdict=verdict,
             note=NOTES[verdict],
             confirmation=None if finalist is None else _confirmation(snapshot, finalist),
+            test=_test(snapshot, chosen.number),
             seeds=sorted(chosen.values),
             value=chosen.mean,
             identity=identity.mean,
@@ -98,6 +100,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
         provenance=Provenance(
             study=config.name,
             trial=chosen.number,
+            label=chosen.label,
             optuna_trial=chosen.optuna_number,
             config=document,
             versions=study.provenance["versions"],
@@ -146,7 +149,8 @@ def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
         trial = snapshot.winner.trial
     found = snapshot.best
     if trial is not None:
-        found = next((result for result in snapshot.results if result.number == trial), None)
+        known = [*snapshot.results, *filter(None, [snapshot.learned])]
+        found = next((result for result in known if result.number == trial), None)
     if found is None:
         which = "no trial" if trial is None else f"no result of trial {trial}"
         raise UsageError(
@@ -170,11 +174,24 @@ def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation
     )
 
 
-def _source(study: Study) -> str:
+def _test(snapshot: Snapshot, trial: int) -> Holdout | None:
+    found = snapshot.holdout
+    return found if found is not None and found.trial == trial else None
+
+
+def source(study: Study) -> str:
     """Return what the data are; where they lay on somebody's machine is nobody's business."""
-    source: str = study.provenance["source"]
+    told: str = study.provenance["source"]
     folder = study.config["data"].get("folder")
-    return source if folder is None else source.replace(folder, Path(folder).name)
+    return told if folder is None else told.replace(folder, Path(folder).name)
+
+
+def shareable(config: StudyConfig) -> dict[str, Any]:
+    """Return the config as a document, without where the data lie on somebody's machine."""
+    document = config.document()
+    for place in ("folder", "test"):
+        document["data"].pop(place, None)
+    return document
 
 
 def _use(kernel_size: int, den: list[float]) -> str:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_vali
 from optimizer import density, problems
 from optimizer.density import Densities
 from optimizer.errors import UsageError
-from optimizer.verdicts import Comparison, PairedDifference, Part
+from optimizer.verdicts import Comparison, Holdout, PairedDifference, Part
 
 VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
@@ -62,11 +62,17 @@ class Confirmation(Part):
 
 
 class Evidence(Part):
-    """What is known about the density; all but `confirmation` is from the search."""
+    """What is known about the density; all but `confirmation` and `test` is from the search.
+
+    Of a density that was learned, what the search would say is the trainable arm's: layers that had
+    densities of their own.
+    """
 
     verdict: Literal["better", "scale_only", "no_evidence", "worse", "unconfirmed"]
     note: str
     confirmation: Confirmation | None = None
+    test: Holdout | None = None
+    """None of all but the winner, and where there is no test split."""
     seeds: list[int]
     value: FiniteFloat
     identity: FiniteFloat
@@ -85,7 +91,10 @@ class Provenance(Part):
 
     study: str
     trial: int
-    optuna_trial: int
+    label: str | None = None
+    """What the trial is called: identity, v2 README, trial 12, learned."""
+    optuna_trial: int | None
+    """None of what was learned: it was no trial of the search."""
     config: dict[str, Any]
     versions: dict[str, str]
     devices: list[str]

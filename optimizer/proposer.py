@@ -7,7 +7,7 @@ what it does depends on what is stored and on nothing else.
 
 from sqlalchemy import Engine
 
-from optimizer import calibration, confirmation
+from optimizer import calibration, confirmation, holdout
 from optimizer.config import StudyConfig
 from optimizer.search import Search
 from optimizer.study import DensityStudy
@@ -39,4 +39,4 @@ class Proposer:
                 case "confirm":
                     return confirmation.step(connection, study, self._config)
                 case "decided":
-                    return False
+                    return holdout.step(connection, study, self._config)

@@ -1,7 +1,7 @@
 """Learning rates: the usual one of a family, the grid around it, and the best by a smooth fit."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import numpy as np
@@ -10,8 +10,10 @@ Family = Literal["vgg", "resnet", "dncnn", "nafnet"]
 
 DECADES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """The grid, in powers of ten times the usual rate. Half a decade is about the width of an
-optimum's flat top, and a decade to either side holds what other batch sizes, short budgets and
-the authors' initialisation ask for; an optimum beyond it is said (optimizer.cautions)."""
+optimum's flat top; short budgets and the authors' initialisation may want a rate beyond a decade,
+and then the grid grows."""
+STEP, REACH = 0.5, 3.0
+"""By how many decades the grid grows at a time, and how far from the usual rate it goes at most."""
 DIGITS = 3
 """Significant digits of a calibrated rate; what is finer is noise."""
 
@@ -29,6 +31,27 @@ def grid(family: Family, batch_size: int) -> list[float]:
     """Return the rates that a calibration tries, rising, rounded to DIGITS."""
     middle = usual(family, batch_size)
     return [_rounded(middle * 10**decades) for decades in DECADES]
+
+
+def beyond(
+    family: Family, batch_size: int, tried: Collection[float], scores: Mapping[float, float]
+) -> float | None:
+    """Return the rate by which the grid grows: a step beyond the end where the best score lies.
+
+    tried: all rates so far; scores: of those that could be trained, by rate. None if the best is
+    within what was tried, or at the end of REACH.
+    """
+    at = max(sorted(scores), key=lambda rate: scores[rate])
+    direction = (at == max(tried)) - (at == min(tried))
+    middle = usual(family, batch_size)
+    decades = round(math.log10(at / middle) / STEP) * STEP + direction * STEP
+    return _rounded(middle * 10**decades) if direction and abs(decades) <= REACH else None
+
+
+def limits(family: Family, batch_size: int) -> tuple[float, float]:
+    """Return the ends beyond which the grid does not grow."""
+    middle = usual(family, batch_size)
+    return _rounded(middle * 10**-REACH), _rounded(middle * 10**REACH)
 
 
 def best(scores: Mapping[float, float]) -> float:

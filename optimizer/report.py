@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
-from optimizer import density, report_search, results
+from optimizer import density, exports, health, holdout, report_search, results
 from optimizer.density import Densities
-from optimizer.display import density_text
+from optimizer.display import density_text, signed
 from optimizer.errors import UsageError
 from optimizer.report_arms import Row, intervals, mask, rates
 from optimizer.report_page import page, table, tag
@@ -67,8 +67,11 @@ def write(text: str, file: Path) -> Path:
 def _verdict(snapshot: Snapshot) -> Element:
     """Return the answer in words, with the signs that it means little."""
     kind, lines = _answer(snapshot)
-    cautions = [tag("p", f"Caution: {caution}") for caution in snapshot.cautions]
-    return tag("div", [tag("p", line) for line in lines], cautions, class_=f"verdict {kind}")
+    tested = holdout.in_words(snapshot)
+    if tested is not None:
+        lines.append(f"{tested[0].upper()}{tested[1:]}.")
+    lines += [f"Caution: {caution}" for caution in snapshot.cautions]
+    return tag("div", [tag("p", line) for line in lines], class_=f"verdict {kind}")
 
 
 def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
@@ -77,7 +80,9 @@ def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
     if snapshot.study.verdicts is not None:
         lines = [f"{_name(one)}: {_judged(one, unit)}" for one in found]
         if any(one.verdict == "better" for one in found):
-            return "better", ["A density helps here.", *lines]
+            if _is_healthy(snapshot):
+                return "better", ["A density helps here.", *lines]
+            return "open", ["A density is better than an identity that learnt too little.", *lines]
         if not found:
             lines = ["No trial was left to confirm."]
         all_worse = bool(found) and all(one.verdict == "worse" for one in found)
@@ -86,8 +91,14 @@ def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
         return "open", ["No result yet: identity is not complete."]
     if best.role == "identity":
         return "open", ["Unconfirmed: nothing is above identity so far.", UNCONFIRMED]
-    where = f"{density_text(best.densities)} at {report_search.signed(best)} {unit}"
+    where = f"{density_text(best.densities)} at {signed(best)} {unit}"
     return "open", [f"Unconfirmed: {where} to identity.", UNCONFIRMED]
+
+
+def _is_healthy(snapshot: Snapshot) -> bool:
+    """Tell whether identity is a baseline that it means something to be better than."""
+    identity = snapshot.results[0].mean
+    return health.complaint(snapshot.config, snapshot.floors, identity) is None
 
 
 def _judged(one: FinalistVerdict, unit: str) -> str:
@@ -114,11 +125,26 @@ def _confirmation(snapshot: Snapshot) -> list[Element]:
     ]
     if not groups:
         return []
+    tested = snapshot.holdout
+    if tested is not None and tested.difference is not None:
+        groups.append(("test split", [_row("winner minus identity", tested.difference)]))
     name = f"difference in {snapshot.config.metric}, {snapshot.config.unit}"
+    heads = ["of", "difference", f"mean, {snapshot.config.unit}", "95 % interval", "seeds"]
+    lines = [_cells(title, row) for title, rows in groups for row in rows]
     return [
         tag("h2", "Confirmation on fresh seeds"),
         tag("figure", intervals(groups, name), tag("figcaption", ARMS)),
+        tag(
+            "details",
+            tag("summary", "The same as a table"),
+            table(heads, lines, numbers=(2, 3, 4)),
+        ),
     ]
+
+
+def _cells(title: str, row: Row) -> list[str]:
+    interval = "" if row.interval is None else "{:+.3f} to {:+.3f}".format(*row.interval)
+    return [title, row.name, f"{row.mean:+.3f}", interval, str(len(row.by_seed))]
 
 
 def _rows(one: FinalistVerdict) -> list[Row]:
@@ -209,12 +235,9 @@ def _baseline(snapshot: Snapshot) -> list[Element]:
 
 def _origin(snapshot: Snapshot) -> list[Element]:
     study, config = snapshot.study, snapshot.config
-    document = config.document()
-    folder = document["data"].pop("folder", None)  # somebody's machine, nobody's business
-    source = study.provenance["source"]
     rows = {
         "study": study.name,
-        "data": source.replace(folder, Path(folder).name) if folder else source,
+        "data": exports.source(study),
         "data fingerprint": study.data_fingerprint,
         "created": f"{study.created_at:%Y-%m-%d %H:%M} UTC",
         "trials": ", ".join(f"{count} {what}" for what, count in snapshot.counts.items()),
@@ -234,6 +257,6 @@ def _origin(snapshot: Snapshot) -> list[Element]:
         tag(
             "details",
             tag("summary", "Configuration"),
-            tag("pre", json.dumps(document, indent=2, ensure_ascii=False)),
+            tag("pre", json.dumps(exports.shareable(config), indent=2, ensure_ascii=False)),
         ),
     ]

@@ -15,13 +15,13 @@ STYLE = """
 @media screen and (prefers-color-scheme: dark) { :root { --page: #1a1a19; --ink: #f4f3ee;
   --soft: #b9b8ae; --line: #3a3a37; --up: #4c97ee; --down: #ee7370; --raised: #252523; } }
 body { background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif;
-  margin: 0 auto; max-width: 58rem; padding: 1.5rem; }
+  margin: 0 auto; max-width: 47.5rem; padding: 1.5rem; }
 h1 { font-size: 1.5rem; margin: 0; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .4rem; }
-p, ul { margin: .4rem 0; max-width: 46rem; } .soft, figcaption { color: var(--soft); }
+p, ul { margin: .4rem 0; } .soft, figcaption { color: var(--soft); }
 .verdict { background: var(--raised); border-left: .35rem solid var(--soft); margin: 1rem 0;
   padding: .7rem 1rem; } .verdict p:first-child { font-size: 1.15rem; font-weight: 600; }
 .verdict.better { border-color: var(--up); } .verdict.worse { border-color: var(--down); }
-figure { margin: .6rem 0 1rem; } figcaption { font-size: .875rem; max-width: 46rem; }
+figure { margin: .6rem 0 1rem; } figcaption { font-size: .875rem; }
 .row { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; } svg { height: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: .875rem; margin: .6rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .9rem .2rem 0; text-align: left;
@@ -34,7 +34,8 @@ svg .name { font-weight: 600; }
 .grid { stroke: var(--line); } .zero { stroke: var(--soft); stroke-width: 1.5; }
 .box { fill: none; stroke: var(--soft); stroke-dasharray: 5 4; }
 .up { fill: var(--up); } .down { fill: var(--down); } .hole { fill: var(--page); }
-.rim { fill: none; stroke: var(--ink); } .lost, .bar { stroke: var(--ink); fill: none; }
+.rim { fill: none; stroke: var(--ink); } .chosen { stroke-width: 2.5; }
+.lost, .bar { stroke: var(--ink); fill: none; }
 .lost { stroke-width: 1.5; } .bar { stroke-width: 1; } .band { fill: var(--up); opacity: .18; }
 .curve { fill: none; stroke: var(--up); stroke-width: 2; } .mean { fill: var(--ink); }
 .interval { stroke: var(--ink); stroke-width: 2.5; } .seed { fill: var(--up); opacity: .55; }

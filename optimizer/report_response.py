@@ -43,6 +43,8 @@ class Mark:
     """Mean difference to identity; None if it was cut or failed."""
     error: float | None = None
     """Standard error of the difference."""
+    confirmed: bool = False
+    """Whether it was a finalist."""
 
 
 @dataclass(frozen=True)
@@ -151,21 +153,32 @@ def _band(x: Axis, y: Axis, model: Model) -> list[Element]:
 def _tiles(x: Axis, y: Axis, model: Model, shown: tuple[float, float]) -> list[Element]:
     """Return the mean of a model over a regular grid of two values, a tile for each place."""
     firsts, seconds = (np.unique(column) for column in model.places.T)
-    width = abs(x.at(float(firsts[1])) - x.at(float(firsts[0])))
-    height = abs(y.at(float(seconds[1])) - y.at(float(seconds[0])))
+    across, down = _edges(x, firsts), _edges(y, seconds)
     return [
         tag(
             "rect",
             tag("title", f"model at [{a:.3g}, {b:.3g}]: {mean:+.3f} ± {spread:.3f}"),
             class_=_sign(mean),
             fill_opacity=_shade(mean, shown),
-            x=x.at(a) - width / 2, y=y.at(b) - height / 2, width=width, height=height,
-            shape_rendering="crispEdges",
+            x=across[a][0],
+            y=down[b][0],
+            width=across[a][1] - across[a][0],
+            height=down[b][1] - down[b][0],
         )
         for (a, b), mean, spread in zip(
             model.places.tolist(), model.mean.tolist(), model.spread.tolist(), strict=True
         )
-    ]  # fmt: skip
+    ]
+
+
+def _edges(axis: Axis, middles: NDArray[np.float64]) -> dict[float, tuple[int, int]]:
+    """Return from which to which whole pixel the tile at each place reaches: no seam is left."""
+    half = (middles[1] - middles[0]) / 2
+    found = {}
+    for middle in middles.tolist():
+        low, high = sorted(round(axis.at(middle + reach)) for reach in (-half, half))
+        found[middle] = (low, high)
+    return found
 
 
 def _sign(value: float) -> str:
@@ -195,6 +208,7 @@ def _trial(mark: Mark, x: float, y: Axis) -> Element:
         mark,
         tag("line", class_="bar", x1=x, x2=x, **ends),
         tag("circle", class_=_sign(mark.value), cx=x, cy=here, r=4),
+        *([tag("circle", class_="rim chosen", cx=x, cy=here, r=5)] if mark.confirmed else []),
     )
 
 
@@ -208,7 +222,7 @@ def _coloured(mark: Mark, x: float, y: float, shown: tuple[float, float]) -> Ele
         mark,
         tag("circle", class_="hole", **around),
         tag("circle", class_=_sign(mark.value), fill_opacity=shade, **around),
-        tag("circle", class_="rim", **around),
+        tag("circle", class_="rim chosen" if mark.confirmed else "rim", **around),
     )
 
 

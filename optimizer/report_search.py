@@ -7,7 +7,7 @@ from itertools import combinations
 from xml.etree.ElementTree import Element
 
 from optimizer import density, report_model, results
-from optimizer.display import density_text
+from optimizer.display import density_text, signed
 from optimizer.report_page import table, tag
 from optimizer.report_response import Mark, Model, curve, limits, plane
 from optimizer.results import TrialResult
@@ -77,12 +77,14 @@ def _paired(snapshot: Snapshot) -> bool:
 def _marks(snapshot: Snapshot) -> list[Mark]:
     """Return the trials of which nothing more is to come."""
     known = {result.number: result.difference for result in snapshot.results}
+    confirmed = {one.trial for one in snapshot.verdicts}
     return [
         Mark(
             name=trial.label,
             place=tuple(value for _, den in sorted(trial.densities.items()) for value in den),
             value=known[trial.number].mean if trial.number in known else None,
             error=known[trial.number].standard_error if trial.number in known else None,
+            confirmed=trial.number in confirmed,
         )
         for trial in snapshot.trials
         if trial.state != "running"
@@ -106,11 +108,15 @@ def _legend(snapshot: Snapshot, model: Model | None) -> str:
     lines = ["Blue is above identity, red below; dashes are the box that was searched."]
     if _paired(snapshot):
         low, high = limits(_marks(snapshot))
-        lines.append(f"The colours reach from {low:+.3f} over 0 to {high:+.3f}.")
+        unit = snapshot.config.unit
+        ends = [f"{end:+.3f} {unit}" for end in (low, high) if end]
+        lines.append(f"The strongest colours are at {' and '.join(ends) or f'0 {unit}'}.")
     else:
         lines.append("Bars are standard errors; a triangle at the bottom lies below the figure.")
     if any(trial.state in ("pruned", "failed") for trial in snapshot.trials):
         lines.append("A cross was cut at a rung or failed.")
+    if snapshot.verdicts:
+        lines.append("Thick rings went on to the confirmation.")
     if model is not None:
         shown = "background" if _paired(snapshot) else "line, with its 95 % band,"
         lines.append(f"The {shown} is what a Gaussian process expects after all trials.")
@@ -128,11 +134,3 @@ def _trials(snapshot: Snapshot) -> Element:
     ]
     heads = ["trial", "density", f"{config.metric}, {config.unit}", "minus identity"]
     return table(heads, rows, numbers=(2, 3))
-
-
-def signed(result: TrialResult) -> str:
-    """Return a difference to identity with its standard error."""
-    if result.role == "identity":
-        return "0 (the baseline)"
-    error = result.difference.standard_error
-    return f"{result.difference.mean:+.3f}" + (f" ± {error:.3f}" if error is not None else "")

@@ -29,7 +29,7 @@ class TrialResult:
     """A finished trial."""
 
     number: int
-    optuna_number: int
+    optuna_number: int | None
     role: str
     label: str
     densities: Densities

@@ -80,6 +80,8 @@ class Denoising(Section):
 class Cifar100Data(Classification):
     """CIFAR-100, read through torchvision."""
 
+    has_test: ClassVar[bool] = True
+
     task: Literal["cifar100"]
     folder: Path | None = None
     """Where cifar-100-python lies or goes; without it, the data folder of densitune's home."""
@@ -88,15 +90,18 @@ class Cifar100Data(Classification):
     """False accepts a partial copy, whose MD5 sums differ."""
     labels: Literal["fine", "coarse"] = "fine"
     validation: Share = 0.1
-    """Share of the training split that is held out; the test split is not read."""
+    """Share of the training split that is held out; the test split is read once, after the
+    verdict."""
 
 
 class Div2kData(Denoising):
-    """DIV2K's high-resolution training images."""
+    """DIV2K's high-resolution images; the official validation images are the test split."""
+
+    has_test: ClassVar[bool] = True
 
     task: Literal["div2k"]
     folder: Path | None = None
-    """Where the archive lies or goes; without it, the data folder of densitune's home."""
+    """Where the archives lie or go; without it, the data folder of densitune's home."""
     download: bool = True
     verify: bool = True
     """False accepts an archive whose MD5 sum differs."""
@@ -105,7 +110,9 @@ class Div2kData(Denoising):
 
 
 class PhotosData(Denoising):
-    """The photographs that come with scikit-image: nothing to download."""
+    """The photographs that come with scikit-image: nothing to download, but no test split."""
+
+    has_test: ClassVar[bool] = False
 
     task: Literal["photos"]
 
@@ -116,6 +123,13 @@ class FolderPhotographs(Denoising):
     task: Literal["folder"]
     kind: Literal["photographs"] = "photographs"
     folder: Path
+    test: Path | None = None
+    """Another folder of images, which are read once, after the verdict."""
+
+    @property
+    def has_test(self) -> bool:
+        """Return whether there is a test split."""
+        return self.test is not None
 
 
 class FolderClasses(Classification):
@@ -128,6 +142,13 @@ class FolderClasses(Classification):
     size: Annotated[int, Field(ge=8, le=512)] = 32
     """Images are resized and cropped to size x size pixels."""
     validation: Share = 0.2
+    test: Path | None = None
+    """Another folder with the same sub-folders, whose images are read once, after the verdict."""
+
+    @property
+    def has_test(self) -> bool:
+        """Return whether there is a test split."""
+        return self.test is not None
 
 
 def _which_data(section: Any) -> str:
@@ -248,6 +269,8 @@ class Confirm(Section):
     """Seeds between two looks at the evidence; an arm that is judged gets no more."""
     budget: PositiveInt | None = None
     """Epochs; null is twice training.budget."""
+    trainable: bool = False
+    """Whether densities are also learned by gradient, and confirmed as one more finalist."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from sqlalchemy import Engine
 
-from optimizer import display, snapshot
+from optimizer import display, extension, snapshot
 from optimizer import study as optuna_study
 from optimizer.config import StudyConfig, differences, parse
 from optimizer.errors import StudyFailedError, UsageError
@@ -70,14 +70,16 @@ def create(
         )
         if created:
             return study
+    check_fingerprint(study, source, fingerprint)
     stored = parse(study.config, origin=f"of study {study.name}")  # with defaults newer than it
     changed = differences(stored.document(), config.document())
+    if extension.is_asked_for(stored, config):
+        return extension.extend(engine, study, config)
     if changed:
         raise UsageError(
             f"study {config.name} exists with another config ({'; '.join(changed)}); choose "
             f"another name, or delete it: densitune delete {config.name}"
         )
-    check_fingerprint(study, source, fingerprint)
     return study
 
 

@@ -6,12 +6,12 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine
 
-from optimizer import calibration, config, health, results, verdicts
+from optimizer import calibration, config, health, learned, results, verdicts
 from optimizer.cautions import cautions
 from optimizer.config import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.results import TrialResult
-from optimizer.verdicts import FinalistVerdict
+from optimizer.verdicts import FinalistVerdict, Holdout
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
@@ -48,13 +48,18 @@ class Snapshot:
     jobs_per_hour: float
     calibrate: PhaseRows = field(default_factory=PhaseRows)
     confirm: PhaseRows = field(default_factory=PhaseRows)
+    decided: PhaseRows = field(default_factory=PhaseRows)
     failures: list[FailureCount] = field(default_factory=list)
 
     @property
     def phases(self) -> dict[Phase, PhaseRows]:
         """Return what each phase has trained."""
-        search = PhaseRows(self.trials, self.rows)
-        return {"calibrate": self.calibrate, "search": search, "confirm": self.confirm}
+        return {
+            "calibrate": self.calibrate,
+            "search": PhaseRows(self.trials, self.rows),
+            "confirm": self.confirm,
+            "decided": self.decided,
+        }
 
     @property
     def calibration(self) -> dict[float, float]:
@@ -86,6 +91,20 @@ class Snapshot:
         return "unconfirmed" if self.winner is None else self.winner.verdict
 
     @property
+    def holdout(self) -> Holdout | None:
+        """Return what the test split said about the winner; None if it was not read (yet)."""
+        found = self.study.holdout
+        return None if found is None else Holdout.model_validate(found)
+
+    @property
+    def learned(self) -> TrialResult | None:
+        """Return what a trainable arm learned, as one more trial; None without one."""
+        if not self.results:
+            return None
+        arms, rows = self.confirm.trials, self.confirm.rows
+        return learned.result(self.config, arms, rows, self.results[0])
+
+    @property
     def counts(self) -> dict[str, int]:
         """Return the number of trials that are complete, running, pruned, failed, asked for."""
         states = [trial.state for trial in self.trials]
@@ -115,7 +134,8 @@ class Snapshot:
     @property
     def cautions(self) -> list[str]:
         """Return signs that the differences mean little."""
-        return cautions(self.config, self.results, self.floors, self.calibration)
+        extended_from = self.study.provenance.get("extended", {}).get("seeds")
+        return cautions(self.config, self.results, self.floors, self.calibration, extended_from)
 
     @property
     def live_workers(self) -> list[WorkerRow]:
@@ -152,6 +172,8 @@ class Snapshot:
             "calibration": [{"lr": lr, "value": value} for lr, value in self.calibration.items()],
             "verdict": self.verdict,
             "verdicts": [one.model_dump() for one in self.verdicts],
+            "learned": None if self.learned is None else _result(self.learned),
+            "test": None if self.holdout is None else self.holdout.model_dump(),
             "floors": self.floors,
             "cautions": self.cautions,
             "trials": self.counts,
@@ -217,6 +239,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
             calibrate=_phase(connection, study, "calibrate"),
             confirm=_phase(connection, study, "confirm"),
+            decided=_phase(connection, study, "decided"),
             failures=failures.counts(connection, study.id),
         )
 

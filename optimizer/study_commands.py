@@ -9,10 +9,11 @@ import typer
 from rich.console import Group, RenderableType
 from rich.live import Live
 
-from optimizer import display, environment, exports, presets, snapshot
+from optimizer import display, environment, exports, presets, reruns, snapshot
 from optimizer.confirmation_table import confirmation_table
 from optimizer.errors import UsageError
-from optimizer.options import Storage, StudyName
+from optimizer.options import Device, Storage, StudyName
+from optimizer.presets import Preset
 from optimizer.snapshot import Snapshot
 from optimizer.verdicts import MEANING
 from storage import studies
@@ -163,8 +164,16 @@ def examine(
 
 def verify(
     path: Annotated[Path, typer.Argument(help="The preset's JSON file.", metavar="PRESET")],
+    rerun: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Train N of its recorded seeds again and compare."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data, for --rerun.", metavar="FOLDER")
+    ] = None,
+    device: Device = "auto",
 ) -> None:
-    """Check a preset: schema, hash, exact folding."""
+    """Check a preset: schema, hash, exact folding and, if asked, its numbers."""
     preset = presets.load(path)
     presets.check_hash(preset)
     from workers import verification
@@ -176,6 +185,30 @@ def verify(
         f"{display.density_text(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
         soft_wrap=True,
     )
+    if rerun is not None:
+        _rerun(preset, rerun, data, device)
+
+
+def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
+    """Train recorded seeds again, with a line for each; StudyFailedError if one differs."""
+    from workers import verification
+
+    told = reruns.recorded(preset, data)
+    seeds = told.seeds(count)
+    bench = verification.Bench.prepare(
+        told.config,
+        environment.home(),
+        fingerprint=preset.task.fingerprint,
+        precision=told.precision,
+        device=device,
+    )
+    limits = reruns.limits(preset, told.differences, bench.kind)
+    found = []
+    for seed in seeds:
+        metrics = bench.metrics(told.arms, seed, told.budget)
+        found.append(reruns.compare(told, seed, metrics, limits))
+        display.console().print(found[-1].line(preset.task.unit), soft_wrap=True)
+    display.console().print(reruns.summary(found, preset, bench.kind), soft_wrap=True)
 
 
 def dashboard(

@@ -9,7 +9,7 @@ Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
 
 MEANING: dict[str, str] = {
     "better": "better than identity and than its scale control",
-    "scale_only": "NOT a reason for a density: its scale control does as well",
+    "scale_only": "NOT a reason for a density: not shown to beat its scale control",
     "no_evidence": "NOT shown to help",
     "worse": "NOT to be used: worse than identity",
     "unconfirmed": "NOT confirmed",
@@ -44,7 +44,7 @@ class FinalistVerdict(Part):
     """What is known about one finalist."""
 
     trial: int
-    """Its number in the search."""
+    """Its number in the search; what a trainable arm learned comes after the search's last."""
     label: str
     densities: dict[str, list[FiniteFloat]]
     verdict: Verdict
@@ -57,6 +57,23 @@ class FinalistVerdict(Part):
     """The compensated arm minus identity: what is left at identity's initial scale."""
     seeds_to_settle: int | None = None
     """An estimate of the seeds that would settle an open question."""
+
+
+class Holdout(Part):
+    """What identity and the winner reach on the test split, read once, after the verdict."""
+
+    trial: int
+    """The winner's number in the search."""
+    reason: str | None = None
+    """Why there is no difference, if so; there is nothing else then."""
+    fingerprint: str | None = None
+    """SHA-256 of the test images, and of their labels where there are any."""
+    seeds: list[int] = []
+    """The seeds with which both were trained."""
+    value: FiniteFloat | None = None
+    identity: FiniteFloat | None = None
+    difference: Comparison | None = None
+    """The winner minus identity."""
 
 
 def best(found: Sequence[FinalistVerdict]) -> FinalistVerdict | None:

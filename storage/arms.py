@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 Init = Literal["library", "compensated"]
+Split = Literal["validation", "test"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,11 +18,21 @@ class Arm:
     gain: Mapping[int, float] = field(default_factory=dict)
     """By kernel size: what the initial weights of the convolutions of that size are multiplied
     by. A scale control is identity with the gain RMS(phi) of the density that it stands for."""
+    trainable: bool = False
+    """Whether the densities are learned along with the weights, starting where they are."""
+    split: Split = "validation"
+    """On which images it is measured."""
 
     def stored(self) -> dict[str, Any]:
         """Return the JSON form, which has text for keys."""
         gain = {str(size): float(factor) for size, factor in self.gain.items()}
-        return {"lr": self.lr, "init": self.init, "gain": gain}
+        return {
+            "lr": self.lr,
+            "init": self.init,
+            "gain": gain,
+            "trainable": self.trainable,
+            "split": self.split,
+        }
 
 
 def arm_of(stored: Mapping[str, Any]) -> Arm:
@@ -31,4 +42,6 @@ def arm_of(stored: Mapping[str, Any]) -> Arm:
         lr=None if lr is None else float(lr),
         init=stored["init"],
         gain={int(size): float(factor) for size, factor in stored["gain"].items()},
+        trainable=stored["trainable"],
+        split=stored["split"],
     )

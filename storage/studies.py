@@ -13,7 +13,7 @@ from storage.roster import GRACE_SECONDS
 
 State = Literal["running", "stopped", "finished"]
 Phase = Literal["calibrate", "search", "confirm", "decided"]
-"""What a study is at; each but the last has trials and jobs of its own."""
+"""What a study is at, each with trials and jobs of its own; the last one's read the test split."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,7 @@ class Study:
     forced: bool  # it goes on although identity is no healthy baseline
     lr: float | None  # the calibrated learning rate
     verdicts: list[dict[str, Any]] | None  # of the finalists, once decided
+    holdout: dict[str, Any] | None = None  # what the test split said afterwards, if it was read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,16 +185,41 @@ def calibrated(connection: Connection, study_id: int, lr: float) -> None:
 
 
 def decide(connection: Connection, study_id: int, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """End a study with the verdicts on its finalists; `finished_at` is stamped."""
-    stored = [dict(verdict) for verdict in verdicts]
-    _set(
-        connection,
-        study_id,
-        phase="decided",
-        verdicts=stored,
-        state="finished",
-        finished_at=func.now(),
-    )
+    """Store the verdicts on a study's finalists, which do not change any more."""
+    _set(connection, study_id, verdicts=[dict(verdict) for verdict in verdicts])
+    enter(connection, study_id, "decided")
+
+
+def finish(connection: Connection, study_id: int, holdout: Mapping[str, Any] | None = None) -> None:
+    """End a study, with what the test split said if it was read; `finished_at` is stamped."""
+    found = {} if holdout is None else {"holdout": dict(holdout)}
+    _set(connection, study_id, state="finished", finished_at=func.now(), **found)
+
+
+def reopen(
+    engine: Engine, study_id: int, config: Mapping[str, Any], provenance: Mapping[str, Any]
+) -> Study:
+    """Take a finished study back to its confirmation; return it.
+
+    It gets a config, and what is added to its provenance; its verdicts are open again. A study that
+    is not finished (any more) stays as it is.
+    """
+    columns = tables.studies.c
+    with engine.begin() as connection:
+        connection.execute(
+            update(tables.studies)
+            .where(columns.id == study_id, columns.state == "finished")
+            .values(
+                state="stopped",
+                phase="confirm",
+                finished_at=None,
+                verdicts=None,
+                config=dict(config),
+                provenance=columns.provenance.concat(dict(provenance)),
+            )
+        )
+        again = connection.execute(select(tables.studies).where(columns.id == study_id)).one()
+        return _study(again)
 
 
 def _set(connection: Connection, study_id: int, **values: Any) -> None:

@@ -87,6 +87,7 @@ studies = Table(
     Column("forced", Boolean, nullable=False, server_default=text("false")),
     Column("lr", Double),  # the calibrated learning rate
     Column("verdicts", JSONB),  # of the finalists, once decided
+    Column("holdout", JSONB),  # what the test split said afterwards
     _now("created_at"),
     _moment("finished_at"),
     UniqueConstraint("name"),
@@ -110,10 +111,10 @@ trials = Table(
     Column("reason", Text),  # why the trial ended as it did
     PrimaryKeyConstraint("study_id", "phase", "number"),
     UniqueConstraint("study_id", "optuna_number"),
-    CheckConstraint("phase IN ('calibrate', 'search', 'confirm')", name="phase"),
+    CheckConstraint("phase IN ('calibrate', 'search', 'confirm', 'decided')", name="phase"),
     CheckConstraint(
-        "role IN ('identity', 'published', 'candidate', 'rate', 'finalist', 'control', "
-        "'compensated')",
+        "role IN ('identity', 'published', 'candidate', 'rate', 'trainable', 'finalist', "
+        "'control', 'compensated')",
         name="role",
     ),
     CheckConstraint("state IN ('running', 'complete', 'pruned', 'failed')", name="state"),

@@ -12,7 +12,16 @@ from storage.arms import Arm, arm_of
 from storage.failures import POLICIES, Kind
 from storage.studies import Phase
 
-Role = Literal["identity", "published", "candidate", "rate", "finalist", "control", "compensated"]
+Role = Literal[
+    "identity",
+    "published",
+    "candidate",
+    "rate",
+    "trainable",
+    "finalist",
+    "control",
+    "compensated",
+]
 State = Literal["running", "complete", "pruned", "failed"]
 
 

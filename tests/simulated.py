@@ -16,8 +16,10 @@ from storage import jobs, ledger, roster, studies
 from storage.jobs import ClaimedJob
 from storage.ledger import Measurement
 
-Measure = Callable[[ClaimedJob], float]
-"""A job's metric after its budget; an exception is a job that fails."""
+Measure = Callable[[ClaimedJob], float | tuple[float, dict[str, Any]]]
+"""A job's metric after its budget, or with what is told beside it; an exception fails the job."""
+TESTED = {"task": "folder", "data": {"folder": "photographs", "test": "others"}}
+"""What makes a study one with a test split."""
 
 
 def small(**changes: Any) -> StudyConfig:
@@ -82,11 +84,14 @@ def go_on(
 def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> None:
     """Do what a worker does with a job, but measure at its end only."""
     try:
-        value = measure(job)
+        measured = measure(job)
     except ArithmeticError as error:
         jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
         return
-    found = Measurement(job_id=job.id, rung=job.budget, value=value, extra={}, seconds=1.0)
+    value, extra = measured if isinstance(measured, tuple) else (measured, {})
+    if job.arm.split == "test":
+        extra = {"test": "print", **extra}
+    found = Measurement(job_id=job.id, rung=job.budget, value=value, extra=extra, seconds=1.0)
     ledger.record(engine, worker, [found], finished=[job.id])
 
 

@@ -1,7 +1,9 @@
 """Arms: a job's own learning rate, init and gain, from the queue to the weights."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from test_worker import Station, contents, make_bench, make_config, without_time, work
 
+from optimizer.sections import FolderPhotographs
 from storage import jobs, roster, studies, trials
 from storage.arms import Arm
-from workers import proxies
+from workers import preparation, proxies
 from workers.proxies import Proxy
 from workers.weighted_conv import WeightedConv2d
 
@@ -38,6 +41,8 @@ arms = st.builds(
     lr=st.none() | positive,
     init=st.sampled_from(["library", "compensated"]),
     gain=st.dictionaries(st.sampled_from([3, 5, 7]), positive),
+    trainable=st.booleans(),
+    split=st.sampled_from(["validation", "test"]),
 )
 
 
@@ -93,6 +98,7 @@ MIXED = {
     0.5: Arm(lr=0.01),
     0.6: Arm(init="compensated"),
     0.999: Arm(gain={3: 0.25}),
+    0.7: Arm(trainable=True),
 }
 
 
@@ -106,6 +112,49 @@ def test_a_pack_of_mixed_arms_measures_what_each_does_alone(database: Engine, ca
     assert found[0] == found[1]
     final = {row[0]: row[3] for row in found[0] if row[1:3] == (0, 2)}
     assert len(set(final.values())) == len(MIXED)
+    learned = {row[0]: row[4].get("den") for row in found[0] if row[1:3] == (0, 2)}
+    assert [number for number, den in learned.items() if den] == [4]
+    layers = learned[4]["3"]
+    assert len(layers) == 3
+    assert all(den != [pytest.approx(0.7, abs=1e-6)] for den in layers)
+
+
+def test_a_job_on_the_test_split_is_measured_on_its_images_at_the_end(
+    database: Engine, cache: Path
+) -> None:
+    images = Path(str(files("skimage"))) / "data"
+    for name in ("camera.png", "coins.png"):
+        (cache / "others").mkdir(exist_ok=True)
+        shutil.copy(images / name, cache / "others")
+    given = make_config()
+    data = FolderPhotographs(
+        task="folder", folder=cache / "mine", test=cache / "others",
+        patch=8, patches_per_image=2, crop=16,
+    )  # fmt: skip
+    (cache / "mine").mkdir(exist_ok=True)
+    for name in ("brick.png", "grass.png", "gravel.png", "moon.png"):
+        shutil.copy(images / name, cache / "mine")
+    bench = make_bench(database, given.model_copy(update={"data": data}), cache)
+    add(database, bench, {1.0: Arm(), 0.999: Arm(split="test")})
+    assert work(database, bench) == 4
+    _, rows = contents(database, bench)
+    assert [(row.trial, row.seed, row.rung) for row in rows] == [
+        (0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 0, 2), (1, 1, 2),
+    ]  # fmt: skip
+    bank = preparation.bank(data, cache)
+    assert bank.test is not None
+    assert [row.extra.get("test") for row in rows] == [None] * 4 + [bank.test().fingerprint] * 2
+
+
+def test_a_study_whose_data_have_no_test_split_fails_the_job_and_says_so(
+    database: Engine, cache: Path
+) -> None:
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, {1.0: Arm(), 0.999: Arm(split="test")})
+    work(database, bench, pack=4)
+    done, _ = contents(database, bench)
+    assert [(trial.done, trial.failed) for trial in done] == [(2, 0), (0, 2)]
+    assert "have no test split" in (done[1].error or "")
 
 
 def test_a_jobs_own_rate_and_init_are_those_of_a_recipe_that_has_them(

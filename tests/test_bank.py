@@ -11,19 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from optimizer.errors import UsageError
-from workers.bank import (
-    Arrays,
-    cached,
-    digest,
-    key_of,
-    split,
-    stamps,
-    stratified_split,
-)
+from workers.bank import Arrays, Held, cached, digest, key_of
+from workers.sources import stamps
 
 ROOT = Path(__file__).parents[1]
 
@@ -98,6 +89,7 @@ def test_key_depends_on_values_and_not_on_their_order() -> None:
     assert key_of(a=1, b=[2]) == key_of(b=[2], a=1)
     assert key_of(a=1) != key_of(a=2)
     assert key_of(a=1) != key_of(b=1)
+    assert key_of(a=1, b=None) == key_of(a=1)  # what was not asked for changes no key
 
 
 def test_stamp_changes_with_the_file(tmp_path: Path) -> None:
@@ -335,6 +327,99 @@ def test_slower_of_two_unlocked_builders_takes_the_bank_of_the_faster(tmp_path: 
     assert list((tmp_path / "cache").iterdir()) == [home]
 
 
+# The test split
+
+
+def held(seed: int = 7) -> Held:
+    rng = np.random.default_rng(seed)
+    return Held(rng.integers(0, 256, (5, 3, 4, 4), dtype=np.uint8), np.array([0, 1, 2, 2, 1]))
+
+
+def test_the_test_split_is_opened_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    load = np.load
+
+    def noted(file: Path, **settings: object) -> object:
+        opened.append(Path(file).name)
+        return load(file, **settings)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(np, "load", noted)
+    for _ in range(2):  # built, then found
+        bank = cached(tmp_path, "key", "Made", classified, held)
+        assert "train.npy" in opened
+        assert not any(name.startswith("test") for name in opened)
+    assert bank.source == "Made: 6 training, 2 validation and 5 test images"
+    assert bank.test is not None
+    test = bank.test()
+    assert isinstance(test.images, np.memmap)
+    np.testing.assert_array_equal(test.images, held().images)
+    np.testing.assert_array_equal(test.labels, held().labels)
+    assert {"test.npy", "test_labels.npy"} <= set(opened)
+
+
+def test_photographs_of_the_test_split_have_no_labels(tmp_path: Path) -> None:
+    images = held().images[:, :1]
+    bank = cached(tmp_path, "key", "Made", photographed, lambda: Held(images))
+    assert bank.source == "Made: 1,200 training patches, 2 validation and 5 test images"
+    assert bank.test is not None
+    np.testing.assert_array_equal(bank.test().images, images)
+    assert bank.test().labels is None
+
+
+def test_a_bank_without_a_test_split_has_none(tmp_path: Path) -> None:
+    assert cached(tmp_path, "key", "Made", classified).test is None
+
+
+def test_a_bank_of_an_earlier_version_is_taken_as_it_is(tmp_path: Path) -> None:
+    bank = cached(tmp_path, "key", "Made", classified)
+    file = tmp_path / digest("key") / "meta.json"
+    meta = json.loads(file.read_text())
+    del meta["test"]
+    file.write_text(json.dumps(meta))
+    again = cached(tmp_path, "key", "Made", never)
+    assert (again.fingerprint, again.test) == (bank.fingerprint, None)
+
+
+def test_the_test_split_has_a_fingerprint_of_its_own(tmp_path: Path) -> None:
+    bank = cached(tmp_path, "with", "Made", classified, held)
+    assert bank.fingerprint == cached(tmp_path, "without", "Made", classified).fingerprint
+    assert bank.test is not None
+    same, labels = held(), np.array([0, 1, 2, 2, 2])
+    assert bank.test().fingerprint == same.fingerprint
+    others = [held(8), Held(same.images), Held(same.images, labels)]
+    assert len({same.fingerprint, *(other.fingerprint for other in others)}) == 4
+
+
+def test_a_test_split_that_is_damaged_later_is_told(tmp_path: Path) -> None:
+    bank = cached(tmp_path, "key", "Made", classified, held)
+    file = tmp_path / digest("key") / "test.npy"
+    assert bank.test is not None
+    file.write_bytes(bytes(file.stat().st_size))
+    with pytest.raises(UsageError, match=r"test split in .* is damaged: .*; remove that folder"):
+        bank.test()
+    file.unlink()
+    with pytest.raises(UsageError, match=r"test split in .* is damaged: "):
+        bank.test()
+    assert cached(tmp_path, "key", "Made", classified, held).test is not None  # made anew
+    assert bank.test().fingerprint == held().fingerprint
+
+
+@pytest.mark.parametrize(
+    ("images", "labels"),
+    [
+        (np.zeros((2, 4, 4), dtype=np.uint8), None),
+        (np.zeros((2, 1, 4, 4), dtype=np.float32), None),
+        (np.zeros((0, 1, 4, 4), dtype=np.uint8), None),
+        (np.zeros((2, 1, 4, 4), dtype=np.uint8), np.zeros(3, dtype=np.int64)),
+    ],
+)
+def test_a_test_split_that_does_not_fit_together_is_refused(images: object, labels: object) -> None:
+    with pytest.raises(ValueError, match=r"images|labels"):
+        Held(images, labels)  # type: ignore[arg-type]
+
+
 # Arrays
 
 
@@ -359,83 +444,6 @@ def test_arrays_that_do_not_fit_together_are_refused(change: dict[str, object]) 
     }
     with pytest.raises(ValueError, match=r"images|labels"):
         Arrays(**{**fields, **change})
-
-
-# Splits
-
-
-@given(st.integers(2, 500), st.floats(0.001, 0.6))
-def test_split_divides_all_items_in_two(count: int, fraction: float) -> None:
-    train, validation = split(count, fraction)
-    assert sorted([*train, *validation]) == list(range(count))
-    assert len(validation) == max(1, round(fraction * count))
-    np.testing.assert_array_equal(train, np.sort(train))
-    np.testing.assert_array_equal(train, split(count, fraction)[0])
-
-
-def test_splits_never_change() -> None:
-    # Pinned: measurements of different versions are only comparable on the same split.
-    assert split(12, 0.25)[1].tolist() == [1, 6, 9]
-    labels = np.array([0, 1, 2] * 4)
-    assert stratified_split(labels, 0.25)[1].tolist() == [3, 5, 10]
-
-
-def test_split_is_spread_over_the_items() -> None:
-    _, validation = split(10_000, 0.1)
-    tenths = np.bincount(validation // 1000, minlength=10)
-    assert tenths.min() > 60  # 100 expected, standard deviation below 10
-    assert tenths.max() < 140
-
-
-@pytest.mark.parametrize(("count", "fraction"), [(1, 0.1), (2, 0.9), (0, 0.5)])
-def test_split_without_training_items_is_a_usage_error(count: int, fraction: float) -> None:
-    with pytest.raises(UsageError, match=f"^{count} images leave none to train on .*; give"):
-        split(count, fraction)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, float("nan")])
-def test_fraction_outside_its_range_is_a_usage_error(fraction: float) -> None:
-    line = f"fraction {fraction} is not between 0 and 1; use"
-    with pytest.raises(UsageError, match=line):
-        split(10, fraction)
-    with pytest.raises(UsageError, match=line):
-        stratified_split(np.repeat(np.arange(5), 2), fraction)
-
-
-@given(
-    st.lists(st.integers(0, 9), min_size=2, max_size=300).filter(lambda x: len(set(x)) < len(x)),
-    st.floats(0.001, 0.999),
-)
-def test_stratified_split_trains_on_every_class(values: list[int], fraction: float) -> None:
-    labels = np.array(values, dtype=np.int64)
-    train, validation = stratified_split(labels, fraction)
-    assert sorted([*train, *validation]) == list(range(len(labels)))
-    assert set(labels[train]) == set(values)
-    wanted = max(1, round(fraction * len(labels)))
-    assert len(validation) == min(wanted, len(values) - len(set(values)))
-    np.testing.assert_array_equal(validation, stratified_split(labels, fraction)[1])
-
-
-@given(st.integers(1, 10), st.integers(1, 9), st.integers(1, 12))
-def test_stratified_split_takes_the_same_share_of_equal_classes(
-    tens: int, tenths: int, classes: int
-) -> None:
-    labels = np.repeat(np.arange(classes), 10 * tens)
-    labels = labels[np.random.default_rng(tens).permutation(len(labels))]
-    _, validation = stratified_split(labels, tenths / 10)
-    assert np.bincount(labels[validation], minlength=classes).tolist() == [tens * tenths] * classes
-
-
-def test_class_of_a_single_image_is_trained_on() -> None:
-    labels = np.array([7, 0, 0, 0, 0, 9], dtype=np.int64)
-    train, validation = stratified_split(labels, 0.5)
-    assert {0, 7, 9} == set(labels[train].tolist())
-    assert labels[validation].tolist() == [0, 0, 0]
-
-
-def test_stratified_split_of_single_images_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match=r"^3 images of 3 classes leave nothing .*; give"):
-        stratified_split(np.arange(3), 0.1)
 
 
 def test_meta_is_readable_by_people_and_programs(tmp_path: Path) -> None:

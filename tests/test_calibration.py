@@ -4,89 +4,143 @@ A share is refused if it could come from a truth beyond the limit only once in a
 these tests hold by far if the full table (docs/evidence.md) does.
 """
 
+from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 import calibration
 import numpy as np
 import pytest
-from calibration import NOISES, Noise
+import simulation
+from calibration import NOISES
 from scipy.stats import binomtest, kurtosis, skew
+from simulation import Judged, Noise, Scenario
+
+from optimizer.evidence import Plan
 
 STUDIES = 150
 GIVEN = calibration.defaults()
+NOTHING = Scenario("nothing differs", "nothing", 0.0, "normal")
+REGION = Scenario("a region helps", "region", 1.0, "normal")
+SCALE = Scenario("only scale helps", "scale", 3.0, "normal")
+HARM = Scenario("every density harms", "everywhere", -1.0, "normal")
+PLANTED = Scenario("every density helps", "everywhere", 1.0, "normal")
 
 
 @pytest.fixture(autouse=True)
 def small_searches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration, "FEWEST", 12)
-    monkeypatch.setattr(calibration, "MOST", 30)
+    monkeypatch.setattr(simulation, "FEWEST", 20)
+    monkeypatch.setattr(simulation, "MOST", 60)
 
 
-def found(name: str, noise: Noise, **flags: bool) -> dict[str, Any]:
-    """What the studies of one scenario of the full table come to."""
-    [scenario] = [
-        one for one in calibration.SCENARIOS
-        if (one.name, one.noise) == (name, noise)
-        and (one.extended, one.compensated)
-        == (flags.get("extended", False), flags.get("compensated", False))
-    ]  # fmt: skip
-    studies = [calibration.study(scenario, GIVEN, seed) for seed in range(STUDIES)]
-    return calibration.summary(scenario, studies)
+def studies(scenario: Scenario, count: int = STUDIES) -> list[list[Judged]]:
+    return [simulation.study(scenario, GIVEN, seed) for seed in range(count)]
 
 
-def at_most(share: float, limit: float) -> bool:
-    return binomtest(round(share * STUDIES), STUDIES, limit, "greater").pvalue > 1e-3
+def verdicts(found: list[list[Judged]]) -> list[set[str | None]]:
+    return [{one.finding.verdict for one in study} for study in found]
 
 
-def at_least(share: float, limit: float) -> bool:
-    return binomtest(round(share * STUDIES), STUDIES, limit, "less").pvalue > 1e-3
+def better(found: list[list[Judged]]) -> list[bool]:
+    """Whether any finalist of a study is called better."""
+    return ["better" in of_study for of_study in verdicts(found)]
+
+
+def at_most(hits: list[bool], limit: float) -> bool:
+    return binomtest(sum(hits), len(hits), limit, "greater").pvalue > 1e-3
+
+
+def at_least(hits: list[bool], limit: float) -> bool:
+    return binomtest(sum(hits), len(hits), limit, "less").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_where_nothing_differs_better_is_rare(noise: Noise) -> None:
-    one = found("nothing differs", noise)
-    assert at_most(one["any better"], 0.05)
-    assert at_least(one["covered"], 0.93)
+    found = studies(replace(NOTHING, noise=noise))
+    assert at_most(better(found), 0.05)
+    assert at_least([study[0].covered for study in found], 0.95)
 
 
 @pytest.mark.parametrize("flag", ["compensated", "extended"])
 def test_better_stays_rare_without_a_control_and_when_a_study_is_extended(flag: str) -> None:
-    assert at_most(found("nothing differs", "normal", **{flag: True})["any better"], 0.05)
+    assert at_most(better(studies(replace(NOTHING, **{flag: True}))), 0.05)
 
 
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_planted_effect_is_found_and_its_size_covered(noise: Noise) -> None:
-    one = found("planted, 1 SD", noise)
-    assert at_least(one["first finalist"]["better"], 0.9)
-    assert at_least(one["covered"], 0.93)
-    assert at_most(one["covered"], 0.97)
-    assert abs(one["error of the mean"]) < 0.15
+    found = studies(replace(PLANTED, noise=noise))
+    assert at_least([study[0].finding.verdict == "better" for study in found], 0.9)
+    assert at_least([study[0].covered for study in found], 0.95)
 
 
 @pytest.mark.parametrize("noise", NOISES)
-@pytest.mark.parametrize("size", ["1 SD", "3 SD"])
-def test_an_effect_of_scale_is_not_called_better(noise: Noise, size: str) -> None:
-    one = found(f"scale only, {size}", noise)
-    verdicts = one["first finalist"]
-    assert at_most(one["any better"], 0.05)
-    assert at_least(verdicts["scale_only"] + verdicts["no_evidence"], 0.98)
+def test_an_effect_of_scale_is_not_called_better(noise: Noise) -> None:
+    found = studies(replace(SCALE, noise=noise))
+    assert at_most(better(found), 0.05)
+    assert at_least([of <= {"scale_only", "no_evidence"} for of in verdicts(found)], 0.98)
 
 
 @pytest.mark.parametrize("noise", NOISES[:2])
-def test_a_harmful_density_is_never_better(noise: Noise) -> None:
-    assert found("harmful, 1 SD", noise)["any better"] == 0
+def test_a_harmful_density_is_called_worse_and_never_better(noise: Noise) -> None:
+    found = studies(replace(HARM, noise=noise))
+    assert not any(better(found))
+    assert at_least([study[0].finding.verdict == "worse" for study in found], 0.85)
+
+
+def test_these_bounds_catch_a_judge_without_a_scale_control() -> None:
+    assert not at_most(better(studies(replace(SCALE, compensated=True))), 0.05)
+
+
+def test_these_bounds_catch_a_judge_who_spends_the_level_at_every_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Plan, "share", lambda *_: 0.05)
+    assert not at_most(better(studies(replace(NOTHING, compensated=True))), 0.05)
+
+
+def test_intervals_cover_neither_more_nor_less_than_they_say() -> None:
+    """Confirmations alone, many of them: 95 % is neither 93 nor 97."""
+    plan, covered = Plan(GIVEN.confirm.seeds, GIVEN.confirm.batch, 1), []
+    for seed in range(3000):
+        rng = np.random.default_rng(seed)
+        [judged] = simulation.confirm(rng, REGION, [simulation.PAIRED], plan)
+        covered.append(judged.covered)
+    assert 0.93 < np.mean(covered) < 0.97
+
+
+def test_a_search_cuts_most_trials_at_the_rung_or_after_the_first_seed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(simulation, "FEWEST", 200)
+    monkeypatch.setattr(simulation, "MOST", 200)
+    found = [simulation.Search(np.random.default_rng(seed), NOTHING, GIVEN) for seed in range(20)]
+    assert (
+        0.15 < np.mean([len(search.results()) / len(search.densities) for search in found]) < 0.22
+    )
+
+
+def test_a_search_finds_where_it_helps() -> None:
+    first = [study[0].truth for study in studies(REGION, 30)]
+    assert np.mean(first) > 0.8 * simulation.PAIRED
+
+
+def test_an_extension_begins_with_the_seeds_that_are_known() -> None:
+    values, plan = np.tile([-1.0, 1.0], 12), Plan(24, 6, 3)
+    found = [simulation.sequence(values, None, plan, known) for known in (0, 12)]
+    assert [finding.to_identity.seeds for finding in found] == [6, 12]
 
 
 def test_large_effects_stop_early() -> None:
-    seeds = [found(name, "normal")["seeds"] for name in ("planted, 2 SD", "planted, 1 SD")]
+    seeds = [
+        np.mean([study[0].finding.to_identity.seeds for study in studies(scenario, 40)])
+        for scenario in (replace(REGION, size=2.0), REGION)
+    ]
     assert seeds[0] < seeds[1] < GIVEN.confirm.seeds
 
 
 @pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_noise_is_what_it_says(noise: Noise, plain: bool) -> None:
-    values = calibration.draw(np.random.default_rng(0), noise, (200_000,), plain=plain)
+    values = simulation.draw(np.random.default_rng(0), noise, (200_000,), plain=plain)
     assert abs(values.mean()) < 0.01
     assert values.var() == pytest.approx(1, rel=0.1)
     lopsided = noise == "skewed" or (noise == "lopsided" and not plain)
@@ -94,9 +148,29 @@ def test_the_noise_is_what_it_says(noise: Noise, plain: bool) -> None:
     assert (kurtosis(values) > 2) == (noise == "heavy tails" or lopsided)
 
 
+@pytest.mark.parametrize("scenario", [NOTHING, PLANTED, REGION, SCALE, HARM])
+def test_identity_has_no_effect_and_no_effect_is_larger_than_said(scenario: Scenario) -> None:
+    densities = np.random.default_rng(0).uniform(0.05, 2.0, (500, 2))
+    centre = np.array([0.5, 0.5])
+    found = simulation.effects(scenario, centre, np.vstack([np.ones(2), centre, densities]))
+    size = scenario.size * simulation.PAIRED
+    assert found[0] == 0
+    assert np.abs(found).max() == pytest.approx(abs(size))
+    assert found[1] == pytest.approx(size)
+
+
 def test_a_study_is_fixed_by_its_scenario_and_seed() -> None:
-    first, other = calibration.SCENARIOS[:2]
-    drawn = ((first, 3), (first, 3), (first, 4), (other, 3))
-    studies = [calibration.study(one, GIVEN, seed) for one, seed in drawn]
-    assert studies[0] == studies[1]
-    assert all(one != another for one, another in pairwise(studies[1:]))
+    other = replace(NOTHING, noise="skewed")
+    drawn = ((NOTHING, 3), (NOTHING, 3), (NOTHING, 4), (other, 3))
+    found = [simulation.study(one, GIVEN, seed) for one, seed in drawn]
+    assert found[0] == found[1]
+    assert all(one != another for one, another in pairwise(found[1:]))
+
+
+def test_the_table_has_every_scenario_once() -> None:
+    assert len(set(calibration.SCENARIOS)) == len(calibration.SCENARIOS)
+    one = calibration.summary(REGION, studies(REGION, 4))
+    assert len(calibration.scenario_row(one)) == len(calibration.HEADER)
+    assert sum(one["first"].values()) == 1
+    plan = calibration.of_plan(Plan(4, 4, finalists=2), studies=3)
+    assert len(calibration.plan_row(plan)) == len(calibration.PLAN_HEADER)

@@ -48,7 +48,7 @@ def test_the_highest_floor_is_the_one_to_beat() -> None:
 def test_a_best_learning_rate_at_the_edge_of_the_grid_is_said(
     scores: tuple[float | None, ...], warned: bool
 ) -> None:
-    grid = (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
+    grid = (1e-6, 3.16e-4, 1e-3, 3.16e-3, 1.0)  # with the ends beyond which it does not grow
     arms = [
         trial(n, {5: (1.0, 1.0)}, role="rate", arm=Arm(lr=lr), failed=score is None)
         for n, (lr, score) in enumerate(zip(grid, scores, strict=True))
@@ -62,7 +62,7 @@ def test_a_best_learning_rate_at_the_edge_of_the_grid_is_said(
     )
     assert bool(study.cautions) is warned
     if warned:
-        assert "edge of the grid [0.0001, 0.01]" in study.cautions[0]
+        assert "edge of the grid [1e-06, 1]" in study.cautions[0]
 
 
 @pytest.mark.parametrize(

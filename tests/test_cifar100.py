@@ -16,8 +16,9 @@ import pytest
 from torchvision.datasets import CIFAR100
 
 from optimizer.errors import UsageError
-from workers.bank import Bank, stratified_split
+from workers.bank import Bank
 from workers.cifar100 import load
+from workers.splits import stratified_split
 
 REAL = Path(os.environ.get("DENSITUNE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 
@@ -51,6 +52,11 @@ def write(home: Path, train: object, meta: object) -> None:
     for name, content in (("train", train), ("meta", meta)):
         raw = content if isinstance(content, bytes) else pickle.dumps(content, protocol=2)
         (home / name).write_bytes(raw)
+
+
+def write_test(folder: Path, content: object) -> None:
+    raw = pickle.dumps(content, protocol=2)
+    (folder / "cifar-100-python" / "test").write_bytes(raw)
 
 
 @pytest.fixture
@@ -141,6 +147,31 @@ def test_test_split_is_not_needed(folder: Path, tmp_path: Path) -> None:
     assert len(prepare(folder, tmp_path / "cache").train) == 160
 
 
+@pytest.mark.parametrize("labels", ["fine", "coarse"])
+def test_the_test_file_is_the_test_split_and_changes_nothing_else(
+    folder: Path, tmp_path: Path, labels: Literal["fine", "coarse"]
+) -> None:
+    without = prepare(folder, tmp_path / "cache", labels)
+    assert without.test is None
+    source = entries(7)
+    source["data"] = source["data"][::-1].copy()
+    write_test(folder, source)
+    bank = prepare(folder, tmp_path / "cache", labels)
+    assert bank.test is not None
+    np.testing.assert_array_equal(bank.test().images, source["data"].reshape(-1, 3, 32, 32))
+    assert bank.test().labels is not None
+    assert bank.test().labels.tolist() == source[f"{labels}_labels"]
+    assert bank.fingerprint == without.fingerprint
+    assert bank.source.endswith(": 160 training, 40 validation and 7 test images")
+
+
+def test_a_broken_test_file_is_told(folder: Path, tmp_path: Path) -> None:
+    file = folder / "cifar-100-python" / "test"
+    file.write_bytes(b"broken")
+    line = refused(folder, tmp_path / "cache")
+    assert line.startswith(f"{file} is not a file of CIFAR-100: it is damaged (")
+
+
 def test_classes_may_be_missing_or_single_in_a_partial_copy(folder: Path, tmp_path: Path) -> None:
     source = entries(7)
     source["fine_labels"] = [3, 3, 3, 3, 3, 98, 99]
@@ -203,6 +234,11 @@ def test_genuine_files_are_read(
     np.testing.assert_array_equal(bank.validation_labels, targets[held_out])
     assert bank.classes == classes
     assert len(training) == 1005
+    with (REAL / "cifar-100-python" / "test").open("rb") as stream:
+        genuine = pickle.load(stream, encoding="latin1")
+    assert bank.test is not None
+    np.testing.assert_array_equal(bank.test().images, genuine["data"].reshape(-1, 3, 32, 32))
+    np.testing.assert_array_equal(bank.test().labels, genuine[f"{labels}_labels"])
 
 
 @needs_real_files
@@ -254,7 +290,7 @@ class Malice:
         return os.system, (f"touch {self.mark}",)
 
 
-@pytest.mark.parametrize("name", ["train", "meta"])
+@pytest.mark.parametrize("name", ["train", "meta", "test"])
 def test_pickle_that_would_run_code_is_refused_by_name(
     folder: Path, tmp_path: Path, name: str
 ) -> None:
@@ -394,6 +430,18 @@ def test_verification_does_not_change_the_bank(official: Path, tmp_path: Path) -
         prepare(official.parent, tmp_path / "cache", verify=v).fingerprint for v in (False, True)
     }
     assert len(prints) == 1
+
+
+def test_a_test_file_that_is_not_the_official_one_does_not_verify(
+    official: Path, tmp_path: Path
+) -> None:
+    folder = official.parent
+    bank = prepare(folder, tmp_path / "one", verify=True)
+    assert bank.test is not None
+    assert len(bank.test().images) == 5
+    write_test(folder, entries(6))
+    line = refused(folder, tmp_path / "two", verify=True)
+    assert line.startswith(f"the MD5 of {folder / 'cifar-100-python' / 'test'} does not match")
 
 
 def test_bank_of_an_unverified_copy_is_not_taken_for_a_verified_one(

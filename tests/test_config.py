@@ -328,6 +328,7 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if task in ("folder", "classes"):
         data["folder"] = draw(st.sampled_from(["images", "/data/images"]))
+        data["test"] = draw(st.sampled_from([None, "others", "/data/others"]))
     if task == "classes":
         task, data["kind"] = "folder", "classes"
     classification = task == "cifar100" or "kind" in data
@@ -372,6 +373,7 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
             "seeds": (batch := draw(st.integers(2, 100))) * draw(st.integers(1, 10)),
             "batch": batch,
             "budget": draw(st.none() | st.integers(1, 1000)),
+            "trainable": draw(st.booleans()),
         },
     }
 
@@ -503,6 +505,37 @@ def test_a_relative_folder_is_relative_to_the_file(
     monkeypatch.chdir("/")
     found = config.load(path)
     assert found.document()["data"]["folder"] == str((tmp_path / expected).resolve())
+
+
+@pytest.mark.parametrize("kind", ["photographs", "classes"])
+def test_a_test_folder_is_relative_to_the_file_and_makes_a_test_split(
+    tmp_path: Path, kind: str
+) -> None:
+    proxy = DENOISER if kind == "photographs" else written()["proxy"]
+    data = {"kind": kind, "folder": "images"}
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(written(task="folder", data=data, proxy=proxy)))
+    without = config.load(path)
+    assert not without.data.has_test
+    data["test"] = "../others"
+    path.write_text(yaml.safe_dump(written(task="folder", data=data, proxy=proxy)))
+    found = config.load(path)
+    assert found.data.has_test
+    document = found.document()
+    assert document["data"]["test"] == str(tmp_path.parent / "others")
+    # Where it lies does not count, whether there is one does.
+    moved = {**document, "data": {**document["data"], "test": "/elsewhere"}}
+    assert config.differences(document, moved) == []
+    assert config.differences(without.document(), document) == [
+        f"data.test: None -> {tmp_path.parent / 'others'}"
+    ]
+
+
+def test_photographs_that_are_packaged_have_no_test_split() -> None:
+    photos = config.parse(written(task="photos", data={}, proxy=DENOISER), "x")
+    div2k = config.parse(written(task="div2k", data={}, proxy=DENOISER), "x")
+    cifar100 = config.parse(written(), "x")
+    assert [given.data.has_test for given in (photos, div2k, cifar100)] == [False, True, True]
 
 
 def test_yaml_merge_keys_still_work(tmp_path: Path) -> None:

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from simulated import create, go_on, noise, run, small, train
+from simulated import TESTED, create, go_on, noise, run, small, train
 from sqlalchemy import Engine, text
 from synthetic import configured
 
 from optimizer import confirmation, exports, study
+from optimizer.config import StudyConfig
 from optimizer.proposer import Proposer
 from optimizer.snapshot import Snapshot
 from storage import jobs, roster, studies
@@ -174,15 +175,30 @@ def outcome(now: Snapshot) -> tuple[Any, ...]:
         now.calibrate.rows,
         now.rows,
         now.confirm.rows,
+        now.study.holdout,
+        [(arm.number, arm.origin, arm.state, arm.arm, arm.jobs) for arm in now.decided.trials],
+        now.decided.rows,
     )
+
+
+def thorough() -> StudyConfig:
+    """A study with every step that there is."""
+    return small(training={"lr": "auto"}, confirm={"trainable": True}, **TESTED)
+
+
+def learning(job: ClaimedJob) -> tuple[float, dict[str, Any]]:
+    """What `split` measures; layers learn something between 0.3 and 0.4."""
+    return split(job), {"den": {"3": [[0.3 + job.seed / 100], [0.4]]}} if job.arm.trainable else {}
 
 
 def test_verdicts_and_ledger_do_not_depend_on_who_finishes_first(database: Engine) -> None:
     found = []
     for workers in (1, 3, 17):
-        now = run(database, small(training={"lr": "auto"}), split, workers=workers)
+        now = run(database, thorough(), learning, workers=workers)
         found.append(outcome(now))
         assert now.verdicts
+        assert now.holdout is not None
+        assert now.learned is not None
         delete(database, now)
     assert found[0] == found[1] == found[2]
 
@@ -200,8 +216,8 @@ def test_a_proposer_that_dies_at_every_step_changes_nothing(
     database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each step is first killed just before its commit, then done by another proposer."""
-    given = small(training={"lr": "auto"})
-    calm = run(database, given, split)
+    given = thorough()
+    calm = run(database, given, learning)
     undisturbed = outcome(calm)
     delete(database, calm)
     study_id = create(database, given)
@@ -215,7 +231,12 @@ def test_a_proposer_that_dies_at_every_step_changes_nothing(
 
     def step() -> bool:
         with monkeypatch.context() as patched:
-            for module, name in ((studies, "enter"), (studies, "decide"), (jobs, "enqueue")):
+            for module, name in (
+                (studies, "enter"),
+                (studies, "decide"),
+                (studies, "finish"),
+                (jobs, "enqueue"),
+            ):
                 real = getattr(module, name)
                 patched.setattr(module, name, lambda *a, f=real, **k: killed(f(*a, **k)))
             with contextlib.suppress(KilledError):
@@ -226,10 +247,10 @@ def test_a_proposer_that_dies_at_every_step_changes_nothing(
         while step():
             pass
         for job in jobs.claim(database, study_id, worker, 1000, 60):
-            train(database, worker, job, split)
-    now = go_on(database, study_id, given, split)
+            train(database, worker, job, learning)
+    now = go_on(database, study_id, given, learning)
     assert outcome(now) == undisturbed
-    assert set(deaths) == {"calibrate", "search", "confirm"}
+    assert set(deaths) == {"calibrate", "search", "confirm", "decided"}
 
 
 @pytest.mark.parametrize("role", ["finalist", "control", "compensated"])

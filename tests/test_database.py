@@ -235,6 +235,7 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     assert (job.trial, job.bars, job.phase) == (1, {}, "search")
     assert job.arm == Arm(init="compensated")  # as its config says
     assert (study.phase, study.lr, study.verdicts, study.forced) == ("search", None, None, False)
+    assert study.holdout is None
     ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
     with engine.begin() as connection:
         trials.finish(connection, study.id, 1, "pruned")

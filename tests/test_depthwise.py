@@ -223,10 +223,11 @@ def test_everything_else_is_left_alone(module: nn.Module) -> None:
     assert not is_sped_up(module)
 
 
-def test_a_network_trains_as_before() -> None:
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_network_trains_as_before(trainable: bool) -> None:
     proxy = proxies.Proxy("nafnet", 4, 3, (5, 7), channels=3, classes=None)
     densities = {5: [0.2, 0.8], 7: [0.3, 0.5, 1.2]}
-    plain = proxies.build(proxy, densities, init="library", seed=0).double()
+    plain = proxies.build(proxy, densities, init="library", seed=0, trainable=trainable).double()
     with torch.no_grad():  # a new block is the identity map; here every layer has to count
         for name, parameter in plain.named_parameters():
             if name.endswith(("beta", "gamma")):
@@ -238,6 +239,8 @@ def test_a_network_trains_as_before() -> None:
         network(images).square().sum().backward()
     sped = [module for module in fast.modules() if "_conv_forward" in vars(module)]
     assert len(sped) == 3
+    learning = [name for name, _ in fast.named_parameters() if name.endswith("den")]
+    assert len(learning) == (5 if trainable else 0)
     for got, expected in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(got.grad, expected.grad, rtol=1e-10, atol=1e-10)
 

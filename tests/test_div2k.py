@@ -5,6 +5,8 @@ import re
 import threading
 import zipfile
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import pytest
 from PIL import Image
 
 from optimizer.errors import UsageError
-from workers.bank import Bank, split
-from workers.div2k import TRAINING, Archive, Progress, fetch, load
+from workers.bank import Bank
+from workers.div2k import TEST, TRAINING, Archive, Progress, fetch, load
 from workers.patches import PatchPlan
+from workers.splits import split
 
 PLAN = PatchPlan(color="rgb", size=8, per_image=3, validation=0.2, crop=16)
 
@@ -43,6 +46,12 @@ def official(count: int = 10) -> dict[str, bytes]:
     return {f"DIV2K_train_HR/{index:04}.png": png(index) for index in range(1, count + 1)}
 
 
+def official_test(count: int = 3) -> dict[str, bytes]:
+    return {
+        f"DIV2K_valid_HR/{800 + index:04}.png": png(20 + index) for index in range(1, count + 1)
+    }
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (tmp_path / "data").mkdir()
@@ -57,7 +66,8 @@ def prepare(
     verify: bool = False,
     download: bool = False,
     plan: PatchPlan = PLAN,
-    archive: Archive = TRAINING,
+    training: Archive = TRAINING,
+    test: Archive = TEST,
     progress: Progress | None = None,
 ) -> Bank:
     return load(
@@ -67,7 +77,8 @@ def prepare(
         plan=plan,
         cache=cache,
         progress=progress,
-        archive=archive,
+        training=training,
+        test=test,
     )
 
 
@@ -123,6 +134,59 @@ def test_only_official_names_are_read_and_nothing_is_unpacked(folder: Path, tmp_
     assert sorted(tmp_path.rglob("*.png")) == before == []
 
 
+# The test split
+
+
+def test_the_official_validation_images_are_the_test_split_and_change_nothing_else(
+    folder: Path, tmp_path: Path
+) -> None:
+    without = prepare(folder, tmp_path / "cache")
+    assert without.test is None
+    (folder / TEST.name).write_bytes(pack(official_test()))
+    bank = prepare(folder, tmp_path / "cache")
+    assert bank.test is not None
+    assert bank.test().labels is None
+    for crop, index in zip(bank.test().images, (21, 22, 23), strict=True):
+        image = photograph(index)
+        top = (len(image) - 16) // 2
+        np.testing.assert_array_equal(crop, image[top : top + 16, 7:23].transpose(2, 0, 1))
+    assert bank.fingerprint == without.fingerprint
+    assert bank.source == "DIV2K: 24 training patches, 2 validation and 3 test images"
+    with zipfile.ZipFile(folder / TEST.name) as archive:
+        archive.extractall(folder)
+    (folder / TEST.name).unlink()
+    unpacked = prepare(folder, tmp_path / "cache")
+    assert unpacked.test is not None
+    assert unpacked.test().fingerprint == bank.test().fingerprint
+
+
+def test_the_test_split_is_verified_as_well(folder: Path, tmp_path: Path) -> None:
+    raw = (folder / TRAINING.name).read_bytes()
+    made = replace(TRAINING, md5=hashlib.md5(raw).hexdigest())
+    tested = pack(official_test())
+    (folder / TEST.name).write_bytes(tested)
+    with pytest.raises(UsageError, match=f"instead of the official {TEST.md5}"):
+        prepare(folder, tmp_path / "cache", verify=True, training=made)
+    known = replace(TEST, md5=hashlib.md5(tested).hexdigest())
+    assert prepare(folder, tmp_path / "cache", verify=True, training=made, test=known).test
+    (folder / TEST.name).unlink()
+    (folder / TEST.folder).mkdir()
+    (folder / TEST.folder / "0801.png").write_bytes(png(1))
+    with pytest.raises(UsageError, match=r"DIV2K_valid_HR has 1 of the 100 images; complete it"):
+        prepare(folder, tmp_path / "cache", verify=True, training=made)
+
+
+def test_a_test_image_smaller_than_the_crop_is_told(folder: Path, tmp_path: Path) -> None:
+    small = BytesIO()
+    Image.fromarray(photograph(1)[:10]).save(small, "PNG")
+    (folder / TEST.name).write_bytes(pack({"DIV2K_valid_HR/0801.png": small.getvalue()}))
+    line = refused(folder, tmp_path / "cache")
+    assert line.startswith("DIV2K_valid_HR.zip/DIV2K_valid_HR/0801.png is 30x10 pixels, smaller ")
+
+
+# Which is taken
+
+
 def test_archive_goes_before_the_unpacked_folder(folder: Path, tmp_path: Path) -> None:
     (folder / "DIV2K_train_HR").mkdir()
     assert len(prepare(folder, tmp_path / "cache").validation) == 2
@@ -130,22 +194,22 @@ def test_archive_goes_before_the_unpacked_folder(folder: Path, tmp_path: Path) -
 
 def test_second_start_does_not_read_the_archive_again(folder: Path, tmp_path: Path) -> None:
     raw = (folder / TRAINING.name).read_bytes()
-    made = Archive(TRAINING.name, "http://127.0.0.1:9/", hashlib.md5(raw).hexdigest())
-    first = prepare(folder, tmp_path / "cache", verify=True, archive=made)
+    made = replace(TRAINING, url="http://127.0.0.1:9/", md5=hashlib.md5(raw).hexdigest())
+    first = prepare(folder, tmp_path / "cache", verify=True, training=made)
     stat = (folder / TRAINING.name).stat()
     (folder / TRAINING.name).write_bytes(bytes(len(raw)))  # same size, same time: not looked into
     os.utime(folder / TRAINING.name, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    second = prepare(folder, tmp_path / "cache", verify=True, archive=made)
+    second = prepare(folder, tmp_path / "cache", verify=True, training=made)
     assert second.fingerprint == first.fingerprint
 
 
 def test_changed_archive_is_verified_again(folder: Path, tmp_path: Path) -> None:
     raw = (folder / TRAINING.name).read_bytes()
-    made = Archive(TRAINING.name, "http://127.0.0.1:9/", hashlib.md5(raw).hexdigest())
-    prepare(folder, tmp_path / "cache", verify=True, archive=made)
+    made = replace(TRAINING, url="http://127.0.0.1:9/", md5=hashlib.md5(raw).hexdigest())
+    prepare(folder, tmp_path / "cache", verify=True, training=made)
     (folder / TRAINING.name).write_bytes(raw + b"more")
     with pytest.raises(UsageError, match=f"instead of the official {made.md5}"):
-        prepare(folder, tmp_path / "cache", verify=True, archive=made)
+        prepare(folder, tmp_path / "cache", verify=True, training=made)
 
 
 # What is refused
@@ -240,7 +304,7 @@ class Site(http.server.ThreadingHTTPServer):
     def archive(self, content: bytes | None = None) -> Archive:
         """Return the archive's address with the checksum of this content."""
         md5 = hashlib.md5(self.content if content is None else content).hexdigest()
-        return Archive(TRAINING.name, f"http://127.0.0.1:{self.server_address[1]}/a.zip", md5)
+        return replace(TRAINING, url=f"http://127.0.0.1:{self.server_address[1]}/a.zip", md5=md5)
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -271,30 +335,41 @@ class Handler(http.server.BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Site(pack(official())) as server:
+@contextmanager
+def serving(content: bytes) -> Iterator[Site]:
+    with Site(content) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,)).start()
         yield server
         server.shutdown()
+
+
+@pytest.fixture
+def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with serving(pack(official())) as server:
+        yield server
 
 
 def test_download_gives_the_bank(site: Site, folder: Path, tmp_path: Path) -> None:
     expected = prepare(folder, tmp_path / "one")
     new = tmp_path / "new" / "data"
     seen: list[tuple[int, int]] = []
-    bank = prepare(
-        new,
-        tmp_path / "two",
-        verify=True,
-        download=True,
-        archive=site.archive(),
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    with serving(pack(official_test())) as other:
+        address = other.archive()
+        bank = prepare(
+            new,
+            tmp_path / "two",
+            verify=True,
+            download=True,
+            training=site.archive(),
+            test=replace(TEST, url=address.url, md5=address.md5),
+            progress=lambda done, total: seen.append((done, total)),
+        )
     assert bank.fingerprint == expected.fingerprint
-    assert seen[-1] == (len(site.content), len(site.content))
-    assert [file.name for file in new.iterdir()] == [TRAINING.name]
+    assert bank.test is not None
+    assert len(bank.test().images) == 3
+    assert {(len(content), len(content)) for content in (site.content, other.content)} <= set(seen)
+    assert {file.name for file in new.iterdir()} == {TRAINING.name, TEST.name}
 
 
 def test_cut_off_transfer_is_told_and_resumed(site: Site, tmp_path: Path) -> None:
@@ -363,9 +438,8 @@ def test_processes_that_download_at_once_transfer_once(site: Site, tmp_path: Pat
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9/a.zip", "http://nobody.invalid/a.zip"])
 def test_network_that_is_down_is_told(tmp_path: Path, url: str, site: Site) -> None:
-    line = refused(
-        tmp_path, tmp_path / "cache", download=True, archive=Archive(TRAINING.name, url, "0" * 32)
-    )
+    there = replace(TRAINING, url=url, md5="0" * 32)
+    line = refused(tmp_path, tmp_path / "cache", download=True, training=there)
     assert line.startswith(f"cannot download {url} into {tmp_path}: ")
     assert "check the network and the free space" in line
 

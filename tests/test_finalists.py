@@ -1,7 +1,6 @@
-"""The choice of finalists against direct matrix formulas, and what luck can do to it."""
+"""The choice of finalists, and what luck can do to it."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import configured, measured, trial
 
-from optimizer import finalists, results
+from optimizer import finalists, results, surrogate
 from optimizer.config import StudyConfig
-from optimizer.finalists import Array, Table, choose
+from optimizer.finalists import choose
 from optimizer.results import TrialResult
+from optimizer.surrogate import Array
 
 SIZES = {1: 3, 2: 5, 3: 7}
 LOW, HIGH = 0.05, 2.0
@@ -57,45 +57,7 @@ def density(found: Sequence[TrialResult], number: int) -> Array:
     return np.array([value for den in chosen.densities.values() for value in den])
 
 
-def reference(points: Array, table: Table) -> Array:
-    """The model written down directly: inverses, determinants, one pair of settings at a time."""
-    size, scale = len(points), table.variance.mean()
-    ones, noise = np.ones(size), np.diag(table.variance / scale)
-    scores, means = [], []
-    for length, ratio in itertools.product(finalists.LENGTHS, finalists.RATIOS):
-        correlation = np.empty((size, size))
-        for i, j in itertools.product(range(size), repeat=2):
-            r = math.dist(points[i], points[j]) / math.sqrt(points.shape[1]) / length
-            correlation[i, j] = (1 + math.sqrt(5) * r + 5 * r**2 / 3) * math.exp(-math.sqrt(5) * r)
-        covariance = correlation + ratio * noise
-        inverse = np.linalg.inv(covariance)
-        level = ones @ inverse @ table.mean / (ones @ inverse @ ones)
-        rest = table.mean - level
-        means.append(level + correlation @ inverse @ rest)
-        degrees = size - 1 + table.degrees
-        signal = (rest @ inverse @ rest + table.degrees * scale / ratio) / degrees
-        scores.append(
-            -0.5 * ((size - 1) * math.log(signal) + np.linalg.slogdet(covariance)[1])
-            - 0.5 * math.log(ones @ inverse @ ones)
-            - 0.5 * table.degrees * math.log(ratio * signal)
-        )
-    weights = np.exp(np.array(scores) - max(scores))
-    mean: Array = (weights[:, None] * np.array(means)).sum(axis=0) / weights.sum()
-    return mean
-
-
-@pytest.mark.parametrize(("size", "dimensions", "degrees"), [(4, 1, 0), (12, 2, 12), (20, 3, 60)])
-def test_the_model_is_the_gaussian_process_of_the_formulas(
-    size: int, dimensions: int, degrees: int
-) -> None:
-    rng = np.random.default_rng(size)
-    points = rng.uniform(-0.2, 1.2, (size, dimensions))
-    table = Table(rng.normal(3, 2, size), rng.uniform(0.05, 2.0, size), degrees)
-    found = finalists.expected(points, table)
-    assert found == pytest.approx(reference(points, table), abs=1e-8)
-
-
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.integers(2, 4))
 def test_what_all_trials_share_at_a_seed_does_not_matter(draw: int, seeds: int) -> None:
     rng = np.random.default_rng(draw)
@@ -105,7 +67,7 @@ def test_what_all_trials_share_at_a_seed_does_not_matter(draw: int, seeds: int) 
     assert choose(found, config) == choose(shifted, config)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.randoms(use_true_random=False))
 def test_the_order_of_trials_does_not_matter(draw: int, random: object) -> None:
     found, config = noisy(hill, 12, 2, 2, 0.3, draw)
@@ -138,7 +100,7 @@ def test_a_lone_outlier_among_many_neighbours_is_not_believed() -> None:
     assert density(found, choose(found, config)[0]) == pytest.approx([0.6], abs=0.2)
 
 
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 @given(st.integers(0, 10_000), st.integers(1, 60), st.sampled_from([1, 2, 3]))
 def test_finalists_are_few_and_differ_from_each_other_and_from_identity(
     draw: int, count: int, dimensions: int
@@ -174,6 +136,14 @@ def test_trials_that_are_all_the_same_are_taken_in_their_order(seeds: int) -> No
     assert choose(found, config) == [1, 2, 3]
 
 
+@pytest.mark.parametrize("draw", range(4))
+def test_of_two_that_are_the_same_the_earlier_is_taken(draw: int) -> None:
+    rng = np.random.default_rng(draw)
+    points, values = rng.uniform(LOW, HIGH, (20, 2)), rng.normal(20, 1, (21, 2))
+    found, config = studied(np.vstack([points, points]), np.vstack([values, values[1:]]))
+    assert max(choose(found, config)) <= 20
+
+
 def test_identity_alone_and_its_doubles_leave_nothing_to_confirm() -> None:
     found, config = studied(np.array([[1.01], [0.96]]), np.array([[20.0, 21], [22, 23], [24, 25]]))
     assert choose(found, config) == choose(found[:1], config) == []
@@ -194,6 +164,6 @@ def test_a_trial_with_fewer_seeds_is_compared_over_those_it_has() -> None:
 
 
 def test_many_trials_are_modelled_by_their_best() -> None:
-    found, config = noisy(hill, 2 * finalists.MODELLED, 1, 2, 0.3, 0)
-    best = {one.number for one in results.ranked(found)[: finalists.MODELLED]}
+    found, config = noisy(hill, 2 * surrogate.MODELLED, 1, 2, 0.3, 0)
+    best = {one.number for one in results.ranked(found)[: surrogate.MODELLED]}
     assert set(choose(found, config)) <= best

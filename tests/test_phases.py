@@ -63,6 +63,36 @@ def test_rates_at_which_training_diverges_are_left_out(database: Engine) -> None
     assert now.study.phase == "decided"
 
 
+DOWN = [3.16e-5, 1e-5, 3.16e-6, 1e-6]
+
+
+@pytest.mark.parametrize(
+    ("peak", "more", "lr"),
+    [(0.05, [0.0316, 0.1], 0.05), (2e-6, DOWN, 2e-6), (1e-9, DOWN, 1e-6)],
+)
+def test_the_grid_grows_until_the_best_rate_lies_within_it_or_at_its_limit(
+    database: Engine, peak: float, more: list[float], lr: float
+) -> None:
+    def measure(job: ClaimedJob) -> float:
+        rate = job.arm.lr or 1e-3
+        return 30 - 5 * (math.log10(rate / peak)) ** 2 + noise(job, 0.01)
+
+    now = run(database, small(**automatic()), measure, floor=-1e6)
+    assert [arm.arm.lr for arm in now.calibrate.trials] == pytest.approx(GRID + more)
+    assert now.study.lr == pytest.approx(lr, rel=0.1)
+
+
+def test_the_grid_does_not_grow_where_training_diverges(database: Engine) -> None:
+    def measure(job: ClaimedJob) -> float:
+        if (job.arm.lr or 0) > 0.02:
+            raise ArithmeticError("loss nan")
+        return 30 + math.log10(job.arm.lr or 1e-3) + noise(job, 0.01)
+
+    now = run(database, small(**automatic()), measure)
+    assert [arm.state for arm in now.calibrate.trials] == ["complete"] * 5 + ["failed"]
+    assert now.study.lr == GRID[-1]
+
+
 def test_a_study_whose_identity_diverges_at_every_rate_stops_with_the_reason(
     database: Engine,
 ) -> None:

@@ -15,10 +15,11 @@ from PIL import Image
 
 from optimizer.errors import UsageError
 from workers import photos
-from workers.bank import Pixels, split
+from workers.bank import Pixels
 from workers.folder import load_classes, load_photographs
 from workers.images import image_files, read
-from workers.patches import PatchPlan, Photograph, cut
+from workers.patches import PatchPlan, Photograph, crops, cut
+from workers.splits import split
 
 REAL = Path(os.environ.get("DENSITUNE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 PLAN = PatchPlan(color="gray", size=8, per_image=5, validation=0.25, crop=16)
@@ -186,6 +187,18 @@ def test_patches_come_from_everywhere() -> None:
     assert counts.max() < 125
 
 
+def test_crops_are_the_centres_of_all_photographs() -> None:
+    rows, columns = np.mgrid[:21, :30].astype(np.uint8)
+    photographs = [
+        Photograph("a", lambda: rows[None]),
+        Photograph("b", lambda: columns[None, :16]),
+    ]
+    found = crops(photographs, PLAN)
+    assert found.shape == (2, 1, 16, 16)
+    np.testing.assert_array_equal(found[0, 0], rows[2:18, 7:23])
+    np.testing.assert_array_equal(found[1, 0], columns[:16, 7:23])
+
+
 def test_patches_never_move() -> None:
     # Pinned: measurements of different versions are only comparable on the same patches.
     rows, columns = np.mgrid[:100, :200].astype(np.uint8)
@@ -311,6 +324,41 @@ def test_plan_and_files_decide_on_the_bank(album: Path, tmp_path: Path) -> None:
     assert len(list(cache.iterdir())) == 3
 
 
+def test_photographs_of_another_folder_are_the_test_split(album: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    without = load_photographs(album, PLAN, cache)
+    assert without.test is None
+    for index in range(3):
+        write(tmp_path / "others" / f"{index}.png", noise(50 + index))
+    bank = load_photographs(album, PLAN, cache, tmp_path / "others")
+    assert bank.test is not None
+    expected = [
+        read(tmp_path / "others" / f"{index}.png", "gray")[:, 2:18, 7:23] for index in range(3)
+    ]
+    np.testing.assert_array_equal(bank.test().images, expected)
+    assert bank.test().labels is None
+    assert bank.fingerprint == without.fingerprint
+    assert bank.source.endswith(": 30 training patches, 2 validation and 3 test images")
+    write(tmp_path / "others" / "1.png", noise(60))
+    changed = load_photographs(album, PLAN, cache, tmp_path / "others")
+    assert changed.test is not None
+    assert changed.test().fingerprint != bank.test().fingerprint
+
+
+def test_a_test_folder_without_use_is_told(album: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    (tmp_path / "empty").mkdir()
+    line = refusal(lambda: load_photographs(album, PLAN, cache, tmp_path / "empty"), cache)
+    assert line.startswith(f"no images in {tmp_path / 'empty'}; ")
+    (tmp_path / "link").symlink_to(album)
+    for same in (album, tmp_path / "link"):
+        line = refusal(lambda same=same: load_photographs(album, PLAN, cache, same), cache)  # type: ignore[misc]
+        assert line.startswith(f"test = {same} is the folder that is trained on; give one with ")
+    write(tmp_path / "small" / "0.png", noise(1, height=10))
+    line = refusal(lambda: load_photographs(album, PLAN, cache, tmp_path / "small"), cache)
+    assert "0.png is 30x10 pixels, smaller than crop = 16" in line
+
+
 def test_folder_without_images_is_told(tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     (tmp_path / "empty").mkdir()
@@ -369,8 +417,8 @@ def herbarium(tmp_path: Path) -> Path:
     return tmp_path / "herbarium"
 
 
-def classes(folder: Path, cache: Path, size: int = 6) -> Any:
-    return load_classes(folder, color="rgb", size=size, validation=0.25, cache=cache)
+def classes(folder: Path, cache: Path, size: int = 6, test: Path | None = None) -> Any:
+    return load_classes(folder, color="rgb", size=size, validation=0.25, cache=cache, test=test)
 
 
 def test_sub_folders_in_the_order_of_their_names_are_the_classes(
@@ -384,6 +432,45 @@ def test_sub_folders_in_the_order_of_their_names_are_the_classes(
     np.testing.assert_array_equal(bank.validation[:, 0, 0, 0] // 10, bank.validation_labels)
     assert np.bincount(bank.train_labels).tolist() == [3, 3, 3]
     assert bank.source == f"3 classes in {herbarium}: 9 training and 3 validation images"
+
+
+def flat(folder: Path, **levels: list[int]) -> Path:
+    """Classes of images that are all of one level."""
+    for name, values in levels.items():
+        for index, level in enumerate(values):
+            image = np.full((12, 30, 3), level, dtype=np.uint8)
+            write(folder / name / f"{index}.png", image)
+    return folder
+
+
+def test_classes_of_the_test_folder_are_those_of_the_same_names(
+    herbarium: Path, tmp_path: Path
+) -> None:
+    without = classes(herbarium, tmp_path / "cache")
+    others = flat(tmp_path / "others", cedar=[200, 201], ash=[202])  # of birch there is none
+    bank = classes(herbarium, tmp_path / "cache", test=others)
+    test = bank.test()
+    assert test.images.shape == (3, 3, 6, 6)
+    assert test.images[:, 0, 0, 0].tolist() == [202, 200, 201]
+    assert test.labels.tolist() == [0, 2, 2]
+    assert bank.fingerprint == without.fingerprint
+    assert without.test is None
+
+
+def test_a_test_folder_with_other_classes_is_told(herbarium: Path, tmp_path: Path) -> None:
+    cache, others = tmp_path / "cache", tmp_path / "others"
+    others.mkdir()
+    line = refusal(lambda: classes(herbarium, cache, test=others), cache)
+    assert line == f"{others} has no class folder; name its sub-folders as those of {herbarium}"
+    flat(others, ash=[1], dogwood=[2])
+    line = refusal(lambda: classes(herbarium, cache, test=others), cache)
+    assert line.startswith(f"{others} has class dogwood, which is not trained on; name its ")
+    shutil.rmtree(others / "dogwood")
+    (others / "ash" / "0.png").unlink()
+    line = refusal(lambda: classes(herbarium, cache, test=others), cache)
+    assert line.startswith(f"class ash in {others} has 0 image(s) where at least 1 are needed")
+    line = refusal(lambda: classes(herbarium, cache, test=herbarium), cache)
+    assert "is the folder that is trained on" in line
 
 
 def test_central_square_of_an_image_is_taken(herbarium: Path, tmp_path: Path) -> None:

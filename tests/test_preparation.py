@@ -87,6 +87,22 @@ def test_photographs_of_a_folder_become_a_denoising_task(tmp_path: Path) -> None
     assert spread == pytest.approx(40, abs=5 * 40 / np.sqrt(2 * inputs.numel()))
 
 
+def test_a_second_folder_of_photographs_is_the_test_split(tmp_path: Path) -> None:
+    draw(tmp_path / "mine", 3)
+    others = draw(tmp_path / "others", 2, first=40)
+    data = {
+        "folder": tmp_path / "mine", "test": tmp_path / "others", "color": "rgb", "patch": 8,
+        "patches_per_image": 2, "crop": 16,
+    }  # fmt: skip
+    chosen = study("folder", data, DENOISER)
+    bank = preparation.bank(chosen.data, tmp_path / "home")
+    assert bank.test is not None
+    for crop, image in zip(bank.test().images, others, strict=True):
+        np.testing.assert_array_equal(crop, image[4:20, 7:23].transpose(2, 0, 1))
+    judge = preparation.task(chosen, bank, CPU).test()
+    assert judge(torch.nn.Identity()).extra["test"] == bank.test().fingerprint
+
+
 def test_gray_is_the_usual_for_photographs(tmp_path: Path) -> None:
     draw(tmp_path / "mine", 3)
     data = {"folder": tmp_path / "mine", "patch": 8, "patches_per_image": 2, "crop": 16}
@@ -151,10 +167,16 @@ def test_folders_of_classes_become_a_classification_task(tmp_path: Path) -> None
     assert len(task) == 21
     proxy = preparation.recipe(chosen, bank, "full").proxy
     assert (proxy.channels, proxy.classes) == (1, 3)
+    draw(tmp_path / "others" / "dog", 2, first=90)
+    tested = study("folder", {**data, "test": tmp_path / "others"}, CLASSIFIER)
+    again = preparation.bank(tested.data, tmp_path / "home")
+    assert again.test is not None
+    assert again.test().labels is not None
+    assert again.test().labels.tolist() == [1, 1]
 
 
 def cifar(home: Path, count: int = 200) -> Pixels:
-    """Write a small CIFAR-100 whose test file is garbage, and return its images."""
+    """Write a small CIFAR-100 with a test file of black images, and return the other images."""
     rng = np.random.default_rng(0)
     fine = [index % 100 for index in range(count)]
     images = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
@@ -166,8 +188,8 @@ def cifar(home: Path, count: int = 200) -> Pixels:
     home.mkdir(parents=True)
     (home / "train").write_bytes(pickle.dumps(train, protocol=2))
     (home / "meta").write_bytes(pickle.dumps(meta, protocol=2))
-    (home / "test").write_bytes(b"not to be read")
-    (home / "test").chmod(0)
+    black = {**train, "data": np.zeros_like(images)}
+    (home / "test").write_bytes(pickle.dumps(black, protocol=2))
     return images.reshape(count, 3, 32, 32)
 
 
@@ -184,6 +206,8 @@ def test_cifar100_becomes_a_classification_task(tmp_path: Path, labels: str, cla
     found = [image.tobytes() for part in (bank.train, bank.validation) for image in part]
     assert (len(bank.train), len(bank.validation)) == (100, 100)
     assert set(found) == known  # the training split whole, and nothing of the test split
+    assert bank.test is not None
+    assert not bank.test().images.any()
     assert bank.classes == classes
     assert isinstance(preparation.task(chosen, bank, CPU), Classification)
     assert preparation.recipe(chosen, bank, "full").proxy.classes == classes

@@ -179,6 +179,42 @@ def with_verdicts(*verdicts: str) -> Snapshot:
     return dataclasses.replace(known, study=dataclasses.replace(known.study, verdicts=stored))
 
 
+READ: dict[str, Any] = {
+    "trial": 6,
+    "fingerprint": "cafe" * 16,
+    "seeds": [1_000_000_000, 1_000_000_001],
+    "value": 27.5,
+    "identity": 27.0,
+    "difference": {
+        "mean": 0.5,
+        "low": -0.135,
+        "high": 1.135,
+        "by_seed": {"1000000000": 0.45, "1000000001": 0.55},
+    },
+}
+
+
+@pytest.mark.parametrize("found", [READ, {"trial": 6, "reason": "it could not be measured"}])
+def test_what_the_test_split_says_goes_with_the_winner_alone(found: dict[str, Any]) -> None:
+    known = decided()
+    study = dataclasses.replace(known, study=dataclasses.replace(known.study, holdout=found))
+    preset = exports.compose(study, study.results[6])
+    assert preset.evidence.test == study.holdout is not None
+    content = json.loads(preset.text())
+    assert Preset.model_validate(content) == preset
+    validator().validate(content)
+    told = content["evidence"]["test"]
+    assert {key: value for key, value in told.items() if value} == found
+    assert exports.compose(study, study.results[9]).evidence.test is None
+    content["evidence"]["test"]["p"] = 0.01
+    assert not validator().is_valid(content)
+
+
+def test_a_preset_names_its_trial() -> None:
+    labels = [exports.compose(usual(), usual().results[n]).provenance.label for n in (0, 1, 6)]
+    assert labels == ["identity", "v2 README", "trial 6"]
+
+
 def test_a_confirmed_preset_has_verdict_intervals_and_the_searchs_difference_beside() -> None:
     study = decided()
     preset = exports.compose(study, study.results[6])

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from workers.classifiers import VGG, ResNet
 from workers.denoisers import DnCNN, LayerNorm2d, NAFBlock, NAFNet, simple_gate
-from workers.proxies import Proxy, build
+from workers.proxies import Proxy, build, learned, trainable_densities
 from workers.seeds import generator
 from workers.weighted_conv import WeightedConv2d, fold_all
 
@@ -98,6 +98,29 @@ def test_a_proxy_without_densities_is_the_identity(proxy):
     assert not any(isinstance(module, WeightedConv2d) for module in plain.modules())
     x = images(proxy)
     assert torch.equal(plain(x), library(proxy, 1.0)(x))
+
+
+@every_proxy
+def test_a_proxy_that_learns_its_densities_starts_as_the_one_that_does_not(proxy):
+    given = densities(proxy, 0.6)
+    model = build(proxy, given, init="library", seed=1, trainable=True)
+    fixed = library(proxy)
+    sizes = [conv.kernel_size[0] for conv in spatial(model)]
+    found = trainable_densities(model)
+    assert [size for size, _ in found] == sizes
+    assert all(isinstance(den, nn.Parameter) for _, den in found)
+    extra = parameters(model).keys() - parameters(fixed).keys()
+    assert len(extra) == len(sizes)
+    assert trainable_densities(fixed) == []
+    noisy = images(proxy)
+    with torch.no_grad():
+        torch.testing.assert_close(model.eval()(noisy), fixed.eval()(noisy))
+    expected = {
+        str(size): [[torch.tensor(0.6).item()] * (size // 2)] * sizes.count(size)
+        for size in set(sizes)
+    }
+    assert learned(model) == expected
+    assert learned(fixed) == {}
 
 
 @every_proxy

@@ -20,6 +20,28 @@ def test_the_grid_is_a_decade_to_either_side_of_the_usual_rate() -> None:
     assert steps == pytest.approx([math.sqrt(10)] * 4, rel=1e-2)
 
 
+@given(peak=st.floats(-7, 1))
+def test_the_grid_grows_until_the_best_lies_within_or_at_a_limit(peak: float) -> None:
+    def scores() -> dict[float, float]:
+        return {rate: -((math.log10(rate) - peak) ** 2) for rate in tried}
+
+    tried = list(GRID)
+    low, high = rates.limits("nafnet", 16)
+    while (further := rates.beyond("nafnet", 16, tried, scores())) is not None:
+        end = max(tried) if further > max(tried) else min(tried)
+        assert abs(math.log10(further / end)) == pytest.approx(0.5, abs=0.003)
+        tried.append(further)
+    best = max(tried, key=scores().__getitem__)
+    assert min(tried) < best < max(tried) or best in (low, high)
+    assert low <= min(tried) <= max(tried) <= high
+    assert (low, high) == pytest.approx((1e-6, 1.0))
+
+
+def test_the_grid_does_not_grow_beyond_rates_that_diverged() -> None:
+    assert rates.beyond("nafnet", 16, GRID, {GRID[2]: 20.0, GRID[3]: 24.0}) is None
+    assert rates.beyond("nafnet", 16, GRID, {GRID[0]: 20.0}) == pytest.approx(3.16e-5)
+
+
 @given(peak=st.floats(-3.4, -2.6), curve=st.floats(0.1, 10), top=st.floats(0, 100))
 def test_the_top_of_a_parabola_is_found_between_the_points(
     peak: float, curve: float, top: float

@@ -1,5 +1,6 @@
 """The report: a page that stands alone, in which every trial, seed and number has its place."""
 
+import dataclasses
 import re
 from html.parser import HTMLParser
 from itertools import pairwise
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import WHEN, configured, measured, snapshot, trial, usual
 
-from optimizer import density, finalists, report, report_model, report_search
+from optimizer import density, report, report_model, report_search
 from optimizer.errors import UsageError
 from optimizer.report_axes import Axis, spanning
 from optimizer.report_page import table, tag
@@ -267,6 +268,14 @@ def test_the_answer_stands_at_the_top_in_words(verdicts: list[str], said: str, k
     assert answer == said
 
 
+def test_to_be_better_than_an_unhealthy_identity_is_no_help() -> None:
+    provenance = {"source": "photographs", "floors": {"noisy input": 30.0}, "versions": {}}
+    page = Reader(report.render(decided(finalist(6, "better"), provenance=provenance)))
+    assert page.of("p")[1] == "A density is better than an identity that learnt too little."
+    classes = [attributes.get("class") for tag, attributes in page.elements if tag == "div"]
+    assert classes[0] == "verdict open"
+
+
 def test_each_finalist_has_its_numbers_in_words() -> None:
     told = finalist(6, "no_evidence", seeds_to_settle=41)
     failed = finalist(
@@ -291,6 +300,39 @@ def test_cautions_stand_with_the_verdict() -> None:
         assert caution in words
 
 
+def on_the_test_split(**changes: Any) -> dict[str, Any]:
+    """What the test split says about trial 6."""
+    return {
+        "trial": 6,
+        "seeds": [500, 501],
+        "value": 26.5,
+        "identity": 26.25,
+        "difference": compared(0.25, seeds=2),
+        **changes,
+    }
+
+
+def test_the_test_split_is_told_and_drawn() -> None:
+    text = report.render(decided(finalist(6, "better"), holdout=on_the_test_split()))
+    words = Reader(text).words
+    assert (
+        "Test split: +0.250 dB [+0.050, +0.450] to identity (26.500 against 26.250, 2 seeds)."
+    ) in words
+    (figure,) = titled(text, "seed by seed")
+    drawn = [title.text or "" for title in figure.iter("title")]
+    assert sum(title.startswith("winner minus identity, seed") for title in drawn) == 2
+
+
+def test_a_test_split_that_was_not_read_is_told() -> None:
+    failed = on_the_test_split(
+        difference=None, value=None, identity=None, seeds=[], reason="no memory left"
+    )
+    words = Reader(report.render(decided(finalist(6, "better"), holdout=failed))).words
+    assert "Test split: no memory left." in words
+    assert "No test split." in Reader(report.render(decided(finalist(6, "better")))).words
+    assert "est split" not in Reader(report.render(usual())).words
+
+
 # The search
 
 
@@ -301,6 +343,37 @@ def test_every_trial_that_has_ended_is_drawn_once() -> None:
     published = ["v1 README", "v2 README", "v2 learning_2D.py"]
     candidates = [f"trial {n}" for n in range(4, 11)]
     assert trials_in(figure) == sorted(["identity", *published, *candidates])
+
+
+@pytest.mark.parametrize("sizes", [[3], [5], [7]])
+def test_what_was_confirmed_has_a_thick_ring(sizes: list[int]) -> None:
+    study = one_value() if sizes == [3] else many_values(sizes)
+    densities = {str(k): list(den) for k, den in study.trials[4].densities.items()}
+    verdicts = [finalist(4, "better", densities=densities)]
+    changed = {"phase": "decided", "verdicts": verdicts, "state": "finished"}
+    study = dataclasses.replace(study, study=dataclasses.replace(study.study, **changed))
+    text = report.render(study)
+    drawn = titled(text, "minus identity, dB over")
+    assert drawn
+    for figure in drawn:
+        ringed = [
+            next(group.iter("title")).text or ""
+            for group in figure.iter("g")
+            if any("chosen" in (c.get("class") or "") for c in group.iter("circle"))
+        ]
+        assert [title.split(" [")[0] for title in ringed] == ["trial 4"]
+    assert "Thick rings went on to the confirmation." in Reader(text).words
+
+
+def test_the_models_tiles_leave_no_seam() -> None:
+    (figure,) = titled(report.render(usual()), "minus identity, dB over")
+    tiles = [r for r in figure.iter("rect") if (r.findtext("title") or "").startswith("model")]
+    assert len(tiles) == 24 * 24
+    for place, size in (("x", "width"), ("y", "height")):
+        edges = {(float(t.get(place) or "nan"), float(t.get(size) or "nan")) for t in tiles}
+        assert len(edges) == 24
+        for (here, reach), (there, _) in pairwise(sorted(edges)):
+            assert here + reach == there
 
 
 @pytest.mark.parametrize(("sizes", "panels"), [([7], 3), ([3, 5, 7], 15), ([15], 7)])
@@ -378,40 +451,6 @@ def test_the_table_has_every_trial_that_has_ended() -> None:
 # The model
 
 
-def test_the_model_is_what_the_finalists_are_chosen_by() -> None:
-    shown = usual().results
-    config = usual().config
-    points, known = finalists._points(shown, config), finalists.Table.of(shown)
-    mean, spread = report_model.posterior(points, known, points)
-    np.testing.assert_allclose(mean, finalists.expected(points, known), atol=1e-9)
-    assert (spread > 0).all()
-
-
-def test_the_models_band_is_that_of_the_process_written_out() -> None:
-    """One length and one ratio, by the formulas for a constant mean of unknown size."""
-    rng = np.random.default_rng(8)
-    points, cube = rng.random((12, 2)), rng.random((7, 2))
-    known = finalists.Table(rng.normal(size=12), rng.uniform(0.5, 2, 12), 5)
-    scores, means, variances = report_model._fit(points, known, cube, 0.4)
-    ratio, noise = finalists.RATIOS[5], known.variance / known.variance.mean()
-
-    def related(some: Any, others: Any) -> Any:
-        r = np.sqrt(5 * ((some[:, None] - others) ** 2).sum(axis=2) / 2) / 0.4
-        return (1 + r + r**2 / 3) * np.exp(-r)
-
-    inverse = np.linalg.inv(related(points, points) + ratio * np.diag(noise))
-    one = np.ones(12)
-    level = one @ inverse @ known.mean / (one @ inverse @ one)
-    rest = known.mean - level
-    signal = (rest @ inverse @ rest + 5 * known.variance.mean() / ratio) / (11 + 5)
-    cross = related(cube, points)
-    missing = 1 - cross @ inverse @ one
-    expected = 1 - np.diag(cross @ inverse @ cross.T) + missing**2 / (one @ inverse @ one)
-    np.testing.assert_allclose(means[5], level + cross @ inverse @ rest, atol=1e-9)
-    np.testing.assert_allclose(variances[5], signal * expected, rtol=1e-6)
-    assert scores.shape == finalists.RATIOS.shape
-
-
 def test_the_model_is_surer_near_trials_than_far_from_them() -> None:
     trials = [trial(n, {3: (v,)}) for n, v in enumerate((1.0, 0.1, 0.2, 0.3, 0.4, 0.5))]
     rows = [row for n in range(6) for row in measured(n, {0: 25 + 0.1 * n, 1: 25.01 + 0.1 * n})]
@@ -466,6 +505,15 @@ def test_every_seed_of_a_confirmation_is_drawn_for_every_pair_of_arms() -> None:
     # The control's own difference is what is left: 0.5 - 0.3 with every seed.
     control = [text for text in titles if text.startswith("scale control minus identity")]
     assert all(text.endswith("+0.200") for text in control)
+
+
+def test_what_the_figure_of_a_confirmation_shows_stands_in_a_table() -> None:
+    cells = Reader(report.render(decided(finalist(6, "better")))).of("td")
+    row = cells.index("density minus identity")
+    assert cells[row - 1] == "trial 6 [0.6, 1.5]: better"
+    assert cells[row : row + 4] == ["density minus identity", "+0.500", "+0.300 to +0.700", "8"]
+    row = cells.index("scale control minus identity")
+    assert cells[row + 1 : row + 3] == ["+0.200", "8"]  # no interval is stated
 
 
 def test_the_calibration_shows_every_seed_and_the_chosen_rate() -> None:

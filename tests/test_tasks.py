@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
-from workers.bank import Bank, Pixels
+from optimizer.errors import UsageError
+from workers.bank import Bank, Held, Pixels
 from workers.seeds import generator
 from workers.tasks import Classification, Denoising, Draws
 
@@ -376,3 +377,52 @@ def test_the_floor_of_classification_is_the_share_of_the_commonest_training_clas
         source="",
     )
     assert Classification(bank, torch.device("cpu")).floor() == 25.0
+
+
+# The test split
+
+
+def test_a_score_on_the_test_split_is_that_of_its_images_as_validation_images() -> None:
+    train, test = pixels(12, 1, 8), pixels(300, 1, 8, seed=5)  # more than one batch
+    _, labels, _ = labelled(train)
+    wanted = np.random.default_rng(9).integers(0, 10, len(test))
+    held = Held(test, wanted)
+    tested = Bank(train, train, labels, labels, 10, fingerprint="", source="", test=lambda: held)
+    other = Bank(train, test, labels, wanted, 10, fingerprint="", source="")
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    score = Classification(tested, CPU).test()(network)
+    expected = Classification(other, CPU).evaluate(network)
+    assert score.value == expected.value != Classification(tested, CPU).evaluate(network).value
+    assert score.extra == {**expected.extra, "test": held.fingerprint}
+
+
+def test_noise_on_the_test_split_is_the_same_for_every_worker_and_its_own() -> None:
+    images = natural(20)
+    bank = Bank(images, images, fingerprint="", source="", test=lambda: Held(images))
+    scores = [Denoising(bank, CPU, sigma=25).test()(nn.Identity()) for _ in range(2)]
+    assert scores[0] == scores[1]
+    validation = Denoising(bank, CPU, sigma=25).evaluate(nn.Identity())
+    assert scores[0].value != validation.value
+    assert scores[0].value == pytest.approx(validation.value, abs=0.2)
+    assert scores[0].extra.keys() == {"ssim", "test"}
+
+
+def test_the_test_split_is_not_opened_before_it_is_asked_for() -> None:
+    def refuse() -> Held:
+        raise AssertionError("opened")
+
+    images = natural(3)
+    task = Denoising(Bank(images, images, fingerprint="", source="", test=refuse), CPU, sigma=25)
+    task.batch(torch.arange(3), Draws(0, CPU))
+    task.evaluate(nn.Identity())
+    task.floor()
+    with pytest.raises(AssertionError, match="opened"):
+        task.test()
+
+
+def test_data_without_a_test_split_say_so() -> None:
+    images = natural(3)
+    bank, _, _ = labelled(pixels(3, 1, 8))
+    for task in (Denoising(unlabelled(images), CPU, 25), Classification(bank, CPU)):
+        with pytest.raises(UsageError, match=r"the data here \(test\) have no test split; "):
+            task.test()

@@ -19,13 +19,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from optimizer.errors import UsageError
 from workers import proxies
-from workers.bank import Bank
+from workers.bank import Bank, Held
 from workers.member import DivergedError, Member, State
 from workers.proxies import Proxy
-from workers.recipe import Job, Measurement, Recipe, optimizer_for, schedule, usual_lr
+from workers.recipe import (
+    Job,
+    Measurement,
+    Recipe,
+    density_optimizer,
+    density_rates,
+    optimizer_for,
+    schedule,
+    usual_lr,
+)
 from workers.seeds import generator
-from workers.tasks import Classification, Denoising, Draws, Score, Task
+from workers.tasks import Classification, Denoising, Draws, Judge, Score, Task
 from workers.training import StoppedError, train
 
 CPU = torch.device("cpu")
@@ -71,8 +81,18 @@ def bank(family: str, count: int = 40) -> Bank:
     )  # fmt: skip
 
 
+def task_with_test(family: str) -> Task:
+    """The task with a test split: its first training images."""
+    stripes = bank(family)
+    labels = None if stripes.train_labels is None else stripes.train_labels[:10]
+    return task_on(replace(stripes, test=lambda: Held(stripes.train[:10], labels)), family)
+
+
 def task_of(family: str, count: int = 40) -> Task:
-    stripes = bank(family, count)
+    return task_on(bank(family, count), family)
+
+
+def task_on(stripes: Bank, family: str) -> Task:
     if family in ("dncnn", "nafnet"):
         return Denoising(stripes, CPU, sigma=50)
     return Classification(stripes, CPU)
@@ -114,6 +134,9 @@ class Witness:
         score = self.task.evaluate(network)
         # An accuracy of few images could be equal by chance; all bits of the weights could not.
         return Score(score.value, {**score.extra, "weights": digest(network)})
+
+    def test(self) -> Judge:
+        return self.task.test()
 
 
 @dataclass
@@ -408,9 +431,12 @@ class NoQuestions(TorchDispatchMode):
 
 @every_family
 @precisions
-def test_a_step_asks_nothing_of_the_host_and_its_tensors_stay(family: str, precision: str) -> None:
+@pytest.mark.parametrize("trainable", [False, True])
+def test_a_step_asks_nothing_of_the_host_and_its_tensors_stay(
+    family: str, precision: str, trainable: bool
+) -> None:
     how = recipe(family, precision=precision)
-    member = Member(task_of(family), how, Job({3: (0.7,)}, 0, 2), CPU)
+    member = Member(task_of(family), how, Job({3: (0.7,)}, 0, 2, trainable=trainable), CPU)
     member.step()
     places = [p.data_ptr() for p in member._network.parameters()]
     with NoQuestions():
@@ -418,6 +444,152 @@ def test_a_step_asks_nothing_of_the_host_and_its_tensors_stay(family: str, preci
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             torch.ones(()).item()  # it does see such questions
     assert [p.data_ptr() for p in member._network.parameters()] == places
+
+
+# Densities that are learned
+
+
+class Learning(nn.Module):
+    """A convolution with a density of its own, written down directly."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv, self.den = conv, nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.den
+        one = torch.ones(1)
+        phi = torch.stack([torch.cat([a * a, a, a * a]), torch.cat([a, one, a])])
+        weight = self.conv.weight * phi[[0, 1, 0]]
+        return nn.functional.conv2d(
+            x, weight, self.conv.bias, self.conv.stride, 1, groups=self.conv.groups
+        )
+
+
+def learning(network: nn.Module) -> nn.Module:
+    """Return a copy of a network whose 3 x 3 convolutions learn their densities."""
+    network = plain(network)
+    for owner in list(network.modules()):
+        for name, conv in list(owner.named_children()):
+            if isinstance(conv, nn.Conv2d) and conv.kernel_size == (3, 3):
+                setattr(owner, name, Learning(conv))
+    return network
+
+
+@every_family
+def test_densities_are_learned_as_a_plain_training_loop_learns_them(family: str) -> None:
+    """As the authors train them: AdamW of their own at 1e-2, a cosine with restarts by epoch."""
+    peak, budget, seed = 0.01, 12, 11  # the cosine starts again after ten epochs
+    task, steps = task_of(family), 5
+    job = Job(IDENTITY, seed, budget, trainable=True)
+    found = run(task, recipe(family, lr=peak, rungs=()), [job])
+
+    network = learning(proxies.build(PROXIES[family], IDENTITY, init="library", seed=seed))
+    densities = [p for name, p in network.named_parameters() if name.endswith("den")]
+    weights = nn.Module()
+    weights.parameters = lambda: (  # type: ignore[method-assign,assignment]
+        p for name, p in network.named_parameters() if not name.endswith("den")
+    )
+    optimizer = OPTIMIZERS[family](weights)
+    own = torch.optim.AdamW(densities, lr=1e-2, weight_decay=1e-2)
+    restarts = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(own, 10, 2)
+    draws, order = Draws(seed, CPU), generator(seed, "order")
+    for step in range(steps * budget):
+        if step % steps == 0:
+            indices = torch.randperm(40, generator=order)
+        where = step % steps * 8
+        inputs, targets = task.batch(indices[where : where + 8], draws)
+        for group in optimizer.param_groups:
+            group["lr"] = peak * schedule(step, steps * budget)
+        optimizer.zero_grad()
+        own.zero_grad()
+        task.loss(network(inputs), targets).backward()
+        optimizer.step()
+        own.step()
+        if step % steps == steps - 1:
+            restarts.step()
+    learned = found.rungs[0][1].score.extra["den"]
+    assert learned == {"3": [[pytest.approx(den.item(), rel=1e-3)] for den in densities]}
+    assert max(abs(den.item() - 1) for den in densities) > 0.01
+
+
+def test_what_is_learned_is_told_at_every_rung() -> None:
+    found = run(task_of("dncnn"), recipe("dncnn"), [Job(IDENTITY, 0, 2, trainable=True)])
+    first, last = (m.score.extra["den"]["3"] for _, m in found.rungs)
+    assert len(first) == len(last) == 3
+    assert first != last
+    fixed = run(task_of("dncnn"), recipe("dncnn"), [Job(IDENTITY, 0, 2)])
+    assert all("den" not in m.score.extra for _, m in fixed.rungs)
+
+
+@every_family
+def test_a_job_that_learns_its_densities_changes_none_beside_it(family: str) -> None:
+    jobs = [Job({3: (0.7,)}, 0, 2), Job(IDENTITY, 0, 2, trainable=True), Job(IDENTITY, 3, 2)]
+    packed = run(Witness(task_of(family)), recipe(family), jobs)
+    for index, job in enumerate(jobs):
+        assert packed.of(index) == run(Witness(task_of(family)), recipe(family), [job]).of(0)
+
+
+@every_family
+def test_densities_have_an_optimizer_of_their_own(family: str) -> None:
+    network = proxies.build(PROXIES[family], IDENTITY, init="library", seed=0, trainable=True)
+    lr = torch.tensor(0.5)
+    held = [
+        {id(p) for group in optimizer.param_groups for p in group["params"]}
+        for optimizer in (
+            optimizer_for(PROXIES[family], network, lr),
+            density_optimizer(network, lr),
+        )
+    ]
+    names = {id(p): name for name, p in network.named_parameters()}
+    assert all(names[key].endswith("den") for key in held[1])
+    assert not any(names[key].endswith("den") for key in held[0])
+    assert held[0] | held[1] == set(names)
+
+
+@given(st.integers(1, 80), st.integers(1, 4))
+@settings(max_examples=20, deadline=None)
+def test_rates_of_densities_are_those_of_torchs_warm_restarts(epochs: int, steps: int) -> None:
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(1))], lr=1e-2)
+    restarts = torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(optimizer, 10, 2)
+    expected = []
+    for _ in range(epochs):
+        expected += steps * restarts.get_last_lr()
+        optimizer.step()
+        restarts.step()
+    assert density_rates(epochs * steps, steps).tolist() == pytest.approx(expected, abs=1e-9)
+
+
+# The test split
+
+
+@every_family
+def test_a_job_on_the_test_split_is_measured_there_and_only_at_its_end(family: str) -> None:
+    witness = Witness(task_with_test(family))
+    found = run(witness, recipe(family), [Job(IDENTITY, 0, 3, split="test"), Job(IDENTITY, 0, 3)])
+    assert [(index, m.rung, m.ending) for index, m in found.rungs] == [
+        (1, 1, None),
+        (1, 2, None),
+        (0, 3, "done"),
+        (1, 3, "done"),
+    ]
+    [last] = [m for index, m in found.rungs if index == 0]
+    judged = witness.networks[-1]  # of the other job: the same seed, and so the same network
+    network = proxies.build(PROXIES[family], IDENTITY, init="library", seed=0)
+    network.load_state_dict(judged)
+    with torch.inference_mode():
+        expected = task_with_test(family).test()(
+            network.to(memory_format=torch.channels_last).eval()
+        )
+    assert last.score == expected
+    assert len(witness.networks) == 3
+
+
+def test_data_without_the_test_split_are_told_before_training() -> None:
+    witness = Witness(task_of("dncnn"))
+    with pytest.raises(UsageError, match="have no test split"):
+        run(witness, recipe("dncnn"), [Job(IDENTITY, 0, 3, split="test")])
+    assert witness.losses == []
 
 
 # The schedule

@@ -5,6 +5,8 @@ classifiers    VGG and ResNet proxies
 denoisers      DnCNN and NAFNet proxies
 proxies        a proxy from its description and densities, initialised
 bank           prepared images on disk, memory-mapped and fingerprinted
+splits         which items are trained on and which are held out
+sources        what identifies source files
 images         image files as pixels
 patches        patches of photographs for denoising
 cifar100, div2k, photos, folder

@@ -1,8 +1,9 @@
-"""Prepared images on disk: built once, memory-mapped, fingerprinted, and split the same for ever.
+"""Prepared images on disk: built once, memory-mapped and fingerprinted.
 
 Every data source ends here. A bank is a folder of .npy files and a meta.json inside the cache; it
-appears by one rename, so that a process sees all of it or nothing. Shapes: N training images,
-M validation images, C channels, H and W pixels.
+appears by one rename, so that a process sees all of it or nothing. A test split, where there is
+one, lies beside the rest and is opened by who asks for it. Shapes: N training images, M images to
+judge on, C channels, H and W pixels.
 """
 
 import contextlib
@@ -13,8 +14,9 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +31,9 @@ Indices = NDArray[np.intp]
 LAYOUT = 1
 """Version of the preparation code: raise it when the same source would give other arrays."""
 
-SPLIT_SEED = 20_250_528
-"""Fixes every train/validation split; no study seed changes it."""
-
 _META = "meta.json"
 _PARTS = ("train", "validation", "train_labels", "validation_labels")
+_TEST_PARTS = ("test", "test_labels")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,18 +55,38 @@ class Arrays:
             (self.train, self.train_labels),
             (self.validation, self.validation_labels),
         ):
-            if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
-                raise ValueError(f"images of {images.dtype} {images.shape} are not uint8 (N,C,H,W)")
+            _check(images, labels)
             if (labels is None) != (self.classes is None):
                 raise ValueError(f"labels and classes = {self.classes} go together")
             if labels is None or self.classes is None:
                 continue
-            if labels.dtype != np.int64 or labels.shape != images.shape[:1]:
-                raise ValueError(
-                    f"labels of {labels.dtype} {labels.shape} for {len(images)} images"
-                )
             if labels.min() < 0 or labels.max() >= self.classes:
                 raise ValueError(f"labels outside 0..{self.classes - 1}")
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A test split: images (M, C, H, W), with labels (M,) where the task has classes.
+
+    ValueError if they do not fit together.
+    """
+
+    images: Pixels
+    labels: Labels | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.images, self.labels)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return the SHA-256 of shapes and bytes: equal data, equal fingerprint, anywhere."""
+        return _sha256("test", self.parts())
+
+    def parts(self) -> Iterator[tuple[str, NDArray[np.generic]]]:
+        """Yield what there is, with its name on disk."""
+        yield "test", self.images
+        if self.labels is not None:
+            yield "test_labels", self.labels
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -74,37 +94,21 @@ class Bank(Arrays):
     """The same arrays, memory-mapped and read-only."""
 
     fingerprint: str
-    """SHA-256 of shapes, bytes and classes: equal data, equal fingerprint, on any machine."""
+    """SHA-256 of shapes, bytes and classes: equal data, equal fingerprint, on any machine. The test
+    split has one of its own."""
     source: str
     """One sentence for people."""
-
-
-def stamps(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """Return what identifies source files without reading them: path, bytes, mtime in ns."""
-    found = []
-    for file in files:
-        try:
-            stat = file.stat()
-        except OSError as error:
-            raise _unreadable(file, error) from error
-        found.append((str(file.resolve()), stat.st_size, stat.st_mtime_ns))
-    return found
-
-
-def md5_of(file: Path) -> str:
-    """Return the MD5 of a file in hex: data sets publish it against damage, not against attack."""
-    try:
-        with file.open("rb") as stream:
-            return hashlib.file_digest(
-                stream, lambda: hashlib.md5(usedforsecurity=False)
-            ).hexdigest()
-    except OSError as error:
-        raise _unreadable(file, error) from error
+    test: Callable[[], Held] | None = None
+    """Opens the test split, where there is one. It is read once, after the verdict."""
 
 
 def key_of(**parts: object) -> str:
-    """Return the key of a bank: the source's identity and the preparation's parameters, as JSON."""
-    return json.dumps({"layout": LAYOUT, **parts}, sort_keys=True)
+    """Return the key of a bank: the source's identity and the preparation's parameters, as JSON.
+
+    Parts that are None are left out.
+    """
+    given = {name: part for name, part in parts.items() if part is not None}
+    return json.dumps({"layout": LAYOUT, **given}, sort_keys=True)
 
 
 def digest(key: str) -> str:
@@ -112,11 +116,18 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()[:32]
 
 
-def cached(cache: Path, key: str, source: str, build: Callable[[], Arrays]) -> Bank:
+def cached(
+    cache: Path,
+    key: str,
+    source: str,
+    build: Callable[[], Arrays],
+    build_test: Callable[[], Held] | None = None,
+) -> Bank:
     """Open the bank of this key, building it first when it is missing or damaged.
 
     Any number of processes may ask at once and get the same bank. source: the data's name, which
-    becomes the sentence. UsageError if the cache cannot be written; nothing is left there then.
+    becomes the sentence. build_test is called after build. UsageError if the cache cannot be
+    written; nothing is left there then.
     """
     home = cache / digest(key)
     if bank := _open(home, source):
@@ -129,7 +140,7 @@ def cached(cache: Path, key: str, source: str, build: Callable[[], Arrays]) -> B
         if alone:  # so these belong to nobody: a process was killed while it built
             for leftover in cache.glob(f".{home.name}-*"):
                 shutil.rmtree(leftover, ignore_errors=True)
-        _build(home, build)
+        _build(home, build, build_test)
         bank = _open(home, source)
     if bank is None:
         raise UsageError(
@@ -167,25 +178,21 @@ def writing(cache: Path) -> Iterator[None]:
         ) from error
 
 
-def _unreadable(file: Path, error: OSError) -> UsageError:
-    return UsageError(f"cannot read {file}: {error.strerror}; check the file and its permissions")
-
-
-def _build(home: Path, build: Callable[[], Arrays]) -> None:
+def _build(home: Path, build: Callable[[], Arrays], build_test: Callable[[], Held] | None) -> None:
     scratch = home.with_name(f".{home.name}-{uuid.uuid4().hex}")
     try:
         with writing(home.parent):
             scratch.mkdir()  # before the work, which would be lost in a cache that is read-only
-        arrays = build()
+        arrays, test = build(), build_test() if build_test else None
         with writing(home.parent):
-            _write(scratch, arrays)
+            _write(scratch, arrays, test)
             _publish(scratch, home)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _write(folder: Path, arrays: Arrays) -> None:
-    for name, array in _present(arrays):
+def _write(folder: Path, arrays: Arrays, test: Held | None) -> None:
+    for name, array in (*_present(arrays), *(test.parts() if test else ())):
         with (folder / f"{name}.npy").open("wb") as stream:
             np.save(stream, array, allow_pickle=False)
             stream.flush()
@@ -193,7 +200,8 @@ def _write(folder: Path, arrays: Arrays) -> None:
     meta = {
         "sizes": {file.name: file.stat().st_size for file in folder.iterdir()},
         "classes": arrays.classes,
-        "fingerprint": _fingerprint(arrays),
+        "fingerprint": _sha256(f"classes={arrays.classes}", _present(arrays)),
+        "test": len(test.images) if test else 0,
     }
     (folder / _META).write_text(json.dumps(meta, indent=1))
 
@@ -223,13 +231,13 @@ def _open(home: Path, source: str) -> Bank | None:
             for name in _PARTS
             if f"{name}.npy" in sizes
         }
-        trained = " patches" if meta["classes"] is None else ""
+        count = meta.get("test", 0)  # banks of earlier versions have none
         return Bank(
             **parts,
             classes=meta["classes"],
             fingerprint=meta["fingerprint"],
-            source=f"{source}: {len(parts['train']):,} training{trained} and "
-            f"{len(parts['validation']):,} validation images",
+            source=f"{source}: {_counts(parts, meta['classes'], count)}",
+            test=partial(_open_test, home) if count else None,
         )
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -242,67 +250,40 @@ def _present(arrays: Arrays) -> Iterator[tuple[str, NDArray[np.generic]]]:
             yield name, array
 
 
-def _fingerprint(arrays: Arrays) -> str:
-    sha = hashlib.sha256(f"classes={arrays.classes}".encode())
-    for name, array in _present(arrays):
+def _counts(parts: Mapping[str, Pixels], classes: int | None, test: int) -> str:
+    """Return for people how many images there are of each kind."""
+    trained = f"{len(parts['train']):,} training{' patches' if classes is None else ''}"
+    validation = f"{len(parts['validation']):,} validation"
+    if test:
+        return f"{trained}, {validation} and {test:,} test images"
+    return f"{trained} and {validation} images"
+
+
+def _open_test(home: Path) -> Held:
+    """Return the test split of the bank in this folder; UsageError if it is damaged or gone."""
+    try:
+        parts = [
+            np.load(home / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            for name in _TEST_PARTS
+            if (home / f"{name}.npy").exists()
+        ]
+        return Held(*parts)
+    except (OSError, EOFError, ValueError, TypeError) as error:
+        raise UsageError(
+            f"the test split in {home} is damaged: {error}; remove that folder, and it is made anew"
+        ) from error
+
+
+def _check(images: Pixels, labels: Labels | None) -> None:
+    if images.dtype != np.uint8 or images.ndim != 4 or images.size == 0:
+        raise ValueError(f"images of {images.dtype} {images.shape} are not uint8 (N,C,H,W)")
+    if labels is not None and (labels.dtype != np.int64 or labels.shape != images.shape[:1]):
+        raise ValueError(f"labels of {labels.dtype} {labels.shape} for {len(images)} images")
+
+
+def _sha256(head: str, parts: Iterable[tuple[str, NDArray[np.generic]]]) -> str:
+    sha = hashlib.sha256(head.encode())
+    for name, array in parts:
         sha.update(f";{name}:{array.dtype.name}{array.shape}".encode())
         sha.update(np.ascontiguousarray(array, array.dtype.newbyteorder("<")).data)
     return sha.hexdigest()
-
-
-def split(count: int, fraction: float) -> tuple[Indices, Indices]:
-    """Return the indices, ascending, of the training and the validation items.
-
-    max(1, round(fraction * count)) items are held out, always the same ones. UsageError if no
-    training item would be left.
-    """
-    held_out = _held_out(count, fraction)
-    if count - held_out < 1:
-        raise UsageError(
-            f"{count} images leave none to train on when {held_out} are held out for validation; "
-            "give at least 2 images or lower the validation fraction"
-        )
-    order = np.argsort(random_integers(count, SPLIT_SEED), kind="stable")
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def stratified_split(labels: Labels, fraction: float) -> tuple[Indices, Indices]:
-    """Return a split as `split` does, in which each class keeps its share and is trained on.
-
-    One item of every class, chosen at random, is never held out; UsageError if there are no
-    others.
-    """
-    count = len(labels)
-    random = random_integers(count, SPLIT_SEED)
-    _, class_of, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    grouped = np.lexsort((random, class_of))
-    rank = np.empty(count, dtype=np.int64)  # of an item within its class, in random order
-    rank[grouped] = np.arange(count) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    movable = count - len(sizes)
-    held_out = min(_held_out(count, fraction), movable)
-    if held_out < 1:
-        raise UsageError(
-            f"{count} images of {len(sizes)} classes leave nothing to validate on; "
-            "give at least one class a second image"
-        )
-    # The highest relative ranks leave, so that every class gives about the same share.
-    quantile = np.where(rank == 0, -1.0, (rank + 0.5) / sizes[class_of])
-    order = np.lexsort((random, -quantile))
-    return np.sort(order[held_out:]), np.sort(order[:held_out])
-
-
-def random_integers(count: int, *seed: int) -> NDArray[np.uint64]:
-    """Return `count` random 64-bit integers that no version of NumPy changes.
-
-    NumPy keeps the raw stream of a bit generator for ever, but not the methods of Generator
-    (NEP 19), and a split must outlive an upgrade.
-    """
-    return np.asarray(np.random.PCG64(np.random.SeedSequence(seed)).random_raw(count))
-
-
-def _held_out(count: int, fraction: float) -> int:
-    if not 0 < fraction < 1:
-        raise UsageError(
-            f"validation fraction {fraction} is not between 0 and 1; use for example 0.1"
-        )
-    return max(1, round(fraction * count))

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from workers.bank import Bank, Indices, Pixels, random_integers
+from workers.bank import Bank, Indices, Pixels
+from workers.splits import random_integers
 from workers.tasks import Task
 
 SIDE = 16

@@ -1,7 +1,7 @@
 """CIFAR-100 (Krizhevsky 2009): 32x32 colour images of 100 fine classes in 20 coarse ones.
 
-Only the training split is used: its 50,000 images are divided into training and validation. The
-test split is not opened.
+The 50,000 images of the training split are divided into training and validation. The test split is
+prepared beside them, where it is there: a partial copy may be without.
 """
 
 import contextlib
@@ -23,23 +23,24 @@ from optimizer.errors import UsageError
 from workers.bank import (
     Arrays,
     Bank,
+    Held,
     Labels,
     Pixels,
     alone_in,
     cached,
     key_of,
-    md5_of,
-    stamps,
-    stratified_split,
 )
+from workers.sources import md5_of, stamps
+from workers.splits import stratified_split
 
 LabelKind = Literal["fine", "coarse"]
 
 CLASSES: dict[LabelKind, int] = {"fine": 100, "coarse": 20}
 _FOLDER = "cifar-100-python"
 _FILES = ("train", "meta")
-_PACKED = ("test", "train", "meta")
 _MEMBER_LIMIT = 2**28  # bytes; train, the largest of the official files, has 155,249,918
+_TEST = "test"
+_PACKED = (_TEST, *_FILES)
 _PIXELS = 3 * 32 * 32
 _TRANSFER_ERRORS = (
     OSError,
@@ -67,15 +68,22 @@ def load(
     missing and not to be downloaded, or are not what they should be.
     """
     home = _find(folder) or _obtain(folder, download)
+    names = [*_FILES, _TEST] if (home / _TEST).is_file() else list(_FILES)
     key = key_of(
         source="cifar100",
-        files=stamps(home / name for name in _FILES),
+        files=stamps(home / name for name in names),
         labels=labels,
         validation=validation,
         verify=verify,
     )
     source = "CIFAR-100" if labels == "fine" else "CIFAR-100 with coarse labels"
-    return cached(cache, key, source, partial(_prepare, home, verify, labels, validation))
+    return cached(
+        cache,
+        key,
+        source,
+        partial(_prepare, home, names if verify else [], labels, validation),
+        partial(_prepare_test, home, labels) if _TEST in names else None,
+    )
 
 
 def _find(folder: Path) -> Path | None:
@@ -154,10 +162,10 @@ def _plain_file(archive: tarfile.TarFile, packed: Path, name: str) -> tarfile.Ta
     return member
 
 
-def _prepare(home: Path, verify: bool, labels: LabelKind, validation: float) -> Arrays:
-    if verify:
-        _compare_checksums(home)
-    images, targets = _training_split(home, labels)
+def _prepare(home: Path, verified: list[str], labels: LabelKind, validation: float) -> Arrays:
+    if verified:
+        _compare_checksums(home, verified)
+    images, targets = _split(home, "train", labels)
     training, held_out = stratified_split(targets, validation)
     return Arrays(
         train=images[training],
@@ -168,11 +176,16 @@ def _prepare(home: Path, verify: bool, labels: LabelKind, validation: float) -> 
     )
 
 
-def _compare_checksums(home: Path) -> None:
+def _prepare_test(home: Path, labels: LabelKind) -> Held:
+    return Held(*_split(home, _TEST, labels))
+
+
+def _compare_checksums(home: Path, names: list[str]) -> None:
     from torchvision.datasets import CIFAR100  # holds the official MD5 sums; late, as above
 
-    official = {**dict(CIFAR100.train_list), CIFAR100.meta["filename"]: CIFAR100.meta["md5"]}
-    for name in _FILES:
+    official = dict([*CIFAR100.train_list, *CIFAR100.test_list])
+    official[CIFAR100.meta["filename"]] = CIFAR100.meta["md5"]
+    for name in names:
         if md5_of(home / name) != official[name]:
             raise UsageError(
                 f"the MD5 of {home / name} does not match the official {official[name]}; "
@@ -181,19 +194,19 @@ def _compare_checksums(home: Path) -> None:
             )
 
 
-def _training_split(home: Path, labels: LabelKind) -> tuple[Pixels, Labels]:
+def _split(home: Path, name: str, labels: LabelKind) -> tuple[Pixels, Labels]:
     meta = _unpickle(home / "meta")
-    names = meta.get(f"{labels}_label_names")
-    if not isinstance(names, list) or len(names) != CLASSES[labels]:
+    known = meta.get(f"{labels}_label_names")
+    if not isinstance(known, list) or len(known) != CLASSES[labels]:
         raise _not_official(home / "meta", f"it does not name {CLASSES[labels]} {labels} labels")
-    entry = _unpickle(home / "train")
+    entry = _unpickle(home / name)
     array, targets = entry.get("data"), entry.get(f"{labels}_labels")
     if not isinstance(array, _PickledArray) or array.pixels.shape[1:] != (_PIXELS,):
-        raise _not_official(home / "train", f"its data is not rows of {_PIXELS} bytes")
+        raise _not_official(home / name, f"its data is not rows of {_PIXELS} bytes")
     if not isinstance(targets, list) or len(targets) != len(array.pixels):
-        raise _not_official(home / "train", f"its {labels}_labels do not match its data")
+        raise _not_official(home / name, f"its {labels}_labels do not match its data")
     if not all(type(target) is int and 0 <= target < CLASSES[labels] for target in targets):
-        raise _not_official(home / "train", f"a label is outside 0..{CLASSES[labels] - 1}")
+        raise _not_official(home / name, f"a label is outside 0..{CLASSES[labels] - 1}")
     return array.pixels.reshape(-1, 3, 32, 32), np.array(targets, dtype=np.int64)
 
 

@@ -1,7 +1,8 @@
 """DIV2K (Agustsson & Timofte 2017): 800 photographs of about 2040x1356 pixels, for denoising.
 
-They are read straight out of the official archive; nothing is unpacked. The official validation
-images are another archive, which is not used here: some training images are held out instead.
+They are read straight out of the official archive; nothing is unpacked. Validation images are held
+out of those 800; the 100 official validation images, another archive, are the test split (the
+official test images were never published).
 """
 
 import http.client
@@ -9,7 +10,8 @@ import os
 import re
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from io import BytesIO
@@ -17,20 +19,10 @@ from pathlib import Path
 from urllib.error import HTTPError
 
 from optimizer.errors import UsageError
-from workers.bank import (
-    Arrays,
-    Bank,
-    Pixels,
-    alone_in,
-    cached,
-    digest,
-    key_of,
-    md5_of,
-    stamps,
-    writing,
-)
+from workers.bank import Arrays, Bank, Held, Pixels, alone_in, cached, digest, key_of, writing
 from workers.images import Color, decode, image_files, pixels, read
-from workers.patches import PatchPlan, Photograph, cut
+from workers.patches import PatchPlan, Photograph, crops, cut
+from workers.sources import md5_of, stamps
 
 Progress = Callable[[int, int], None]
 """Called with bytes done and bytes in all (0 if the server does not say)."""
@@ -43,19 +35,29 @@ class Archive:
     name: str
     url: str
     md5: str
+    folder: str
+    """Where the images lie in it."""
+    images: int
 
 
-# https://data.vision.ee.ethz.ch/cvl/DIV2K/; MD5 of the 3,530,603,713 bytes published there.
+# https://data.vision.ee.ethz.ch/cvl/DIV2K/, with the MD5 sums published there: of 3,530,603,713
+# bytes, and of about an eighth of that.
 TRAINING = Archive(
     name="DIV2K_train_HR.zip",
     url="http://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_train_HR.zip",
     md5="bdc2d9338d4e574fe81bf7d158758658",
+    folder="DIV2K_train_HR",
+    images=800,
+)
+TEST = Archive(
+    name="DIV2K_valid_HR.zip",
+    url="http://data.vision.ee.ethz.ch/cvl/DIV2K/DIV2K_valid_HR.zip",
+    md5="9fcdda83005c5e5997799b69f955ff88",
+    folder="DIV2K_valid_HR",
+    images=100,
 )
 
-_FOLDER = "DIV2K_train_HR"
-_IMAGES = 800
 _FILE = re.compile(r"\d{4}\.png")
-_MEMBER = re.compile(rf"{_FOLDER}/\d{{4}}\.png")
 _MEMBER_LIMIT = 64 * 2**20  # bytes; the largest image is a tenth of it, a bomb is far above
 _CHUNK = 2**20  # bytes
 _PATIENCE = 60  # seconds without a byte
@@ -69,30 +71,91 @@ def load(
     plan: PatchPlan,
     cache: Path,
     progress: Progress | None = None,
-    archive: Archive = TRAINING,
+    training: Archive = TRAINING,
+    test: Archive = TEST,
 ) -> Bank:
     """Return a bank of patches.
 
-    folder holds DIV2K_train_HR.zip or, unpacked, DIV2K_train_HR/0001.png and so on. verify: the
-    archive must have the official MD5 (remembered in the cache, 3.5 GB take seconds to read), the
-    unpacked folder all 800 images; without it a smaller set in the same layout may be used.
-    UsageError if the images are missing and not to be downloaded, or are not what they should be.
+    folder holds DIV2K_train_HR.zip or, unpacked, DIV2K_train_HR/0001.png and so on, and likewise
+    DIV2K_valid_HR; without that there is no test split. verify: an archive must have the official
+    MD5 (remembered in the cache, 3.5 GB take seconds to read), an unpacked folder all images;
+    without it a smaller set in the same layout may be used. UsageError if the training images are
+    missing and not to be downloaded, or images are not what they should be.
     """
-    packed = folder / archive.name
-    unpacked = folder / _FOLDER
+
+    def found(archive: Archive) -> _Images | None:
+        place = _place(folder, archive, download, progress)
+        return None if place is None else _checked(place, archive, verify, cache)
+
+    trained, held = found(training), found(test)
+    if trained is None:
+        raise UsageError(
+            f"no DIV2K in {folder}: looked for {training.name} and {training.folder}/; give the "
+            f"folder that holds one of them, or set download: true to get {training.url}"
+        )
+    key = key_of(
+        source="div2k",
+        files=stamps(trained.files),
+        plan=asdict(plan),
+        test=None if held is None else stamps(held.files),
+    )
+    return cached(
+        cache,
+        key,
+        "DIV2K",
+        partial(_cut, trained, plan),
+        None if held is None else partial(_crop, held, plan),
+    )
+
+
+@dataclass(frozen=True)
+class _Images:
+    """Where the images of an archive lie: in the archive itself, or unpacked."""
+
+    archive: Archive
+    files: list[Path]
+    packed: bool
+
+    @contextmanager
+    def opened(self, color: Color) -> Iterator[list[Photograph]]:
+        """Let the block read the photographs, in the order of their names."""
+        if self.packed:
+            with _opened(self.files[0]) as archive:
+                yield _packed_photographs(archive, self.archive.folder, color)
+        else:
+            yield [Photograph(str(file), partial(read, file, color)) for file in self.files]
+
+
+def _place(
+    folder: Path, archive: Archive, download: bool, progress: Progress | None
+) -> Path | None:
+    """Return the archive, or else the unpacked folder; None if it may not be downloaded."""
+    packed, unpacked = folder / archive.name, folder / archive.folder
     if not packed.is_file():
         if unpacked.is_dir():
-            return _load_unpacked(unpacked, verify, plan, cache)
+            return unpacked
         if not download:
-            raise UsageError(
-                f"no DIV2K in {folder}: looked for {archive.name} and {_FOLDER}/; give the folder "
-                f"that holds one of them, or set download: true to get {archive.url}"
-            )
+            return None
         fetch(archive, folder, progress)
+    return packed
+
+
+def _checked(place: Path, archive: Archive, verify: bool, cache: Path) -> _Images:
+    if place.is_dir():
+        return _Images(archive, _unpacked(place, archive, verify), packed=False)
     if verify:
-        _compare_checksum(packed, archive, cache)
-    key = key_of(source="div2k", files=stamps([packed]), plan=asdict(plan))
-    return cached(cache, key, "DIV2K", partial(_cut_packed, packed, plan))
+        _compare_checksum(place, archive, cache)
+    return _Images(archive, [place], packed=True)
+
+
+def _cut(images: _Images, plan: PatchPlan) -> Arrays:
+    with images.opened(plan.color) as photographs:
+        return cut(photographs, plan)
+
+
+def _crop(images: _Images, plan: PatchPlan) -> Held:
+    with images.opened(plan.color) as photographs:
+        return Held(crops(photographs, plan))
 
 
 def fetch(archive: Archive, folder: Path, progress: Progress | None = None) -> None:
@@ -164,38 +227,37 @@ def _compare_checksum(packed: Path, archive: Archive, cache: Path) -> None:
         mark.touch()
 
 
-def _load_unpacked(folder: Path, verify: bool, plan: PatchPlan, cache: Path) -> Bank:
+def _unpacked(folder: Path, archive: Archive, verify: bool) -> list[Path]:
     files = [file for file in image_files(folder) if _FILE.fullmatch(file.name)]
     if not files:
         raise UsageError(f"no images 0001.png, 0002.png, ... in {folder}; remove or fill it")
-    if verify and len(files) != _IMAGES:
+    if verify and len(files) != archive.images:
         raise UsageError(
-            f"{folder} has {len(files)} of the {_IMAGES} images; complete it, or set verify: false "
-            "to use it as it is"
+            f"{folder} has {len(files)} of the {archive.images} images; complete it, or set "
+            "verify: false to use it as it is"
         )
-    photographs = [Photograph(str(file), partial(read, file, plan.color)) for file in files]
-    key = key_of(source="div2k", files=stamps(files), plan=asdict(plan))
-    return cached(cache, key, "DIV2K", partial(cut, photographs, plan))
+    return files
 
 
-def _cut_packed(packed: Path, plan: PatchPlan) -> Arrays:
+def _opened(packed: Path) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(packed)
+        return zipfile.ZipFile(packed)
     except Exception as error:  # a damaged archive can raise anything
         raise _damaged(packed, error) from error
-    with archive:
-        members = sorted({name for name in archive.namelist() if _MEMBER.fullmatch(name)})
-        if not members:
-            raise UsageError(
-                f"no {_FOLDER}/0001.png and so on in {packed}; replace it by the official archive"
-            )
-        photographs = [
-            Photograph(
-                f"{packed.name}/{member}", partial(_read_member, archive, member, plan.color)
-            )
-            for member in members
-        ]
-        return cut(photographs, plan)
+
+
+def _packed_photographs(archive: zipfile.ZipFile, folder: str, color: Color) -> list[Photograph]:
+    packed = Path(str(archive.filename))
+    member_of = re.compile(rf"{folder}/{_FILE.pattern}")
+    members = sorted({name for name in archive.namelist() if member_of.fullmatch(name)})
+    if not members:
+        raise UsageError(
+            f"no {folder}/0001.png and so on in {packed}; replace it by the official archive"
+        )
+    return [
+        Photograph(f"{packed.name}/{member}", partial(_read_member, archive, member, color))
+        for member in members
+    ]
 
 
 def _read_member(archive: zipfile.ZipFile, member: str, color: Color) -> Pixels:

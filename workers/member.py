@@ -8,16 +8,8 @@ import torch
 from torch import Tensor
 
 from workers import capture, depthwise, devices, proxies
-from workers.recipe import (
-    Job,
-    Measurement,
-    Recipe,
-    optimizer_for,
-    peak_lr,
-    rates,
-    steps_per_epoch,
-)
-from workers.tasks import Draws, Task
+from workers.recipe import Job, Measurement, Recipe, steps_per_epoch, tuners
+from workers.tasks import Draws, Score, Task
 
 State = dict[str, Any]
 """All that the rest of a training depends on: tensors, and dictionaries of plain values."""
@@ -40,6 +32,8 @@ class Member:
         self._steps = 0
         self.seconds = 0.0
         """The member's share of the time that training takes, kept by the loop."""
+        # Before training, and before the member's own stream: if it cannot be read, no job waits.
+        self._judge = task.test() if job.split == "test" else task.evaluate
         self._lane = capture.Lane(device)
         with self._lane():
             network = proxies.build(
@@ -48,15 +42,13 @@ class Member:
                 init=job.init or recipe.init,
                 seed=job.seed,
                 gain=job.gain,
+                trainable=job.trainable,
             )
             # Channels last: 1.1x to 1.7x in fp32 on one core (docs/performance.md).
             self._network = network.to(device).to(memory_format=torch.channels_last)
             if device.type == "cpu":
                 depthwise.speed_up(self._network)
-            self._lr = torch.zeros((), device=device)
-            self._optimizer = optimizer_for(recipe.proxy, self._network, self._lr)
-            steps = job.budget * self._epoch_steps
-            self._rates = rates(peak_lr(recipe, job), steps).to(device)
+            self._tuners = tuners(task, recipe, job, self._network)
             self._draws = Draws(job.seed, device)
             self._order = torch.zeros(
                 (self._epoch_steps, min(recipe.batch_size, len(task))),
@@ -74,7 +66,9 @@ class Member:
         epoch, rest = divmod(self._steps, self._epoch_steps)
         if rest or not epoch:
             return None
-        return epoch if epoch in self._recipe.rungs or epoch == self._job.budget else None
+        if epoch == self._job.budget:
+            return epoch
+        return epoch if epoch in self._recipe.rungs and self._job.split == "validation" else None
 
     def state(self) -> State:
         """Return the state between two steps; its tensors are those in use."""
@@ -83,7 +77,7 @@ class Member:
             "steps": self._steps,
             "seconds": self.seconds,
             "network": dict(self._network.state_dict()),
-            "optimizer": self._optimizer.state_dict()["state"],
+            "optimizers": [tuner.optimizer.state_dict()["state"] for tuner in self._tuners],
             "generators": {name: draw.get_state() for name, draw in vars(self._draws).items()},
             "order": self._order,
         }
@@ -96,10 +90,8 @@ class Member:
         self._steps, self.seconds = state["steps"], state["seconds"]
         with self._lane():
             self._network.load_state_dict(state["network"])
-            groups = self._optimizer.state_dict()["param_groups"]
-            self._optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
-            for group in self._optimizer.param_groups:
-                group["lr"] = self._lr  # the optimiser has taken a copy, which no step changes
+            for tuner, own in zip(self._tuners, state["optimizers"], strict=True):
+                tuner.resume(own)
             for name, draw in vars(self._draws).items():
                 draw.set_state(state["generators"][name])
             self._order.copy_(state["order"])
@@ -121,7 +113,7 @@ class Member:
         epoch = self._steps // self._epoch_steps
         self._network.eval()
         with self._lane(), torch.inference_mode():
-            score = self._task.evaluate(self._network)
+            score = self._judge(self._network)
             loss = self._loss.item()
             # The loss is from before the last step, and an accuracy is finite whatever the
             # weights are.
@@ -133,6 +125,8 @@ class Member:
                 f"diverged: loss {loss:g}, score {score.value:g} and "
                 f"{'finite' if sound else 'non-finite'} weights after {epoch} epochs"
             )
+        if self._job.trainable:
+            score = Score(score.value, {**score.extra, "den": proxies.learned(self._network)})
         return Measurement(epoch, score, self.seconds, self._ending(epoch, score.value))
 
     def _ending(self, epoch: int, score: float) -> Literal["done", "cut"] | None:
@@ -150,12 +144,15 @@ class Member:
     def _train_on_a_batch(self) -> None:
         """Do one step; a GPU captures it, so nothing here may depend on a tensor's value."""
         chosen = self._order.index_select(0, self._row).squeeze(0)
-        self._lr.copy_(self._rates.index_select(0, self._count).squeeze(0))
+        for tuner in self._tuners:
+            tuner.set_rate(self._count)
         inputs, targets = self._task.batch(chosen, self._draws)
         loss = self._task.loss(self._outputs(inputs), targets)
-        self._optimizer.zero_grad(set_to_none=True)
+        for tuner in self._tuners:
+            tuner.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self._optimizer.step()
+        for tuner in self._tuners:
+            tuner.optimizer.step()
         self._loss.copy_(loss.detach())
         self._row += 1
         self._count += 1

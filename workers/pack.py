@@ -253,6 +253,8 @@ def _job(claimed: ClaimedJob) -> Job:
         lr=arm.lr,
         init=arm.init,
         gain=arm.gain,
+        trainable=arm.trainable,
+        split=arm.split,
     )
 
 

@@ -1,4 +1,4 @@
-"""Patches of photographs, for denoising."""
+"""Patches of photographs to train on and crops to judge on, for denoising."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from optimizer.errors import UsageError
-from workers.bank import Arrays, Pixels, random_integers, split
+from workers.bank import Arrays, Pixels
 from workers.images import CHANNELS, Color
+from workers.splits import random_integers, split
 
 PATCH_SEED = 20_250_529
 """Fixes where patches lie; no study seed changes it."""
@@ -60,15 +61,23 @@ def cut(photographs: Sequence[Photograph], plan: PatchPlan) -> Arrays:
         )
     training, held_out = split(len(photographs), plan.validation)
     train = _room(len(training) * plan.per_image, plan.size, plan)
-    validation = _room(len(held_out), plan.crop, plan)
     for row, index in enumerate(training):
         rows = train[row * plan.per_image : (row + 1) * plan.per_image]
         _random_patches(_large_enough(photographs[index], "patch", plan.size), int(index), rows)
-    for row, index in enumerate(held_out):
-        image = _large_enough(photographs[index], "crop", plan.crop)
+    return Arrays(train, crops([photographs[index] for index in held_out], plan))
+
+
+def crops(photographs: Sequence[Photograph], plan: PatchPlan) -> Pixels:
+    """Return the central crop of every photograph, to judge on: (photographs, C, crop, crop).
+
+    UsageError if one is smaller than that.
+    """
+    found = _room(len(photographs), plan.crop, plan)
+    for row, photograph in zip(found, photographs, strict=True):
+        image = _large_enough(photograph, "crop", plan.crop)
         top, left = ((side - plan.crop) // 2 for side in image.shape[1:])
-        validation[row] = image[:, top : top + plan.crop, left : left + plan.crop]
-    return Arrays(train, validation)
+        row[:] = image[:, top : top + plan.crop, left : left + plan.crop]
+    return found
 
 
 def _room(count: int, side: int, plan: PatchPlan) -> Pixels:

@@ -13,9 +13,10 @@ from importlib.resources import files
 from pathlib import Path
 
 from optimizer.errors import UsageError
-from workers.bank import Bank, cached, key_of, stamps
+from workers.bank import Bank, cached, key_of
 from workers.images import read
 from workers.patches import PatchPlan, Photograph, cut
+from workers.sources import stamps
 
 COLOR = (
     "astronaut.png",

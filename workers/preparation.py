@@ -46,7 +46,7 @@ def bank(
         case sections.PhotosData():
             return photos.load(_plan(data), cache)
         case sections.FolderPhotographs():
-            return folder.load_photographs(data.folder, _plan(data), cache)
+            return folder.load_photographs(data.folder, _plan(data), cache, data.test)
         case sections.FolderClasses():
             return folder.load_classes(
                 data.folder,
@@ -54,6 +54,7 @@ def bank(
                 size=data.size,
                 validation=data.validation,
                 cache=cache,
+                test=data.test,
             )
 
 

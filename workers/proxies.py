@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Literal, assert_never
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from optimizer import density
 from workers.classifiers import VGG, ResNet
@@ -43,12 +43,14 @@ def build(
     init: Literal["library", "compensated"],
     seed: int,
     gain: Mapping[int, float] = MappingProxyType({}),
+    trainable: bool = False,
 ) -> nn.Module:
     """Return the proxy on the CPU, its convolutions weighted by the density of their kernel size.
 
     `library` draws the weights of spatial convolutions as the layer library does; `compensated`
     divides the weighted ones by RMS(phi), so that weight * phi starts at the scale of the identity.
-    `gain` multiplies the initial weights of the weighted convolutions of a kernel size.
+    `gain` multiplies the initial weights of the weighted convolutions of a kernel size. With
+    `trainable` every layer has a density of its own as a parameter, which starts at the one given.
     Convolutions whose size has no density stay plain. ValueError for a proxy that its family cannot
     build or a density whose kernel size the proxy does not have.
     """
@@ -58,11 +60,31 @@ def build(
         model = _construct(proxy)
     model = model.to_empty(device="cpu")
     _initialise(model, seed)
-    apply_densities(model, densities)
+    apply_densities(model, densities, trainable=trainable)
     if init == "compensated":
         _compensate(model, densities)
     _amplify(model, gain)
     return model
+
+
+def trainable_densities(model: nn.Module) -> list[tuple[int, Tensor]]:
+    """Return kernel size and density, the parameter ((k-1)/2,), of every layer that learns its own.
+
+    In the order of the layers.
+    """
+    return [
+        (module.kernel_size[0], module.den)
+        for module in model.modules()
+        if isinstance(module, WeightedConv2d) and module.trainable
+    ]
+
+
+def learned(model: nn.Module) -> dict[str, list[list[float]]]:
+    """Return what the layers have learned, as JSON: {kernel size: [density of each layer]}."""
+    found: dict[str, list[list[float]]] = {}
+    for kernel_size, den in trainable_densities(model):
+        found.setdefault(str(kernel_size), []).append(den.tolist())
+    return found
 
 
 def _construct(proxy: Proxy) -> nn.Module:

@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from optimizer import rates as learning_rates
+from workers import proxies
 from workers.proxies import Proxy
 from workers.tasks import Score, Task
 
@@ -16,6 +17,11 @@ Precision = Literal["full", "bfloat16"]
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises linearly, before it falls as a cosine."""
+DENSITY_LR, DENSITY_DECAY = 1e-2, 1e-2
+"""Peak learning rate and weight decay of trainable densities. The authors of weighted convolution
+give them an AdamW of their own with these (README of weightedConvolution2.0)."""
+PERIOD, LONGER = 10, 2
+"""The authors' cosine of that rate starts again after 10 epochs, then 20, then 40 and so on."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,10 @@ class Job:
     """None takes the recipe's."""
     gain: Mapping[int, float] = field(default_factory=dict)
     """By kernel size: a factor of the initial weights (workers.proxies.build)."""
+    trainable: bool = False
+    """Whether every layer learns its density along with its weights, starting at `densities`."""
+    split: Literal["validation", "test"] = "validation"
+    """On which images the job is measured; on the test split only once, at the end."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,42 @@ class Measurement:
     """The job's share of the time that training has taken so far."""
     ending: Literal["done", "cut"] | None
     """Whether the job ends here: the score is below its bar, or its budget is used up."""
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """An optimiser, its learning rate, a tensor that is changed in place, and the rate's values."""
+
+    optimizer: torch.optim.Optimizer
+    lr: Tensor
+    rates: Tensor
+    """Of every step, shape (steps,)."""
+
+    def set_rate(self, step: Tensor) -> None:
+        """Take the rate of a step, a tensor of shape (1,), so that the host is not asked."""
+        self.lr.copy_(self.rates.index_select(0, step).squeeze(0))
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take over the state of another job's optimiser, with the rate of this one."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr  # the optimiser has taken a copy, which no step changes
+
+
+def tuners(task: Task, recipe: Recipe, job: Job, network: nn.Module) -> list[Tuner]:
+    """Return what trains a network where it lies: its weights and, in such a job, its densities."""
+    device = next(network.parameters()).device
+    epoch_steps = steps_per_epoch(task, recipe)
+    steps = job.budget * epoch_steps
+    lr = torch.zeros((), device=device)
+    optimizer = optimizer_for(recipe.proxy, network, lr)
+    found = [Tuner(optimizer, lr, rates(peak_lr(recipe, job), steps).to(device))]
+    if job.trainable:
+        own = torch.zeros((), device=device)
+        densities = density_optimizer(network, own)
+        found.append(Tuner(densities, own, density_rates(steps, epoch_steps).to(device)))
+    return found
 
 
 def steps_per_epoch(task: Task, recipe: Recipe) -> int:
@@ -95,10 +141,11 @@ def usual_lr(proxy: Proxy, batch_size: int) -> float:
 def optimizer_for(proxy: Proxy, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
     """Return the optimiser that the family is usually trained with (see optimizer.rates).
 
-    `lr` is a tensor without dimensions on the network's device. Training changes it in place, so
-    that a step needs nothing from the host.
+    It holds all parameters but densities. `lr` is a tensor without dimensions on the network's
+    device. Training changes it in place, so that a step needs nothing from the host.
     """
-    parameters = network.parameters()
+    densities = {id(den) for _, den in proxies.trainable_densities(network)}
+    parameters = [each for each in network.parameters() if id(each) not in densities]
     match proxy.family:
         case "vgg" | "resnet":
             return torch.optim.SGD(
@@ -115,3 +162,30 @@ def optimizer_for(proxy: Proxy, network: nn.Module, lr: Tensor) -> torch.optim.O
                 fused=True,
                 capturable=lr.is_cuda,
             )
+
+
+def density_optimizer(network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
+    """Return the optimiser of a network's trainable densities, whatever that of its weights is."""
+    return torch.optim.AdamW(
+        [den for _, den in proxies.trainable_densities(network)],
+        lr,
+        weight_decay=DENSITY_DECAY,
+        fused=True,
+        capturable=lr.is_cuda,
+    )
+
+
+def density_rates(steps: int, epoch_steps: int) -> Tensor:
+    """Return the learning rate of trainable densities for every step, shape (steps,)."""
+    return torch.tensor([DENSITY_LR * restarting(step // epoch_steps) for step in range(steps)])
+
+
+def restarting(epoch: int) -> float:
+    """Return an epoch's rate as a share of its peak: a cosine with warm restarts.
+
+    Loshchilov & Hutter 2017 (arXiv 1608.03983), equation 5.
+    """
+    period = PERIOD
+    while epoch >= period:
+        epoch, period = epoch - period, LONGER * period
+    return 0.5 * (1 + math.cos(math.pi * epoch / period))

@@ -4,31 +4,36 @@ Images stay uint8 on the device; batches, augmentation and noise are made there,
 work per image. Shapes: N images, C channels, H x W pixels, B images of a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from optimizer.errors import UsageError
 from workers import seeds
-from workers.bank import Bank
+from workers.bank import Bank, Held
 
 EVALUATION_BATCH = 256
-"""Images of a validation batch; it changes memory, not results beyond rounding."""
+"""Images that are judged at once; it changes memory, not results beyond rounding."""
 BEST_PSNR = 100.0
 """PSNR in dB of an image without error (an all-black one, say), which would be infinite."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """What a network achieves on the validation images."""
+    """What a network achieves on the images that it is judged on."""
 
     value: float
     """The task's metric, higher is better: top-1 accuracy in % or PSNR in dB."""
-    extra: dict[str, float]
-    """What is shown beside it."""
+    extra: dict[str, Any]
+    """What is told beside it, as JSON."""
+
+
+Judge = Callable[[nn.Module], Score]
+"""Judges a network, which is in evaluation mode."""
 
 
 class Task(Protocol):
@@ -46,6 +51,9 @@ class Task(Protocol):
     def evaluate(self, network: nn.Module) -> Score:
         """Judge a network, which is in evaluation mode, on the validation images."""
 
+    def test(self) -> Judge:
+        """Open the test split and return what judges on it; UsageError if there is none here."""
+
     def floor(self) -> float:
         """Return the metric without any training: what a network has to beat."""
 
@@ -59,12 +67,27 @@ class Draws:
         self.noise: Generator = seeds.generator(seed, "noise", device=device)
 
 
+def _opened(bank: Bank) -> Held:
+    if bank.test is None:
+        raise UsageError(
+            f"the data here ({bank.source}) have no test split; complete them, or attach workers "
+            f"that have it"
+        )
+    return bank.test()
+
+
+def _of(held: Held, score: Score) -> Score:
+    """Return a score with the fingerprint of the test split that it was reached on."""
+    return Score(score.value, {**score.extra, "test": held.fingerprint})
+
+
 class Classification:
     """Cross-entropy on labelled images; random crop and horizontal flip; top-1 and top-5 in %."""
 
     def __init__(self, bank: Bank, device: torch.device) -> None:
         if bank.train_labels is None or bank.validation_labels is None:
             raise ValueError(f"the bank of {bank.source} has no labels")
+        self._bank = bank
         images = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
         self._size = images.shape[-1]
         # An eighth of the side: the usual 4 pixels for 32 x 32.
@@ -107,19 +130,28 @@ class Classification:
 
     def evaluate(self, network: nn.Module) -> Score:
         """Return top-1 accuracy in %, and top-5 beside it."""
-        pairs = zip(
-            self._validation.split(EVALUATION_BATCH),
-            self._validation_labels.split(EVALUATION_BATCH),
-            strict=True,
-        )
+        return self._judged(network, self._validation, self._validation_labels)
+
+    def test(self) -> Judge:
+        """Return what judges on the test split; ValueError if that has no labels."""
+        held = _opened(self._bank)
+        if held.labels is None:
+            raise ValueError(f"the test split of {self._bank.source} has no labels")
+        images = torch.tensor(held.images, device=self._labels.device)
+        labels = torch.tensor(held.labels, device=self._labels.device)
+        return lambda network: _of(held, self._judged(network, images, labels))
+
+    def _judged(self, network: nn.Module, images: Tensor, labels: Tensor) -> Score:
         hits = torch.zeros(2, dtype=torch.int64, device=self._labels.device)
-        for images, labels in pairs:
-            logits = network(self._normalised(images))
+        for some, wanted in zip(
+            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+        ):
+            logits = network(self._normalised(some))
             # A tie is a miss, and so is NaN: a dead network must not look perfect.
-            own = logits.gather(1, labels[:, None])
+            own = logits.gather(1, wanted[:, None])
             not_below = (~(logits < own)).sum(dim=1)  # the label's own logit included
             hits += torch.stack([(not_below <= 1).sum(), (not_below <= 5).sum()])
-        top1, top5 = (100 * hits.double() / len(self._validation)).tolist()
+        top1, top5 = (100 * hits.double() / len(images)).tolist()
         return Score(top1, {"top5": top5})
 
     def floor(self) -> float:
@@ -150,16 +182,15 @@ class Denoising:
     """Mean squared error against the clean patch; flips and rotations; PSNR in dB.
 
     The noise is white and Gaussian with standard deviation sigma/255 on images in [0, 1] and is not
-    clipped, in training and validation alike (the protocol of Zhang et al. 2017, DnCNN).
+    clipped, in training and judging alike (the protocol of Zhang et al. 2017, DnCNN).
     """
 
     def __init__(self, bank: Bank, device: torch.device, sigma: float) -> None:
+        self._bank = bank
         self._patches = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
         self._clean = torch.tensor(bank.validation, device=device)
         self._sigma = sigma / 255
-        # The same noise for every job and rung, whatever its seed: less spread, same question.
-        noise = torch.randn(self._clean.shape, generator=seeds.generator(0, "validation noise"))
-        self._noise = noise.to(device) * self._sigma
+        self._noise = self._fixed_noise(self._clean, "validation noise")
 
     def __len__(self) -> int:
         """Return the number of training patches."""
@@ -186,24 +217,37 @@ class Denoising:
 
     def evaluate(self, network: nn.Module) -> Score:
         """Return PSNR in dB of the clipped output, averaged over images, and SSIM beside it."""
-        psnr: list[Tensor] = []
-        ssim: list[Tensor] = []
-        for noisy, clean in self._validation_pairs():
-            restored = network(noisy).clamp(0, 1)
-            error = (restored.double() - clean.double()).square().mean(dim=(1, 2, 3))
-            psnr.append((-10 * torch.log10(error)).clamp(max=BEST_PSNR))
-            ssim.append(_ssim(restored, clean))
-        return Score(torch.cat(psnr).mean().item(), {"ssim": torch.cat(ssim).mean().item()})
+        return _restored(network, self._clean, self._noise)
+
+    def test(self) -> Judge:
+        """Return what judges on the test split."""
+        held = _opened(self._bank)
+        clean = torch.tensor(held.images, device=self._clean.device)
+        noise = self._fixed_noise(clean, "test noise")
+        return lambda network: _of(held, _restored(network, clean, noise))
 
     def floor(self) -> float:
         """Return the PSNR of the noisy images as they are, clipped."""
         return self.evaluate(nn.Identity()).value
 
-    def _validation_pairs(self) -> Iterator[tuple[Tensor, Tensor]]:
-        # A validation crop has the pixels of many patches, so batches are smaller.
-        for clean, noise in zip(self._clean.split(16), self._noise.split(16), strict=True):
-            images = clean.float() / 255
-            yield images + noise, images
+    def _fixed_noise(self, clean: Tensor, purpose: str) -> Tensor:
+        """Return the same noise for every job and rung, whatever its seed: the same question."""
+        noise = torch.randn(clean.shape, generator=seeds.generator(0, purpose))
+        return noise.to(clean.device) * self._sigma
+
+
+def _restored(network: nn.Module, images: Tensor, noises: Tensor) -> Score:
+    """Return how well a network restores images (M, C, H, W) uint8 from their noise."""
+    psnr: list[Tensor] = []
+    ssim: list[Tensor] = []
+    # An image has the pixels of many patches, so batches are smaller.
+    for some, noise in zip(images.split(16), noises.split(16), strict=True):
+        clean = some.float() / 255
+        restored = network(clean + noise).clamp(0, 1)
+        error = (restored.double() - clean.double()).square().mean(dim=(1, 2, 3))
+        psnr.append((-10 * torch.log10(error)).clamp(max=BEST_PSNR))
+        ssim.append(_ssim(restored, clean))
+    return Score(torch.cat(psnr).mean().item(), {"ssim": torch.cat(ssim).mean().item()})
 
 
 def _ssim(restored: Tensor, clean: Tensor) -> Tensor:

@@ -55,19 +55,8 @@ class WeightedConv(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         checked = density.validate(den, _side(kernel_size))
-        super().__init__(
-            in_channels,
-            out_channels,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            groups,
-            bias,
-            padding_mode,
-            device,
-            dtype,
-        )
+        settings = (stride, padding, dilation, groups, bias, padding_mode, device, dtype)
+        super().__init__(in_channels, out_channels, kernel_size, *settings)
         self._set_density(checked, trainable)
 
     @classmethod

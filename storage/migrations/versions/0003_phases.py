@@ -1,4 +1,4 @@
-"""Studies have phases, and trials and jobs belong to one: calibrate, search, confirm."""
+"""Studies have phases, and trials and jobs belong to one: calibrate, search, confirm, decided."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,8 +8,10 @@ revision = "0003"
 down_revision = "0002"
 
 SCHEMA = "densitune"
+PHASES = "phase IN ('calibrate', 'search', 'confirm', 'decided')"
 ROLES = (
-    "role IN ('identity', 'published', 'candidate', 'rate', 'finalist', 'control', 'compensated')"
+    "role IN ('identity', 'published', 'candidate', 'rate', 'trainable', 'finalist', 'control', "
+    "'compensated')"
 )
 
 
@@ -45,24 +47,15 @@ def _studies() -> None:
         sa.Column("forced", sa.Boolean, nullable=False, server_default=sa.text("false")),
         sa.Column("lr", sa.Double),
         sa.Column("verdicts", JSONB),
+        sa.Column("holdout", JSONB),
     ):
         op.add_column("studies", column, schema=SCHEMA)
-    op.create_check_constraint(
-        op.f("ck_studies_phase"),
-        "studies",
-        "phase IN ('calibrate', 'search', 'confirm', 'decided')",
-        schema=SCHEMA,
-    )
+    op.create_check_constraint(op.f("ck_studies_phase"), "studies", PHASES, schema=SCHEMA)
 
 
 def _trials() -> None:
     op.create_primary_key("pk_trials", "trials", ["study_id", "phase", "number"], schema=SCHEMA)
-    op.create_check_constraint(
-        op.f("ck_trials_phase"),
-        "trials",
-        "phase IN ('calibrate', 'search', 'confirm')",
-        schema=SCHEMA,
-    )
+    op.create_check_constraint(op.f("ck_trials_phase"), "trials", PHASES, schema=SCHEMA)
     op.alter_column("trials", "optuna_number", nullable=True, schema=SCHEMA)
     op.drop_constraint(op.f("ck_trials_role"), "trials", schema=SCHEMA, type_="check")
     op.create_check_constraint(op.f("ck_trials_role"), "trials", ROLES, schema=SCHEMA)
@@ -70,7 +63,8 @@ def _trials() -> None:
     op.add_column("trials", sa.Column("arm", JSONB), schema=SCHEMA)
     op.execute("""
         UPDATE densitune.trials SET arm = jsonb_build_object(
-            'lr', NULL, 'init', coalesce(config->>'init', 'library'), 'gain', '{}'::jsonb)
+            'lr', NULL, 'init', coalesce(config->>'init', 'library'), 'gain', '{}'::jsonb,
+            'trainable', false, 'split', 'validation')
         FROM densitune.studies WHERE studies.id = trials.study_id
     """)
     op.alter_column("trials", "arm", nullable=False, schema=SCHEMA)

@@ -21,7 +21,7 @@ from storage.arms import Arm
 
 DENSITY, IDENTITY, CONTROL = "density", "identity", "its scale control"
 UNNAMED = "CPU"
-"""A device of which a preset does not tell which one it was: two of them may round differently."""
+"""What presets of earlier versions call any CPU: two of them may round differently."""
 
 TOLERANCE = 1.0
 """Allowed deviation on another kind of device, in standard deviations of the recorded differences

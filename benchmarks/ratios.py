@@ -10,10 +10,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
+
+from workers import devices
 
 Run = Callable[[], object]
 Clock = Callable[[Run], float]
@@ -95,7 +96,7 @@ def environment(device: torch.device) -> dict[str, str | int]:
     """Return what a figure depends on: device, CPU, threads and versions."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        "cpu": _cpu_model(),
+        "cpu": devices.cpu_model(),
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -112,11 +113,3 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
         lines.append("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
     return "\n".join(lines)
-
-
-def _cpu_model() -> str:
-    """Return the CPU's own name; Linux keeps it in /proc/cpuinfo."""
-    listing = Path("/proc/cpuinfo")
-    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from optimizer import health
 from optimizer.config import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.presets import (
@@ -50,6 +51,12 @@ NOTES = {
 }
 """What each verdict means, for whoever opens the file."""
 
+UNHEALTHY = (
+    "NOT TO BE RELIED ON: the study was forced to go on although its standard convolution was no "
+    "healthy baseline (see cautions)."
+)
+"""What comes before that where identity was not above every floor."""
+
 
 def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
     """Return the preset of one trial of a study's search, with its verdict if it has one."""
@@ -81,7 +88,9 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
         ),
         evidence=Evidence(
             verdict=verdict,
-            note=NOTES[verdict],
+            note=NOTES[verdict]
+            if _complaint(snapshot) is None
+            else f"{UNHEALTHY} {NOTES[verdict]}",
             confirmation=None if finalist is None else _confirmation(snapshot, finalist),
             test=_test(snapshot, chosen.number),
             seeds=sorted(chosen.values),
@@ -127,15 +136,28 @@ def export(
     """Write the preset of a trial, or else of the study's winner; return its path and contents.
 
     UsageError if there is no such result yet, or the folder cannot be written; EvidenceError, with
-    nothing written, if the verdict has to be `better` and is not.
+    nothing written, if the verdict has to be `better` and is not, or the baseline is not healthy.
     """
     preset = compose(snapshot, chosen(snapshot, trial))
+    complaint = _complaint(snapshot)
+    if require_better and complaint is not None:
+        raise EvidenceError(
+            f"study {preset.name}: {complaint} A sound `better` was required; nothing was written"
+        )
     if require_better and preset.evidence.verdict != "better":
         raise EvidenceError(
             f"study {preset.name}: trial {preset.provenance.trial} is {preset.evidence.verdict} "
             f"({MEANING[preset.evidence.verdict]}), and better was required; nothing was written"
         )
     return write(preset, folder), preset
+
+
+def in_words(preset: Preset) -> str:
+    """Return a preset's verdict and what it means, for a line."""
+    verdict = preset.evidence.verdict
+    words = f"{verdict}: {MEANING[verdict]}"
+    unhealthy = preset.evidence.note.startswith(UNHEALTHY)
+    return f"{words}; but identity was no healthy baseline" if unhealthy else words
 
 
 def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
@@ -158,6 +180,16 @@ def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
             f"look at: densitune status {snapshot.study.name}"
         )
     return found
+
+
+def _note(snapshot: Snapshot, verdict: str) -> str:
+    healthy = _complaint(snapshot) is None
+    return NOTES[verdict] if healthy else f"{UNHEALTHY} {NOTES[verdict]}"
+
+
+def _complaint(snapshot: Snapshot) -> str | None:
+    identity = snapshot.results[0].mean
+    return health.complaint(snapshot.config, snapshot.floors, identity)
 
 
 def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation:

@@ -21,13 +21,13 @@ from storage.arms import Arm
 
 DENSITY, IDENTITY, CONTROL = "density", "identity", "its scale control"
 UNNAMED = "CPU"
-"""A device of which a preset does not tell which one it was: two of them may round differently."""
+"""What presets of earlier versions call any CPU: two of them may round differently."""
 
 TOLERANCE = 1.0
 """Allowed deviation on another kind of device, in standard deviations of the recorded differences
-between seeds. Another rounding must not move a seed as far as another seed would. Float32 with
-AVX2 instead of AVX-512 moved PSNR by at most 0.001 and top-1 accuracy by 0.5 (one validation image)
-of them (torch 2.15, trainings of some 100 steps). Rounding grows with the length of a training."""
+between seeds. Another rounding must not move a seed as far as another seed would. AVX2 instead of
+AVX-512 moved PSNR by at most 0.001 of them, in bfloat16 by 0.03, and top-1 accuracy by 0.5, which
+was one image (torch 2.15, some 100 steps, 2 to 5 seeds). Longer trainings amplify rounding more."""
 
 Differences = Mapping[str, Mapping[int, float]]
 """The density minus the arm of this name, by seed."""

@@ -34,7 +34,6 @@ from optimizer.options import (
     StudyName,
     Until,
 )
-from optimizer.verdicts import MEANING
 from storage import database, retry, studies
 from storage.studies import Phase, Study
 
@@ -218,8 +217,7 @@ def _run(
     if now.study.phase == "decided":
         console.print(confirmation_table(now))
     path, preset = exports.export(now, folder)
-    verdict = preset.evidence.verdict
-    console.print(f"preset: {path} ({verdict}: {MEANING[verdict]})", soft_wrap=True)
+    console.print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
 
 
 def _work(

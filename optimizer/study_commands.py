@@ -15,7 +15,6 @@ from optimizer.errors import UsageError
 from optimizer.options import Device, Storage, StudyName
 from optimizer.presets import Preset
 from optimizer.snapshot import Snapshot
-from optimizer.verdicts import MEANING
 from storage import studies
 
 WATCH_SECONDS = 1.0
@@ -115,8 +114,7 @@ def export(
     engine = environment.open_storage(storage)
     now = snapshot.of(engine, name)
     path, preset = exports.export(now, folder, trial, require_better=require is not None)
-    verdict = preset.evidence.verdict
-    display.console().print(f"preset: {path} ({verdict}: {MEANING[verdict]})", soft_wrap=True)
+    display.console().print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
 
 
 def report(

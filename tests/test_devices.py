@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -130,7 +131,9 @@ def test_workers_on_a_missing_device_are_refused(
 
 def test_devices_have_names_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
     see(monkeypatch, 2)
-    assert devices.describe(torch.device("cpu")) == "CPU"
+    name = devices.describe(torch.device("cpu"))
+    assert name == f"{devices.cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+    assert devices.cpu_model() in Path("/proc/cpuinfo").read_text()
     assert devices.describe(torch.device("cuda", 1)) == "Card 1"
 
 

@@ -275,6 +275,24 @@ def test_better_can_be_required(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_better_beside_an_unhealthy_identity_is_marked_and_does_not_do(tmp_path: Path) -> None:
+    known = decided()
+    provenance = {**known.study.provenance, "floors": {"linear 3 x 3 filter": 99.0}}
+    forced = dataclasses.replace(
+        known, study=dataclasses.replace(known.study, provenance=provenance)
+    )
+    with pytest.raises(EvidenceError, match=r"not above the linear 3 x 3 filter .*required"):
+        exports.export(forced, tmp_path, require_better=True)
+    assert list(tmp_path.iterdir()) == []
+    _, marked = exports.export(forced, tmp_path)
+    assert marked.evidence.verdict == "better"
+    assert marked.evidence.note.startswith("NOT TO BE RELIED ON")
+    assert "identity was no healthy baseline" in exports.in_words(marked)
+    _, sound = exports.export(known, tmp_path)
+    assert "RELIED" not in sound.evidence.note
+    assert exports.in_words(sound) == "better: better than identity and than its scale control"
+
+
 def test_the_hash_of_the_ledger_covers_the_confirmation() -> None:
     first, changed = decided(), decided()
     [row, *_] = changed.confirm.rows

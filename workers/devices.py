@@ -2,8 +2,10 @@
 
 import ctypes
 import os
+import platform
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -41,10 +43,18 @@ def all_gpus() -> list[str]:
 
 
 def describe(device: torch.device) -> str:
-    """Return what a person calls the device."""
+    """Return what a person calls the device: two of one name compute the same bits."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return "CPU"
+    return f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def cpu_model() -> str:
+    """Return the CPU's own name; Linux keeps it in /proc/cpuinfo."""
+    listing = Path("/proc/cpuinfo")
+    lines = listing.read_text(encoding="utf-8").splitlines() if listing.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine() or "CPU"
 
 
 def precision(asked: Literal["auto", "full", "bfloat16"], device: torch.device) -> Precision:

@@ -34,7 +34,10 @@ from optimizer.verdicts import Comparison, FinalistVerdict
 from storage import server
 from workers import devices, member, preparation, seeds, training, worker
 from workers.bank import Bank
+from workers.checkpoint import Checkpoints
+from workers.pack import Bench
 from workers.recipe import Job, Recipe
+from workers.shift import Shift
 from workers.tasks import Draws, Task
 
 MOST_BETTER = 1
@@ -87,9 +90,19 @@ def run(engine: Engine, given: StudyConfig, bank: Bank) -> Snapshot:
         engine, given, bank.source, bank.fingerprint, "full", floors=lambda: floors
     )
     recipe = preparation.recipe(given, bank, "full")
-    bench = worker.Bench(created.id, preparation.task(given, bank, CPU), recipe, CPU)
+    bench = Bench(preparation.task(given, bank, CPU), recipe, CPU)
     proposer = Proposer(engine, created.id, given)
-    worker.work(engine, bench, pack=1, stop=threading.Event(), when_idle=proposer.advance)
+    home = environment.home()
+    with Shift(engine, created, CPU, home / "spool") as shift:
+        worker.work(
+            shift,
+            bench,
+            Checkpoints(home / "checkpoints", created),
+            pack=1,
+            stop=threading.Event(),
+            when_idle=proposer.advance,
+            outage_limit=0.0,
+        )
     return snapshot.of(engine, given.name)
 
 

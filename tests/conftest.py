@@ -3,14 +3,13 @@
 import os
 import signal
 import tempfile
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis
 import pytest
-from sqlalchemy import Engine, create_engine, make_url, text
+from databases import administer, temporary, within
+from sqlalchemy import Engine
 
 from storage import leases, studies
 from storage.database import connect, prepare
@@ -24,6 +23,7 @@ os.environ.pop("DENSITUNE_STORAGE", None)
 
 # A shell that runs the tests in the background ignores SIGINT, and every process would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores this one
 
 
 # How long an example takes depends on what else the machine does.
@@ -35,7 +35,7 @@ hypothesis.settings.load_profile("untimed")
 def postgres() -> Iterator[str]:
     """The URL of the session's server, of which tests use databases of their own."""
     url = embedded_url(Path(_home.name))
-    _administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
+    administer(url, "ALTER SYSTEM SET fsync = off", "SELECT pg_reload_conf()")
     yield url
     release()
 
@@ -43,8 +43,8 @@ def postgres() -> Iterator[str]:
 @pytest.fixture(scope="session")
 def prepared(postgres: str) -> str:
     """The name of a prepared database that is only ever copied."""
-    _administer(postgres, "CREATE DATABASE prepared")
-    engine = connect(_within(postgres, "prepared"))
+    administer(postgres, "CREATE DATABASE prepared")
+    engine = connect(within(postgres, "prepared"))
     prepare(engine)
     engine.dispose()
     return "prepared"
@@ -59,14 +59,14 @@ def _leases_may_end_soon_after_the_servers_start(monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def empty_url(postgres: str) -> Iterator[str]:
     """The URL of a database without any schema."""
-    with _temporary(postgres, "template1") as url:
+    with temporary(postgres, "template1") as url:
         yield url
 
 
 @pytest.fixture
 def database(postgres: str, prepared: str) -> Iterator[Engine]:
     """An engine on a prepared database."""
-    with _temporary(postgres, prepared) as url:
+    with temporary(postgres, prepared) as url:
         engine = connect(url)
         yield engine
         engine.dispose()
@@ -82,23 +82,3 @@ def database_url(database: Engine) -> str:
 def study(database: Engine) -> studies.Study:
     """A running study without trials."""
     return studies.create(database, "a study", {"task": "photos"}, "fingerprint", {})[0]
-
-
-@contextmanager
-def _temporary(postgres: str, template: str) -> Iterator[str]:
-    name = f"test_{uuid.uuid4().hex[:12]}"
-    _administer(postgres, f"CREATE DATABASE {name} TEMPLATE {template}")
-    yield _within(postgres, name)
-    _administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")
-
-
-def _within(postgres: str, database: str) -> str:
-    return make_url(postgres).set(database=database).render_as_string(hide_password=False)
-
-
-def _administer(postgres: str, *statements: str) -> None:
-    engine = create_engine(postgres, isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        for statement in statements:
-            connection.execute(text(statement))
-    engine.dispose()

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from optimizer import config
+from optimizer import strict_yaml
 from optimizer.errors import UsageError
 from workers import cifar100, div2k
 from workers.images import read
@@ -174,7 +174,7 @@ def load_pickle(folder: Path, raw: bytes) -> str | None:
     (home / "meta").write_bytes(CONTENT["meta"])
     (home / "train").write_bytes(raw)
     try:
-        cifar100._training_split(home, "fine")
+        cifar100._split(home, "train", "fine")
     except UsageError as refused:
         return str(refused)
     return None
@@ -259,7 +259,7 @@ def load_zip(folder: Path, raw: bytes) -> str | None:
     packed = folder / div2k.TRAINING.name
     packed.write_bytes(raw)
     try:
-        div2k._cut_packed(packed, PLAN)
+        div2k._cut(div2k._Images(div2k.TRAINING, [packed], packed=True), PLAN)
     except UsageError as refused:
         return str(refused)
     return None
@@ -383,7 +383,7 @@ def test_no_module_loads_a_pickle_or_unpacks_an_archive_as_it_comes(path: Path) 
 
 def test_unpicklers_decide_on_every_name_and_yaml_makes_plain_values() -> None:
     assert cifar100._Unpickler.find_class is not pickle.Unpickler.find_class
-    assert issubclass(config._OneValuePerKey, yaml.SafeLoader)
+    assert issubclass(strict_yaml.OneValuePerKey, yaml.SafeLoader)
     classes = [
         ast.unparse(node)
         for path in SOURCES

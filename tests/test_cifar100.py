@@ -167,7 +167,7 @@ def test_the_test_file_is_the_test_split_and_changes_nothing_else(
 
 def test_a_broken_test_file_is_told(folder: Path, tmp_path: Path) -> None:
     file = folder / "cifar-100-python" / "test"
-    file.write_bytes(b"broken")
+    file.write_bytes(b"\xff")
     line = refused(folder, tmp_path / "cache")
     assert line.startswith(f"{file} is not a file of CIFAR-100: it is damaged (")
 

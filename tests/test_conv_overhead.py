@@ -51,7 +51,7 @@ def test_shapes_are_those_that_the_proxies_run() -> None:
     depthwise = {(shape.inputs, shape.height) for shape in shapes if shape.groups > 1}
     assert depthwise == {(32, 32), (64, 16), (128, 8)}  # NAFNet 16x5: twice the width, per level
     images = {(shape.inputs, shape.outputs, shape.batch) for shape in shapes if shape.first}
-    assert images == {(3, 32, 128), (1, 32, 64), (1, 16, 32)}
+    assert images == {(3, 32, 32), (1, 32, 16), (1, 16, 8)}
     halving = {(shape.inputs, shape.outputs) for shape in shapes if shape.stride == 2}
     assert halving == {(32, 64), (64, 128)}  # between ResNet's stages
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import _temporary
+from databases import temporary
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, event, make_url, text
 from test_proposer import contents, create, enlist, make_config
@@ -91,7 +91,7 @@ def dies(url: str, study_id: int, given: StudyConfig, commit: int) -> bool:
 
 def go_on(postgres: str, template: str, given: StudyConfig, death: int | None) -> tuple[Any, bool]:
     """Advance a copy of a study with a proposer that dies, then with one that does not."""
-    with _temporary(postgres, template) as url:
+    with temporary(postgres, template) as url:
         engine = connect(url)
         study = studies.find(engine, given.name)
         assert study is not None
@@ -125,7 +125,7 @@ def test_a_proposer_may_die_at_any_commit(
     monkeypatch.setattr(design, "startup", lambda dimensions: 1)
     given = made(sampler, 20)
     ready = len(given.anchors) + 3
-    with _temporary(postgres, prepared) as url:
+    with temporary(postgres, prepared) as url:
         engine = connect(url)
         study_id = create(engine, given)
         proposer = Proposer(engine, study_id, given)

@@ -14,7 +14,7 @@ import aa
 import numpy as np
 import pytest
 import torch
-from conftest import _temporary
+from databases import temporary
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -58,7 +58,7 @@ def trained(raw: dict[str, Any], postgres: str, prepared: str) -> Preset:
     """The preset of a study that was really trained, by workers on a database."""
     parsed = config.parse(raw, "by hand")
     devices.make_repeatable(CPU)
-    with _temporary(postgres, prepared) as url:
+    with temporary(postgres, prepared) as url:
         engine = connect(url)
         found = aa.run(engine, parsed, aa.prepare(parsed))
         engine.dispose()

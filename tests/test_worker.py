@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 import tempfile
 import threading
 import time
@@ -22,12 +23,14 @@ from storage.errors import StorageUnreachableError
 from storage.ledger import LedgerRow
 from storage.studies import Study
 from storage.trials import TrialRow
-from workers import heartbeat, preparation, worker
+from workers import devices, heartbeat, preparation, worker
 from workers import pack as pack_module
 from workers.checkpoint import Checkpoints
 from workers.pack import Bench
 from workers.shift import Shift
 from workers.tasks import Draws, Score, Task
+
+HERE = re.escape(devices.describe(torch.device("cpu")))
 
 
 @pytest.fixture(scope="module")
@@ -239,7 +242,7 @@ def test_a_device_too_small_for_one_job_ends_the_worker_and_blames_no_density(
     whole = make_bench(database, make_config(), cache)
     add(database, whole, [1.0, 0.5])
     bench = whole.with_task(Cramped(whole.bench.task, limit=0))
-    with pytest.raises(UsageError, match="a single job does not fit into the memory of CPU"):
+    with pytest.raises(UsageError, match=f"a single job does not fit into the memory of {HERE}"):
         work(database, bench, pack=pack)
     done, rows = contents(database, whole)
     assert [(trial.waiting, trial.failed) for trial in done] == [(2, 0), (2, 0)]
@@ -668,7 +671,9 @@ def test_a_device_that_computes_no_more_ends_the_worker_and_blames_no_job(
     monkeypatch.setattr(pack_module, "_answers", lambda _: False)
     bench = make_bench(database, make_config(), cache)
     add(database, bench, [1.0])
-    with pytest.raises(StudyFailedError, match="CPU computes no more after RuntimeError: the dev"):
+    with pytest.raises(
+        StudyFailedError, match=f"{HERE} computes no more after RuntimeError: the dev"
+    ):
         work(database, bench.with_task(Fragile(bench.bench.task, 0)), pack=2)
     assert (
         query(database, "SELECT state, kind FROM densitune.jobs") == [("waiting", "preempted")] * 2

@@ -26,7 +26,10 @@ def preset(folder: Path) -> dict[str, Any]:
 
 
 def kill_in(phase: str, folder: Path, url: str, database: Engine) -> None:
-    """Launch the study, and kill all of its processes at once when it trains in the phase."""
+    """Launch the study, and kill all of its processes at once while it trains in the phase.
+
+    They are stopped before the last look, so that no job can end between the look and the kill.
+    """
     launch = subprocess.Popen(
         command("launch", "killed.yaml", "--force", "--workers", "2"),
         cwd=folder,
@@ -37,7 +40,17 @@ def kill_in(phase: str, folder: Path, url: str, database: Engine) -> None:
     )
     training = f"SELECT 1 FROM densitune.jobs WHERE phase = '{phase}' AND state = 'running'"
     done = f"SELECT 1 FROM densitune.jobs WHERE phase = '{phase}' AND state = 'done'"
-    wait_for(lambda: query(database, training) and query(database, done))
+
+    def caught() -> bool:
+        if not query(database, done):
+            return False
+        os.killpg(launch.pid, signal.SIGSTOP)
+        if query(database, training):
+            return True
+        os.killpg(launch.pid, signal.SIGCONT)
+        return False
+
+    wait_for(caught)
     os.killpg(launch.pid, signal.SIGKILL)
     launch.wait()
     with database.begin() as connection:  # leases would run out by themselves after a minute

@@ -124,7 +124,7 @@ def worker(
     device: Device = "auto",
     all_gpus: Annotated[bool, typer.Option("--all-gpus", help="One process per GPU.")] = False,
     pack: Pack = None,
-    wait: Annotated[bool, typer.Option("--wait", help="Wait until the study exists.")] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for server and study.")] = False,
     checkpoints: Checkpoints = None,
     idle_exit: IdleExit = None,
     outage_limit: OutageLimit = None,
@@ -133,17 +133,17 @@ def worker(
     from workers import devices
 
     local = devices.all_gpus() if all_gpus else devices.spread(device, workers)
-    engine = environment.open_storage(storage)
     terms = _Terms(
         pack,
         checkpoints or environment.home() / "checkpoints",
         math.inf if idle_exit is None else idle_exit,
         OUTAGE_SECONDS if outage_limit is None else outage_limit,
     )
-    look = functools.partial(studies.find, engine, name)
-    while wait and retry.persist(look, terms.outage_limit) is None:
+    patience = terms.outage_limit if wait else 0.0
+    engine = retry.persist(functools.partial(environment.open_storage, storage), patience)
+    while wait and retry.persist(functools.partial(studies.find, engine, name), patience) is None:
         time.sleep(POLL_SECONDS)
-    study, stored = snapshot.find(engine, name)
+    study, stored = retry.persist(functools.partial(snapshot.find, engine, name), patience)
     if len(local) == 1:
         _work(engine, study, stored, local[0], terms)
         return

@@ -127,7 +127,9 @@ class NAFBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Mix: (N, C, H, W) to the same shape."""
         gated = simple_gate(self.depthwise(self.widen(self.norm1(x))))
-        attended = gated * self.attention(gated.mean((2, 3), keepdim=True))
+        # Over the channels-last view, so that the gradient comes in that order of memory too.
+        mean = gated.permute(0, 2, 3, 1).mean((1, 2))[:, :, None, None]
+        attended = gated * self.attention(mean)
         x = x + _scaled(self.project, self.beta, attended)
         return x + _scaled(self.reduce, self.gamma, simple_gate(self.expand(self.norm2(x))))
 
@@ -142,14 +144,19 @@ def _scaled(conv: nn.Conv2d, scale: Tensor, x: Tensor) -> Tensor:
 
 
 class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of each pixel of (N, C, H, W)."""
+    """Layer normalisation over the channels of each pixel of (N, C, H, W).
+
+    In its weights' precision, as autocast has it on a GPU. On a CPU autocast leaves it in bfloat16,
+    and that is slow over few channels: half of a small NAFNet's step (docs/performance.md).
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)  # NAFNet's eps, basicsr/models/archs/arch_util.py
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise: (N, C, H, W) to the same shape."""
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        pixels = x.permute(0, 2, 3, 1)
+        return super().forward(pixels.to(self.weight.dtype)).permute(0, 3, 1, 2)
 
 
 def simple_gate(x: Tensor) -> Tensor:

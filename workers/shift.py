@@ -44,14 +44,7 @@ class Shift:
         self._folder, self._spool = spool, Spool(spool, study)
 
     def __enter__(self) -> Self:
-        self._worker_id = roster.register(
-            self._engine,
-            self._study.id,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            device=devices.describe(self._device),
-            versions={"torch": torch.__version__},
-        )
+        self._worker_id = retry.persist(self._register, LEASE)
         self._heart = Heart(self._engine, self._worker_id, self._deliver)
         self._heart.start()
         return self
@@ -143,6 +136,16 @@ class Shift:
     def hand_back(self) -> None:
         """Hand back all that is held; any thread may do so."""
         self._release(self._heart.held)
+
+    def _register(self) -> int:
+        return roster.register(
+            self._engine,
+            self._study.id,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            device=devices.describe(self._device),
+            versions={"torch": torch.__version__},
+        )
 
     def _release(self, claims: Iterable[Claim]) -> None:
         self._heart.drop(claims)

@@ -171,9 +171,10 @@ class Crew:
         self._leaving.append(member)
 
     def _note(self, member: Member) -> None:
-        """Note an end that should not be; not that of who finds no server when it starts."""
+        """Note an end that should not be; not that of a `launch` that finds no server at first."""
         lines = member.text().strip().splitlines() or ["without a word"]
-        if member.process.returncode == UNREACHABLE and len(lines) == 1:
+        refused = member.process.returncode == UNREACHABLE and len(lines) == 1
+        if refused and member.log.stem.endswith("launch"):
             return
         self.fallen.append(f"{member.log}: exit code {member.process.returncode}: {lines[-1]}")
 

@@ -22,14 +22,16 @@ Key = tuple[str, int, int, int]
 def check(
     cluster: Cluster, engine: Engine, path: Path, home: Path, expected: Rows, seconds: float
 ) -> None:
-    """Calibrate with two workers, without PostgreSQL for some seconds in the middle."""
+    """Calibrate with two workers, without PostgreSQL for some seconds, in which a third starts."""
     name = path.stem
     with Crew(path, cluster.url, home, until="calibrate") as cut_off:
         cut_off.hire(2, pack=4)
-        wait_for(lambda: audit.holders(engine, name))
+        wait_for(lambda: len(audit.holders(engine, name)) == 2)
         known = delivered(engine, name)
         cluster.stop("immediate")
+        [late] = cut_off.hire(pack=4)
         time.sleep(seconds)
+        assert "storage is away" in late.text()
         trained = measured(cut_off)
         assert trained - known, "nothing was measured meanwhile"
         cluster.start()

@@ -256,6 +256,18 @@ def test_a_new_nafnet_block_is_the_identity_map():
     assert torch.equal(block(x), x)
 
 
+def test_layer_normalisation_of_a_bfloat16_network_is_computed_in_float32() -> None:
+    layer = LayerNorm2d(8)
+    x = 3 + torch.randn(2, 8, 5, 4, generator=generator(0, "x")).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+    assert y.dtype == torch.float32
+    wide = x.double()
+    centred = wide - wide.mean(1, keepdim=True)
+    expected = centred / (centred.square().mean(1, keepdim=True) + 1e-6).sqrt()
+    assert torch.allclose(y.double(), expected, rtol=0, atol=1e-5)  # bfloat16: 4e-3
+
+
 def test_nafnet_block_equals_the_formula_of_the_paper():
     block = NAFBlock(4, 3).double()
     randomise(block)

@@ -26,7 +26,7 @@ def preset(folder: Path) -> dict[str, Any]:
 
 
 def kill_in(phase: str, folder: Path, url: str, database: Engine) -> None:
-    """Launch the study, and kill all of its processes at once while it trains in the phase.
+    """Launch the study, and kill it and its workers at once while it trains in the phase.
 
     They are stopped before the last look, so that no job can end between the look and the kill.
     """
@@ -36,22 +36,27 @@ def kill_in(phase: str, folder: Path, url: str, database: Engine) -> None:
         env=environment(url),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
-        start_new_session=True,
     )
     training = f"SELECT 1 FROM densitune.jobs WHERE phase = '{phase}' AND state = 'running'"
     done = f"SELECT 1 FROM densitune.jobs WHERE phase = '{phase}' AND state = 'done'"
+    wait_for(lambda: query(database, done))
+    # Workers have sessions of their own, so there is no process group to send a signal to.
+    workers = Path(f"/proc/{launch.pid}/task/{launch.pid}/children").read_text().split()
+    assert len(workers) == 2
+
+    def send(number: signal.Signals) -> None:
+        for pid in (launch.pid, *map(int, workers)):
+            os.kill(pid, number)
 
     def caught() -> bool:
-        if not query(database, done):
-            return False
-        os.killpg(launch.pid, signal.SIGSTOP)
+        send(signal.SIGSTOP)
         if query(database, training):
             return True
-        os.killpg(launch.pid, signal.SIGCONT)
+        send(signal.SIGCONT)
         return False
 
     wait_for(caught)
-    os.killpg(launch.pid, signal.SIGKILL)
+    send(signal.SIGKILL)
     launch.wait()
     with database.begin() as connection:  # leases would run out by themselves after a minute
         connection.execute(text("UPDATE densitune.jobs SET lease_until = now() - interval '1 s'"))

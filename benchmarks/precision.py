@@ -5,7 +5,7 @@ Trains the same densities with the same seeds twice: as densitune does by defaul
 Python. Reports the rank correlation of the densities' means and the mean difference with its
 standard error over the densities.
 
-    python benchmarks/precision.py configs/quickstart.yaml --densities 16 --seeds 3
+    python benchmarks/precision.py benchmarks/whole-study.yaml --densities 16 --seeds 3
 """
 
 import argparse
@@ -56,6 +56,8 @@ def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densitie
 def main() -> None:
     arguments = _arguments()
     given = config.load(arguments.config)
+    if given.training.lr == "auto":
+        raise SystemExit("training.lr is auto: give the rate that a study of it has calibrated")
     device = devices.resolve(arguments.device)
     densities = [anchor.densities for anchor in given.anchors]
     for point in design.sobol(arguments.densities - len(densities), given.dimensions, seed=0):

@@ -84,6 +84,8 @@ def best_line(snapshot: Snapshot) -> str:
             f"verdict: {density_text(densities)} is {snapshot.verdict}, {MEANING[snapshot.verdict]}"
         )
     best = snapshot.best
+    if best is None and snapshot.study.phase == "calibrate":
+        return "no density tried yet"
     if best is None:
         return "best so far: waiting for identity"
     value = f"{best.mean:.3f} {snapshot.config.unit}"

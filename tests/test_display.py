@@ -361,6 +361,7 @@ def test_a_calibration_is_shown_as_such() -> None:
     now = calibrating(phase="calibrate")
     line = display.plain_line(now)
     assert line.startswith("calibrating the learning rate: 4/6 jobs done, 0 running, 0 failed")
+    assert "; no density tried yet; " in line
     text = flat(rendered(display.status(now)))
     assert "phase calibrate" in text
     assert "learning rate not yet calibrated" in text

@@ -130,6 +130,8 @@ def worker(
     outage_limit: OutageLimit = None,
 ) -> None:
     """Attach workers to a study; they end when it does."""
+    # Nothing is in training yet. As process 1 of a container, SIGTERM would be ignored unhandled.
+    _on_termination(_interrupt)
     from workers import devices
 
     local = devices.all_gpus() if all_gpus else devices.spread(device, workers)
@@ -149,7 +151,6 @@ def worker(
         return
     from optimizer.fleet import Fleet
 
-    _on_termination(_interrupt)
     with Fleet(
         name, local, pack=pack, storage=storage, logs=_logs(), options=terms.options()
     ) as fleet:
@@ -236,7 +237,6 @@ def _work(
     )
     device = devices.resolve(device_name)
     devices.make_repeatable(device)
-    _on_termination(_interrupt)  # nothing is in training yet that would have to be saved
     with Shift(engine, study, device, environment.home() / "spool") as shift:
         bank = _prepare(given)
         session.check_fingerprint(study, bank.source, bank.fingerprint)

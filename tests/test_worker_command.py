@@ -140,6 +140,29 @@ def test_a_process_that_is_told_to_leave_saves_what_the_next_one_goes_on_from(
     assert "Traceback" not in said
 
 
+@pytest.mark.slow
+def test_a_worker_that_waits_for_the_server_leaves_when_it_is_told_to(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "optimizer.cli", "worker", "later", "--wait"],
+            env={
+                **os.environ,
+                "DENSITUNE_STORAGE": "postgresql://nobody@127.0.0.1:1/nothing",
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        wait_for(lambda: b"storage is away, trying again" in log.read_bytes())
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 130
+    finally:
+        process.kill()
+    assert "Traceback" not in log.read_text()
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 120
     while not condition():

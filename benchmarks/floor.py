@@ -79,7 +79,7 @@ def main() -> None:
             operations, elements = work_of(case)
             by_operations, by_bytes = operations / peak, elements * dtype.itemsize / copied
             task, recipe = case.task(device), case.recipe(device)
-            size = 1 if device.type == "cpu" else packing.best_size(task, recipe, device)
+            size = packing.best_size(task, recipe, device)
             taken = 1 / packing.step_rate(task, recipe, device, size)
             floor = max(by_operations, by_bytes)
             found.append(

@@ -1,7 +1,7 @@
 """Jobs per hour against the size of the pack, and the size that `--pack auto` takes.
 
 Every size is timed in turns with the others, round by round. On a CPU a worker has one thread, so
-the curve is flat there and `auto` ends at one job per process; on a GPU it shows what members side
+the curve is flat there and `auto` takes one job per process; on a GPU it shows what members side
 by side are worth.
 
     python benchmarks/pack.py --family vgg --k 3 --sizes 1 2 4
@@ -33,7 +33,7 @@ def main() -> None:
             for _ in range(arguments.rounds):
                 for size in arguments.sizes:
                     rates[size].append(hourly * packing.step_rate(task, recipe, device, size))
-            auto = packing.calibrate(lambda size: packing.step_rate(task, recipe, device, size))  # noqa: B023
+            auto = packing.found_on(device, task, recipe)
             middle = {size: statistics.median(values) for size, values in rates.items()}
             best = max(middle, key=lambda size: middle[size])
             found.append(

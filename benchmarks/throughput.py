@@ -119,7 +119,7 @@ def densitune_step(case: Case, device: torch.device) -> Step:
     """Return densitune's: a round of the pack that a worker would train on the device."""
     devices.make_repeatable(device)
     task, recipe = case.task(device), case.recipe(device)
-    size = 1 if device.type == "cpu" else packing.best_size(task, recipe, device)
+    size = packing.best_size(task, recipe, device)
     job = Job(
         case.densities, seed=0, budget=packing.MOST_STEPS // (case.images // recipe.batch_size)
     )

@@ -38,6 +38,12 @@ def test_one_core_trains_one_job_at_a_time() -> None:
     assert calibrate(device.rate) == Calibration(1, {1: 1.0, 2: 1.0}, full=None)
 
 
+def test_nothing_larger_than_allowed_is_tried() -> None:
+    device = Device(saturation=100)
+    assert calibrate(device.rate, largest=1) == Calibration(1, {1: 1.0}, full=None)
+    assert device.asked == [1]
+
+
 def test_memory_ends_the_search_and_is_told() -> None:
     found = calibrate(Device(saturation=100, memory=5).rate)
     assert (found.size, found.full) == (4, 8)

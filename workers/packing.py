@@ -17,7 +17,7 @@ from workers.tasks import Task
 GROWTH = 1.1
 """By what factor a doubled pack must be faster, or it is not worth its memory."""
 LARGEST = 64
-"""Members beyond which no device is expected to gain."""
+"""Members beyond which no GPU is expected to gain."""
 SECONDS = 0.5
 """How long each size is timed, at least."""
 MOST_STEPS = 20_000
@@ -37,7 +37,7 @@ class Calibration:
     """The size that did not fit into memory, if one did not."""
 
 
-def calibrate(rate: Callable[[int], float]) -> Calibration:
+def calibrate(rate: Callable[[int], float], largest: int = LARGEST) -> Calibration:
     """Double the pack while it gets GROWTH times faster and fits into memory.
 
     `rate` returns the steps per second of a pack of a size, or raises what the device raises when
@@ -45,7 +45,7 @@ def calibrate(rate: Callable[[int], float]) -> Calibration:
     """
     rates: dict[int, float] = {}
     size = 1
-    while size <= LARGEST:
+    while size <= largest:
         try:
             rates[size] = rate(size)
         except Exception as error:
@@ -58,12 +58,19 @@ def calibrate(rate: Callable[[int], float]) -> Calibration:
     return Calibration(size // 2, rates, full=None)
 
 
-def best_size(task: Task, recipe: Recipe, device: torch.device) -> int:
-    """Return the pack size that trains the most jobs per hour on a device, and log what it found.
+def found_on(device: torch.device, task: Task, recipe: Recipe) -> Calibration:
+    """Calibrate the pack on a device.
 
-    On a CPU, where a worker has one thread, a second member only takes turns with the first.
+    On a CPU it ends at one: a worker has one thread there, so a second member only takes turns with
+    the first, and what looks like a gain is a core that others have left meanwhile.
     """
-    found = calibrate(lambda size: step_rate(task, recipe, device, size))
+    largest = 1 if device.type == "cpu" else LARGEST
+    return calibrate(lambda size: step_rate(task, recipe, device, size), largest)
+
+
+def best_size(task: Task, recipe: Recipe, device: torch.device) -> int:
+    """Return the pack size that trains the most jobs per hour on a device, and log what it found."""
+    found = found_on(device, task, recipe)
     per_job = steps_per_epoch(task, recipe) * max(recipe.rungs)
     measured = ", ".join(
         f"{size}: {3600 * rate / per_job:.1f}" for size, rate in found.rates.items()

@@ -14,10 +14,11 @@ import itertools
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from cases import FAMILIES, Case
 from ratios import Clock, Ratio, Run, clock, environment, interleaved, summary, table
 from torch import Tensor, nn
 
@@ -26,15 +27,12 @@ from workers import proxies
 from workers.proxies import Proxy
 from workers.weighted_conv import WeightedConv2d
 
-# With a quarter of their batch size at 32 x 32 pixels: phi then weighs four times as much.
-PROXIES = (
-    (Proxy("vgg", 32, 6, (), 3, 100), 32),
-    (Proxy("resnet", 32, 8, (), 3, 100), 32),
-    (Proxy("dncnn", 32, 8, (), 1, None), 16),
-    (Proxy("nafnet", 16, 5, (), 1, None), 8),
-)
 KERNEL_SIZES = (3, 5, 7)
-RESOLUTIONS = (16, 32, 64)
+OWN_RESOLUTION = 32
+"""Pixels per side of what the proxies are trained on; at others a batch has as many pixels."""
+RESOLUTIONS = (16, OWN_RESOLUTION, 64)
+PART = 4
+"""By how much batches are smaller unless asked for whole: phi then weighs that much more."""
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 COLUMNS = ("training", "control", "inference", "control ")
 
@@ -82,7 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
-    shapes = collect(KERNEL_SIZES[:1], RESOLUTIONS[:1]) if options.quick else collect()
+    resolutions = (OWN_RESOLUTION,) if options.whole_batches else RESOLUTIONS
+    part = 1 if options.whole_batches else PART
+    if options.quick:
+        shapes = collect(KERNEL_SIZES[:1], resolutions[:1], part)
+    else:
+        shapes = collect(KERNEL_SIZES, resolutions, part)
     pairs = list(itertools.product(PRECISIONS, shapes))
     rows = []
     for index, (precision, shape) in enumerate(pairs, 1):
@@ -95,15 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def collect(
-    kernel_sizes: Sequence[int] = KERNEL_SIZES, resolutions: Sequence[int] = RESOLUTIONS
-) -> list[Shape]:
-    """Return the distinct weighted convolutions of the proxies, at batches of equal pixels."""
+def collect(kernel_sizes: Sequence[int], resolutions: Sequence[int], part: int) -> list[Shape]:
+    """Return the distinct weighted convolutions of the proxies, at batches of equal pixels.
+
+    `part` is by how much the batches are smaller than the proxies' own.
+    """
     found: dict[Shape, None] = {}
-    for (proxy, batch), side, resolution in itertools.product(PROXIES, kernel_sizes, resolutions):
-        sized = replace(proxy, kernel_sizes=(side,))
-        fitting = max(1, batch * 32**2 // resolution**2)
-        found.update(dict.fromkeys(_shapes_of(sized, resolution, fitting)))
+    for family, side, resolution in itertools.product(FAMILIES, kernel_sizes, resolutions):
+        recipe = Case(family, side).recipe(torch.device("cpu"))
+        fitting = max(1, recipe.batch_size * OWN_RESOLUTION**2 // (part * resolution**2))
+        found.update(dict.fromkeys(_shapes_of(recipe.proxy, resolution, fitting)))
     return list(found)
 
 
@@ -249,7 +253,12 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--seconds", type=float, default=0.3, help="of timing per comparison")
-    parser.add_argument("--quick", action="store_true", help="k=3 at 16 pixels only")
+    parser.add_argument("--quick", action="store_true", help="k=3 at one resolution only")
+    parser.add_argument(
+        "--whole-batches",
+        action="store_true",
+        help="the proxies' own batches, at 32 pixels only; a quarter of them otherwise",
+    )
     parser.add_argument("--json", type=Path, metavar="PATH", help="write the figures there")
     return parser.parse_args(arguments)
 

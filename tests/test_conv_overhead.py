@@ -46,7 +46,7 @@ def test_columns_of_a_table_line_up() -> None:
 
 
 def test_shapes_are_those_that_the_proxies_run() -> None:
-    shapes = conv_overhead.collect([5], [32])
+    shapes = conv_overhead.collect([5], [32], 4)
     assert len(set(shapes)) == len(shapes)
     depthwise = {(shape.inputs, shape.height) for shape in shapes if shape.groups > 1}
     assert depthwise == {(32, 32), (64, 16), (128, 8)}  # NAFNet 16x5: twice the width, per level
@@ -56,10 +56,16 @@ def test_shapes_are_those_that_the_proxies_run() -> None:
     assert halving == {(32, 64), (64, 128)}  # between ResNet's stages
 
 
+def test_whole_batches_are_those_of_the_proxies() -> None:
+    shapes = conv_overhead.collect([3], [conv_overhead.OWN_RESOLUTION], 1)
+    images = {(shape.inputs, shape.outputs, shape.batch) for shape in shapes if shape.first}
+    assert images == {(3, 32, 128), (1, 32, 64), (1, 16, 32)}
+
+
 def test_every_shape_is_measured_and_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = conv_overhead.collect([3], [16])[-2:]
+    chosen = conv_overhead.collect([3], [16], 4)[-2:]
     monkeypatch.setattr(conv_overhead, "collect", lambda *_: chosen)
     conv_overhead.main(["--quick", "--seconds", "0", "--json", str(tmp_path / "figures")])
     content = json.loads((tmp_path / "figures").read_text())

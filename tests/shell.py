@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -68,10 +67,3 @@ LEDGER = """
     SELECT phase, trial, seed, rung, value, extra FROM densitune.measurements
     JOIN densitune.jobs ON jobs.id = job_id ORDER BY phase, trial, seed, rung
 """
-
-
-def wait_for(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.1)

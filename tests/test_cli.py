@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shell import LEDGER, command, environment, query, run, start, wait_for, write_config
+from shell import LEDGER, command, environment, query, run, start, write_config
 from sqlalchemy import Engine, create_engine, text
 from synthetic import usual
+from waiting import wait_for
 
 from optimizer import cli, exports, presets, run_commands
 

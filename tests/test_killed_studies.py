@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shell import command, environment, query, run, wait_for, write_config
+from shell import command, environment, query, run, write_config
 from sqlalchemy import Engine, text
+from waiting import wait_for
 
 pytestmark = pytest.mark.slow
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from sqlalchemy import Engine, create_engine, text
+from waiting import wait_for
 
 from optimizer import config
 from optimizer.config import StudyConfig
@@ -698,13 +699,6 @@ def test_the_worker_is_listed_while_it_works_and_retired_after(
 def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(statement))]
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def test_a_claimed_job_that_was_finished_by_another_is_not_counted_twice(

@@ -5,14 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 from test_worker import make_config
+from waiting import wait_for
 
 from optimizer import cli, environment, fleet, options, run_commands
 from optimizer.config import StudyConfig
@@ -161,10 +160,3 @@ def test_a_worker_that_waits_for_the_server_leaves_when_it_is_told_to(tmp_path: 
     finally:
         process.kill()
     assert "Traceback" not in log.read_text()
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.05)

@@ -9,14 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import yaml
+from waiting import wait_for
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -150,7 +150,7 @@ class Crew:
 
     def finish(self) -> None:
         """Wait until the study is over and all processes have ended."""
-        wait_for(self.tend)
+        wait_for(self.tend, PATIENCE)
         for worker in self.workers:
             if worker.process.wait(PATIENCE):
                 self._note(worker)
@@ -202,14 +202,6 @@ class Crew:
         keeper.start()
         self._all.append(Member(process, log, keeper))
         return self._all[-1]
-
-
-def wait_for(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited in vain for {seconds:.0f} s"
-        time.sleep(0.1)
 
 
 def _keep(process: subprocess.Popen[bytes], log: Path) -> None:

@@ -9,8 +9,9 @@ import crew
 import pytest
 from audit import Outcome, Rows
 from cluster import Cluster
-from crew import Crew, wait_for
+from crew import PATIENCE, Crew
 from sqlalchemy import Engine
+from waiting import wait_for
 
 MEASURED = re.compile(r"(\w+): trial (\d+) seed (\d+): \S+ after (\d+) of")
 DELIVERY_SECONDS = 30.0
@@ -26,7 +27,7 @@ def check(
     name = path.stem
     with Crew(path, cluster.url, home, until="calibrate") as cut_off:
         cut_off.hire(2, pack=4)
-        wait_for(lambda: len(audit.holders(engine, name)) == 2)
+        wait_for(lambda: len(audit.holders(engine, name)) == 2, PATIENCE)
         known = delivered(engine, name)
         cluster.stop("immediate")
         [late] = cut_off.hire(pack=4)

@@ -10,8 +10,9 @@ import crew
 import pytest
 from audit import Outcome
 from cluster import Cluster
-from crew import HURRIED, Crew, wait_for
+from crew import HURRIED, PATIENCE, Crew
 from sqlalchemy import Engine
+from waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -38,11 +39,11 @@ def test_a_full_disk_is_named_and_loses_nothing(
     """The limit is the kernel's on the size of a process's files, which needs no privileges."""
     with Crew(crew.config(tmp_path, "full"), cluster.url, home, until="calibrate") as cramped:
         [worker] = cramped.hire(pack=2)
-        wait_for(lambda: audit.holders(engine, "full"))
+        wait_for(lambda: audit.holders(engine, "full"), PATIENCE)
         hard = resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE)[1]
         resource.prlimit(worker.process.pid, resource.RLIMIT_FSIZE, (LITTLE, hard))
         cluster.stop("fast")
-        wait_for(lambda: str(home / "spool") in worker.text())
+        wait_for(lambda: str(home / "spool") in worker.text(), PATIENCE)
         assert worker.process.poll() is None
         assert spooled(home) == []
         cluster.start()
@@ -60,9 +61,9 @@ def test_damaged_files_are_set_aside_and_the_rest_of_a_killed_workers_spool_is_d
     path = crew.config(tmp_path, "damaged")
     with Crew(path, cluster.url, home, program=HURRIED, until="calibrate") as shaken:
         [doomed] = shaken.hire(pack=4)
-        wait_for(lambda: audit.holders(engine, "damaged"))
+        wait_for(lambda: audit.holders(engine, "damaged"), PATIENCE)
         cluster.stop("fast")
-        wait_for(lambda: len(ended(home)) >= 3)
+        wait_for(lambda: len(ended(home)) >= 3, PATIENCE)
         shaken.end(doomed, signal.SIGKILL)
         doomed.process.wait()
         (short, *_), (*_, altered), whole = ended(home)[:3]

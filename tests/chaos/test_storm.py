@@ -9,8 +9,9 @@ import crew
 import pytest
 from audit import Outcome
 from cluster import Cluster
-from crew import HURRIED, PLAIN, Crew, Program, wait_for
+from crew import HURRIED, PATIENCE, PLAIN, Crew, Program
 from sqlalchemy import Engine
+from waiting import wait_for
 from weather import Forecast, Season, events
 
 SHOWERS = Forecast(seconds=30, workers=3, worker_every=4, proposer_every=13, restart_every=10)
@@ -32,7 +33,7 @@ def check(
         path, home = crew.config(folder, name), folder / "home"
         with Crew(path, cluster.url, home, program=program) as shaken:
             shaken.hire(forecast.workers)
-            wait_for(lambda: audit.holders(engine, name))  # noqa: B023
+            wait_for(lambda: audit.holders(engine, name), PATIENCE)  # noqa: B023
             season.blow(shaken, cluster)
             shaken.finish()
         print(f"{name}: {audit.disturbance(engine, name)}; so far {dict(season.seen)}")

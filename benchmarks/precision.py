@@ -3,7 +3,8 @@
 Trains the same densities with the same seeds twice: as densitune does by default on the device
 (bfloat16 where it is fast, captured steps on a GPU), and in float32 with every step issued by
 Python. Reports the rank correlation of the densities' means and the mean difference with its
-standard error over the densities.
+standard error over the densities, and the mean difference of each seed: all densities of a seed
+start from the same weights and may go astray together, which the standard error does not know.
 
     python benchmarks/precision.py benchmarks/whole-study.yaml --densities 16 --seeds 3
 """
@@ -17,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import ratios
 import torch
 from scipy.stats import spearmanr
@@ -77,16 +79,11 @@ def main() -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(places, mp_context=context) as pool:
         found = list(pool.map(partial(trained, given, arguments.device), jobs))
-    means = {
-        kind: [
-            statistics.fmean(
-                value for value, job in zip(found, jobs, strict=True) if job[:2] == (kind, den)
-            )
-            for den in densities
-        ]
-        for kind in kinds
-    }
+    # In the order of the jobs: kinds, densities, seeds.
+    values = np.reshape(found, (len(kinds), len(densities), len(seeds)))
+    means = dict(zip(kinds, values.mean(axis=2).tolist(), strict=True))
     differences = [b - a for a, b in zip(means["full"], means[fast], strict=True)]
+    by_seed = (values[1] - values[0]).mean(axis=0).tolist()
     error = statistics.stdev(differences) / math.sqrt(len(differences))
     correlation = float(spearmanr(means["full"], means[fast]).statistic)
     rows = [
@@ -96,11 +93,12 @@ def main() -> None:
     print(ratios.table(["density", "float32, eager", fast, "difference"], rows))
     print(f"\n{given.name}, {given.metric} in {given.unit}; {environment_}")
     print(f"Spearman {correlation:.3f}; mean difference {statistics.fmean(differences):+.4f} ± "
-          f"{error:.4f} over {len(densities)} densities")  # fmt: skip
+          f"{error:.4f} over {len(densities)} densities; by seed "
+          f"{' '.join(f'{difference:+.4f}' for difference in by_seed)}")  # fmt: skip
     if arguments.json:
         report = {"environment": environment_, "study": given.document(), "spearman": correlation,
                   "difference": statistics.fmean(differences), "standard error": error,
-                  "means": means}  # fmt: skip
+                  "by seed": by_seed, "means": means}  # fmt: skip
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
 

@@ -11,7 +11,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import qmc
 
 from optimizer import density
 from optimizer.density import Densities
@@ -50,6 +49,8 @@ def sobol(count: int, dimensions: int, seed: int) -> NDArray[np.float64]:
 
     Seed and dimensions fix the sequence; a larger count only makes it longer.
     """
+    from scipy.stats import qmc  # here: half of a command's start if every command imported it
+
     exponent = max(0, (count - 1).bit_length())
     points: NDArray[np.float64] = qmc.Sobol(dimensions, rng=seed).random_base2(exponent)
     return points[:count]

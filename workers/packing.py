@@ -69,7 +69,7 @@ def found_on(device: torch.device, task: Task, recipe: Recipe) -> Calibration:
 
 
 def best_size(task: Task, recipe: Recipe, device: torch.device) -> int:
-    """Return the pack size that trains the most jobs per hour on a device, and log what it found."""
+    """Return the pack size that trains the most jobs per hour on a device; log what was found."""
     found = found_on(device, task, recipe)
     per_job = steps_per_epoch(task, recipe) * max(recipe.rungs)
     measured = ", ".join(

@@ -401,7 +401,7 @@ def test_the_password_may_come_from_a_file(folder: Path, database: Engine) -> No
     assert missing.returncode == 2
 
 
-def test_listing_studies_loads_neither_torch_nor_optuna(folder: Path, database_url: str) -> None:
+def test_listing_studies_loads_none_of_the_large_packages(folder: Path, database_url: str) -> None:
     program = (
         "import sys\nfrom optimizer.cli import app\n"
         "try:\n    app(['list'])\nexcept SystemExit as end:\n    assert not end.code\n"

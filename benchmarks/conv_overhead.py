@@ -29,7 +29,8 @@ from workers.weighted_conv import WeightedConv2d
 
 KERNEL_SIZES = (3, 5, 7)
 OWN_RESOLUTION = 32
-"""Pixels per side of what the proxies are trained on; at others a batch has as many pixels."""
+"""Pixels per side of a classifier's images, about those of a denoiser's patches (40); at other
+resolutions a batch has as many pixels."""
 RESOLUTIONS = (16, OWN_RESOLUTION, 64)
 PART = 4
 """By how much batches are smaller unless asked for whole: phi then weighs that much more."""

@@ -33,14 +33,12 @@ def main() -> None:
             for _ in range(arguments.rounds):
                 for size in arguments.sizes:
                     rates[size].append(hourly * packing.step_rate(task, recipe, device, size))
-            auto = packing.found_on(device, task, recipe)
+            auto = packing.best_size(task, recipe, device)
             middle = {size: statistics.median(values) for size, values in rates.items()}
             best = max(middle, key=lambda size: middle[size])
-            found.append(
-                {"family": family, "k": k, "jobs/hour": rates, "best": best, "auto": auto.size}
-            )
+            found.append({"family": family, "k": k, "jobs/hour": rates, "best": best, "auto": auto})
             cells = [f"{middle[size]:.0f} ±{_spread(rates[size]):.0%}" for size in arguments.sizes]
-            rows.append([f"{family} k={k}", *cells, str(best), str(auto.size)])
+            rows.append([f"{family} k={k}", *cells, str(best), str(auto)])
             print("  ".join(rows[-1]), flush=True)
     about = ratios.environment(device) | {
         "rounds": arguments.rounds,

@@ -58,19 +58,14 @@ def calibrate(rate: Callable[[int], float], largest: int = LARGEST) -> Calibrati
     return Calibration(size // 2, rates, full=None)
 
 
-def found_on(device: torch.device, task: Task, recipe: Recipe) -> Calibration:
-    """Calibrate the pack on a device.
+def best_size(task: Task, recipe: Recipe, device: torch.device) -> int:
+    """Return the pack size that trains the most jobs per hour on a device; log what was found.
 
-    On a CPU it ends at one: a worker has one thread there, so a second member only takes turns with
+    On a CPU that is one: a worker has one thread there, so a second member only takes turns with
     the first, and what looks like a gain is a core that others have left meanwhile.
     """
     largest = 1 if device.type == "cpu" else LARGEST
-    return calibrate(lambda size: step_rate(task, recipe, device, size), largest)
-
-
-def best_size(task: Task, recipe: Recipe, device: torch.device) -> int:
-    """Return the pack size that trains the most jobs per hour on a device; log what was found."""
-    found = found_on(device, task, recipe)
+    found = calibrate(lambda size: step_rate(task, recipe, device, size), largest)
     per_job = steps_per_epoch(task, recipe) * max(recipe.rungs)
     measured = ", ".join(
         f"{size}: {3600 * rate / per_job:.1f}" for size, rate in found.rates.items()

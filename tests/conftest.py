@@ -56,6 +56,14 @@ def _leases_may_end_soon_after_the_servers_start(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(leases, "RETURN_SECONDS", 0.0)
 
 
+@pytest.fixture(autouse=True)
+def _interrupts_are_heard_again() -> Iterator[None]:
+    """The command line ignores SIGINT once it ends, and so would whatever is started after it."""
+    earlier = signal.getsignal(signal.SIGINT)
+    yield
+    signal.signal(signal.SIGINT, earlier)
+
+
 @pytest.fixture
 def empty_url(postgres: str) -> Iterator[str]:
     """The URL of a database without any schema."""

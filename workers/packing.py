@@ -62,7 +62,7 @@ def best_size(task: Task, recipe: Recipe, device: torch.device) -> int:
     """Return the pack size that trains the most jobs per hour on a device; log what was found.
 
     On a CPU that is one: a worker has one thread there, so a second member only takes turns with
-    the first, and what looks like a gain is a core that others have left meanwhile.
+    the first, and what was measured as a gain was other processes' doing (docs/decisions.md).
     """
     largest = 1 if device.type == "cpu" else LARGEST
     found = calibrate(lambda size: step_rate(task, recipe, device, size), largest)

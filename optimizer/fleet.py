@@ -4,13 +4,32 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
 GRACE_SECONDS = 30.0
 """How long workers may take to leave before they are killed; they take 25 (workers.notice)."""
+LOOK_SECONDS = 1.0
+"""Between two looks at what has become of the processes."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """The end of a worker's process by a signal."""
+
+    pid: int
+    number: int
+
+    def __str__(self) -> str:
+        try:
+            name = f" ({signal.Signals(self.number).name})"
+        except ValueError:  # a real-time signal
+            name = ""
+        return f"its process ended by signal {self.number}{name}"
 
 
 class Fleet:
@@ -74,14 +93,28 @@ class Fleet:
         return sum(process.poll() is None for process, _ in self._workers)
 
     def complaints(self) -> list[str]:
-        """Return the last line and the log file of every worker that ended with an error."""
+        """Return how every worker that ended with an error did, and its log file."""
         return [
-            f"{_last_line(path)} (log: {path})" for process, path in self._workers if process.poll()
+            f"{_last_words(process, path)} (log: {path})"
+            for process, path in self._workers
+            if process.poll()
         ]
 
-    def wait(self) -> int:
-        """Wait until all have ended; return the worst exit code."""
-        return max((process.wait() for process, _ in self._workers), default=0)
+    def deaths(self) -> list[Death]:
+        """Return the processes that a signal has ended, all of them each time."""
+        codes = [(process.pid, process.poll() or 0) for process, _ in self._workers]
+        return [Death(pid, -code) for pid, code in codes if code < 0]
+
+    def wait(self, look: Callable[[], None]) -> int:
+        """Wait until all have ended, calling `look` now and then; return the worst exit code.
+
+        A process that a signal has ended counts as a shell counts it: 128 and the signal.
+        """
+        while self.running():
+            time.sleep(LOOK_SECONDS)
+            look()
+        codes = [process.wait() for process, _ in self._workers]
+        return max((128 - code if code < 0 else code for code in codes), default=0)
 
     def _start(self, device: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "optimizer.cli", "worker", self._study]
@@ -96,6 +129,8 @@ class Fleet:
         )
 
 
-def _last_line(path: Path) -> str:
+def _last_words(process: subprocess.Popen[bytes], path: Path) -> str:
+    if process.returncode < 0:
+        return str(Death(process.pid, -process.returncode))
     lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     return lines[-1] if lines else "a worker ended without a word"

@@ -4,6 +4,7 @@ Here optimizer, workers and storage meet. What is slow to import (torch, Optuna)
 commands that need it.
 """
 
+import faulthandler
 import functools
 import logging
 import math
@@ -44,8 +45,6 @@ if TYPE_CHECKING:
 
 POLL_SECONDS = 1.0
 """Between two looks for a study that a worker waits for."""
-OUTAGE_SECONDS = 3600.0
-"""How long a worker waits for a storage that is away, if it is not told."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +79,8 @@ def launch(
     from workers import devices, preparation
 
     local = devices.spread(device, workers)
+    precision = devices.precision(given.training.precision, devices.resolve(device))
+    devices.check_precision(precision, local)
     bank = _prepare(given)  # before anything is written
     engine = environment.open_storage(storage)
     study = session.create(
@@ -87,7 +88,7 @@ def launch(
         given,
         bank.source,
         bank.fingerprint,
-        precision=devices.precision(given.training.precision, devices.resolve(device)),
+        precision=precision,
         floors=lambda: preparation.floors(given, bank),
     )
     fleet = _fleet(study, local, pack, storage)
@@ -139,7 +140,7 @@ def worker(
         pack,
         checkpoints or environment.home() / "checkpoints",
         math.inf if idle_exit is None else idle_exit,
-        OUTAGE_SECONDS if outage_limit is None else outage_limit,
+        retry.OUTAGE_SECONDS if outage_limit is None else outage_limit,
     )
     patience = terms.outage_limit if wait else 0.0
     engine = retry.persist(functools.partial(environment.open_storage, storage), patience)
@@ -149,13 +150,14 @@ def worker(
     if len(local) == 1:
         _work(engine, study, stored, local[0], terms)
         return
+    from optimizer import session
     from optimizer.fleet import Fleet
 
     with Fleet(
         name, local, pack=pack, storage=storage, logs=_logs(), options=terms.options()
     ) as fleet:
         display.console().print(f"{len(local)} workers for {name}; logs in {_logs()}")
-        code = fleet.wait()
+        code = session.attend(engine, study, fleet)
     if code:
         raise typer.Exit(code)
 
@@ -181,7 +183,9 @@ def _prepare(given: StudyConfig) -> "Bank":
 
 def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":
     from optimizer.fleet import Fleet
+    from workers import devices
 
+    devices.check_precision(snapshot.precision(study), local)
     return Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
 
 
@@ -235,7 +239,9 @@ def _work(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
+    faulthandler.enable()  # a native crash tells its place in the log
     device = devices.resolve(device_name)
+    devices.check_precision(snapshot.precision(study), [device_name])
     devices.make_repeatable(device)
     with Shift(engine, study, device, environment.home() / "spool") as shift:
         bank = _prepare(given)

@@ -3,14 +3,16 @@
 It takes the proposer's role, looks after the local workers and shows how far the study is.
 """
 
+import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 from rich.console import Console
 from rich.live import Live
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
 from optimizer import display, extension, snapshot
 from optimizer import study as optuna_study
@@ -19,7 +21,7 @@ from optimizer.errors import StudyFailedError, UsageError
 from optimizer.fleet import Fleet
 from optimizer.proposer import Proposer
 from optimizer.snapshot import Snapshot
-from storage import retry, studies
+from storage import jobs, retry, studies
 from storage.errors import StorageUnreachableError
 from storage.studies import Phase, Study
 
@@ -29,8 +31,6 @@ REFRESH_SECONDS = 1.0
 """Between two refreshes of the display."""
 LINE_SECONDS = 30.0
 """Between two lines where there is no terminal and nothing happens."""
-OUTAGE_SECONDS = 3600.0
-"""How long a storage may be away."""
 
 Show = Callable[[Snapshot], None]
 Result = TypeVar("Result")
@@ -108,7 +108,7 @@ def run(
     It stops after the phase `until`. StudyFailedError if it cannot go on: identity failed, or is no
     healthy baseline and nobody ever said `force`, or all local workers ended with an error and no
     other worker is attached. UsageError if somebody deletes it, StorageUnreachableError if the
-    storage stays away for OUTAGE_SECONDS.
+    storage stays away for retry.OUTAGE_SECONDS.
     """
     if study.failure and not force:
         raise StudyFailedError(
@@ -143,6 +143,7 @@ def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, sh
                 refreshed = time.monotonic()
                 shown = snapshot.take(engine, now, config)
                 show(shown)
+                _note_deaths(engine, study, fleet)
                 _check_workers(fleet, shown)
         return now
 
@@ -156,17 +157,33 @@ def _patiently(attempt: Callable[[], Result], study: Study) -> Result:
     """Return an attempt's result, trying again while the storage is away.
 
     Every step of the proposer begins with what is stored, so it may be repeated.
-    StorageUnreachableError after OUTAGE_SECONDS.
+    StorageUnreachableError after retry.OUTAGE_SECONDS.
     """
     try:
-        return retry.persist(attempt, OUTAGE_SECONDS)
+        return retry.persist(attempt, retry.OUTAGE_SECONDS)
     except Exception as error:
         if not retry.is_passing(error):
             raise
         raise StorageUnreachableError(
-            f"PostgreSQL was away for {OUTAGE_SECONDS:.0f} s; once it is back, continue with: "
-            f"densitune resume {study.name}"
+            f"PostgreSQL was away for {retry.OUTAGE_SECONDS:.0f} s; once it is back, continue "
+            f"with: densitune resume {study.name}"
         ) from error
+
+
+def attend(engine: Engine, study: Study, fleet: Fleet) -> int:
+    """Wait until the workers of a fleet have ended; return the worst exit code."""
+
+    def look() -> None:
+        with suppress(SQLAlchemyError):  # the database may be away; the next look tells it again
+            _note_deaths(engine, study, fleet)
+
+    return fleet.wait(look)
+
+
+def _note_deaths(engine: Engine, study: Study, fleet: Fleet) -> None:
+    """Store which workers a signal has ended, so that others get their jobs at once."""
+    for death in fleet.deaths():
+        jobs.lose(engine, study.id, socket.gethostname(), death.pid, f"{death} in training")
 
 
 def _check_workers(fleet: Fleet, now: Snapshot) -> None:

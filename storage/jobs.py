@@ -2,8 +2,9 @@
 
 waiting -> running   claim: a lease, and an epoch that fences earlier holders off
 running -> running   claim again, once the lease has run out (counted in `losses`)
-running -> waiting   release or fail, by its holder
-running -> failed    fail, by its holder, if the policy says so; fail_lost, after too many losses
+running -> waiting   release or fail, by its holder; lose, by whoever saw its process die
+running -> failed    fail, by its holder, if the policy says so; fail_lost or lose, after too many
+                     losses
 open    -> done      its last result arrives (storage.ledger), whoever holds the job
 open    -> cut       a result below its bar arrives (storage.ledger), whoever holds the job
 
@@ -173,6 +174,7 @@ GIVE_BACK = text("""
     )
     UPDATE densitune.jobs AS jobs
     SET state = CASE WHEN for_good THEN 'failed' ELSE 'waiting' END, kind = :kind,
+        losses = losses + (:kind = 'lost')::int,
         error = coalesce(:error, CASE WHEN for_good THEN :said END),
         worker_id = CASE WHEN for_good THEN worker_id END, lease_until = NULL,
         started_at = CASE WHEN for_good THEN started_at END,
@@ -202,6 +204,29 @@ def fail(engine: Engine, claim: Claim, error: str, kind: Kind) -> bool:
     with engine.begin() as connection:
         arguments = _given_back(claim, kind, _storable(error))
         return connection.execute(GIVE_BACK, arguments).rowcount == 1
+
+
+def lose(engine: Engine, study_id: int, host: str, pid: int, error: str) -> int:
+    """Take back the jobs of a worker whose process has died, and how; return how many.
+
+    They count as lost, without waiting for their leases to run out, and the worker as ended. Again
+    is harmless, and returns 0.
+    """
+    stop = text("""
+        UPDATE densitune.workers SET stopped_at = now()
+        WHERE study_id = :study AND host = :host AND pid = :pid AND stopped_at IS NULL
+        RETURNING id
+    """)
+    held = text("""
+        SELECT id, epoch FROM densitune.jobs
+        WHERE worker_id = ANY(:workers) AND state = 'running' ORDER BY id FOR UPDATE
+    """)
+    with engine.begin() as connection:
+        ended = connection.scalars(stop, {"study": study_id, "host": host, "pid": pid}).all()
+        claims = connection.execute(held, {"workers": list(ended)}).all()
+        for job, epoch in claims:
+            connection.execute(GIVE_BACK, _given_back((job, epoch), "lost", _storable(error)))
+    return len(claims)
 
 
 def fail_lost(connection: Connection, study_id: int) -> int:

@@ -16,6 +16,9 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 20.0
 """Seconds between two attempts; the wait doubles. With the five seconds that connecting may take,
 the longest is short enough for everybody to be back within half a minute of the server."""
 
+OUTAGE_SECONDS = 3600.0
+"""How long whoever is not told otherwise waits for a storage that is away."""
+
 # PostgreSQL's error codes, appendix A of its manual.
 PASSING_CLASSES = (
     "08",  # the connection failed

@@ -19,7 +19,7 @@ from storage.ledger import Measurement
 
 FOR_GOOD: dict[Kind, int | None] = {
     "preempted": None,
-    "lost": None,  # only the queue itself finds that a worker vanished
+    "lost": None,  # the queue finds that a worker vanished, or whoever started it sees it die
     "out_of_memory": None,
     "diverged": 1,
     "data": 2,
@@ -71,6 +71,43 @@ def test_a_job_whose_losses_others_report_is_failed_with_a_reason(
         [trial] = trials.all_of(connection, study.id)
     assert (trial.failed, trial.error) == (1, failures.POLICIES["lost"].said)
     assert trial.failure == trial.error is not None
+
+
+def test_jobs_of_a_process_that_died_are_taken_back_at_once_with_how_it_died(
+    database: Engine, study: studies.Study
+) -> None:
+    queue(database, study, 3)
+    dead = enter(database, study)
+    mine = jobs.claim(database, study.id, dead, 2, 60)
+    [other] = claim(database, study, living := enter(database, study, pid=2))
+    how = "its process ended by signal 11 (SIGSEGV) in training"
+    assert jobs.lose(database, study.id, "elsewhere", 1, how) == 0  # numbers are a host's own
+    assert jobs.lose(database, study.id, "host", 1, how) == 2
+    assert jobs.lose(database, study.id, "host", 1, how) == 0
+    assert states(database) == ["waiting", "waiting", "running"]
+    with database.connect() as connection:
+        [told] = failures.counts(connection, study.id)
+        assert [row.stopped_at is None for row in roster.roster(connection, study.id)] == [
+            False,
+            True,
+        ]
+    assert (told.kind, told.times, told.error) == ("lost", 2, how)
+    assert jobs.heartbeat(database, living, 60).held == {other.claim}
+    assert {job.id for job in claim(database, study, living)} == {job.id for job in mine}
+
+
+def test_a_job_that_kills_every_worker_is_failed_with_how_they_died(
+    database: Engine, study: studies.Study
+) -> None:
+    queue(database, study)
+    how = "its process ended by signal 6 (SIGABRT) in training"
+    for pid in range(failures.MAX_LOSSES):
+        assert len(claim(database, study, enter(database, study, pid=pid))) == 1
+        assert jobs.lose(database, study.id, "host", pid, how) == 1
+    with database.connect() as connection:
+        [trial] = trials.all_of(connection, study.id)
+    assert (trial.failed, trial.error) == (1, how)
+    assert trial.failure == failures.POLICIES["lost"].said  # what Optuna and presets are told
 
 
 def test_every_kind_has_a_policy_and_the_tables_know_it(

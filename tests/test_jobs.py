@@ -34,8 +34,8 @@ def add_trial(
         )
 
 
-def enter(database: Engine, study: studies.Study) -> int:
-    return roster.register(database, study.id, "host", 1, "cpu", {})
+def enter(database: Engine, study: studies.Study, pid: int = 1) -> int:
+    return roster.register(database, study.id, "host", pid, "cpu", {})
 
 
 def expire_leases(database: Engine) -> None:

@@ -21,6 +21,7 @@ member         one job in training
 training       the one training loop: members side by side
 capture        steps of a member on a GPU without the host
 depthwise      a faster gradient for wide depthwise kernels on a CPU
+pointwise      an exact gradient for strided 1 x 1 kernels of few channels on a CPU
 packing        how many members a device trains best
 worker         the loop: claim, train, look for more
 pack           claimed jobs in training, and what becomes of each

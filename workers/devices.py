@@ -4,7 +4,7 @@ import ctypes
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -68,7 +68,33 @@ def precision(asked: Literal["auto", "full", "bfloat16"], device: torch.device) 
         return "bfloat16" if torch.cuda.get_device_capability(device) >= (8, 0) else "full"
     # torch before 2.12 cannot tell, and then takes what every CPU is fast with.
     found: Mapping[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if found.get("avx512_bf16") or found.get("amx_bf16") else "full"
+    fast = found.get("avx512_bf16") or found.get("amx_bf16")
+    return "bfloat16" if fast and _adds_in_float32(device) else "full"
+
+
+def check_precision(precision: Precision, names: Iterable[str]) -> None:
+    """Refuse to train in bfloat16 where the sums of a gradient are kept in it too; UsageError."""
+    for device in map(resolve, names):
+        if precision == "bfloat16" and not _adds_in_float32(device):
+            raise UsageError(
+                "training.precision bfloat16 needs a GPU or a CPU with AVX-512; "
+                f"{describe(device)} adds up in bfloat16, and gradients are wrong by percents: "
+                "take another device, or a study with training.precision: full"
+            )
+
+
+def _adds_in_float32(device: torch.device) -> bool:
+    """Tell whether products of bfloat16 numbers are added up in float32 on a device.
+
+    oneDNN does so from AVX-512 on. Without it torch falls back to kernels that add the gradients of
+    a batch up in bfloat16, which is 2 to 5 % off for batches of 64 to 256 (docs/performance.md).
+    """
+    if device.type != "cpu":
+        return True
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except AttributeError:  # a torch without oneDNN
+        return False
 
 
 def make_repeatable(device: torch.device) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from workers import capture, depthwise, devices, proxies
+from workers import capture, depthwise, devices, pointwise, proxies
 from workers.recipe import Job, Measurement, Recipe, steps_per_epoch, tuners
 from workers.tasks import Draws, Score, Task
 
@@ -48,6 +48,7 @@ class Member:
             self._network = network.to(device).to(memory_format=torch.channels_last)
             if device.type == "cpu":
                 depthwise.speed_up(self._network)
+                pointwise.make_exact(self._network)
             self._tuners = tuners(task, recipe, job, self._network)
             self._draws = Draws(job.seed, device)
             self._order = torch.zeros(

@@ -53,8 +53,12 @@ class Bench:
         precision: Precision,
         device: str,
     ) -> Self:
-        """Prepare the data of a config; UsageError if they do not have the fingerprint."""
+        """Prepare the data of a config.
+
+        UsageError if they do not have the fingerprint, or the device not the precision.
+        """
         chosen = devices.resolve(device)
+        devices.check_precision(precision, [device])
         bank = preparation.bank(given.data, home)
         if bank.fingerprint != fingerprint:
             raise UsageError(

@@ -27,6 +27,12 @@ class Loopback:
     folder: Path
     url: str  # without the password
     password_file: Path
+    environment: dict[str, str]
+    owner: programs.Account | None
+
+    def start(self) -> str:
+        """Start it again and return what the recipe prints."""
+        return _run("start", self.folder, self.environment, self.owner)
 
     @property
     def password(self) -> str:
@@ -56,7 +62,7 @@ def loopback(
         if certificates is not None:
             shutil.copytree(certificates, folder, dirs_exist_ok=True)
         owner = _owner(Path(name))
-        environment = _environment(shared, binaries)
+        environment = _environment(shared, binaries, owner)
         printed = _run("start", folder, environment, owner)
         try:
             told = dict(re.findall(r"^export (\w+)='(.*)'$", printed, re.MULTILINE))
@@ -64,6 +70,8 @@ def loopback(
                 folder,
                 told["DENSITUNE_STORAGE"],
                 Path(told["DENSITUNE_STORAGE_PASSWORD_FILE"]),
+                environment,
+                owner,
             )
         finally:
             _run("stop", folder, environment, owner)
@@ -79,7 +87,29 @@ def _owner(home: Path) -> programs.Account | None:
     return owner
 
 
-def _environment(shared: Path, binaries: Path | None) -> dict[str, str]:
+def runs_python(owner: programs.Account | None) -> bool:
+    """Tell whether a user may execute the Python of the tests: not if it lies in a closed home."""
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", "import storage.programs"],
+            env={"PYTHONPATH": str(ROOT)},
+            cwd="/",
+            capture_output=True,
+            user=owner[0] if owner else None,
+            group=owner[1] if owner else None,
+            extra_groups=[] if owner else None,
+            check=False,
+        )
+    except PermissionError:
+        return False
+    return done.returncode == 0
+
+
+def _environment(
+    shared: Path, binaries: Path | None, owner: programs.Account | None
+) -> dict[str, str]:
+    if binaries is None and not runs_python(owner):
+        binaries = programs._folder()  # what the recipe would ask that Python for
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])

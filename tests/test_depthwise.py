@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from workers import depthwise, proxies
+from workers import depthwise, devices, proxies
 from workers.depthwise import convolve, speed_up
 from workers.weighted_conv import WeightedConv2d, fold_all
 
@@ -86,8 +86,12 @@ def test_low_precision_only_rounds_the_exact_gradient(
     exact = gradients(by_torch, input.double(), weight.double(), None, upstream.double())[2]
     got = gradients(convolve, input, weight, None, upstream)[2]
     assert got.dtype == dtype
-    # Half a unit in the last place, and the sum's own rounding in fp32.
+    # Half a unit in the last place, and the sum's own rounding in fp32. A CPU without AVX-512 adds
+    # up in bfloat16 and is less exact: by how much, torch's own gradient shows.
     slack = 1e-5 * exact.abs().max().item()
+    if dtype == torch.bfloat16 and not devices._adds_in_float32(input.device):
+        own = gradients(by_torch, input, weight, None, upstream)[2]
+        slack = 1.5 * (own.double() - exact).abs().max().item()
     torch.testing.assert_close(got.double(), exact, rtol=rounding, atol=slack)
 
 

@@ -162,3 +162,71 @@ def test_a_cpu_worker_has_one_thread() -> None:
 
 def test_a_gpu_worker_takes_deterministic_algorithms() -> None:
     assert settings_after("cuda")[1:] == ["True", "False", ":4096:8"]
+
+
+# Precision
+
+
+def exactness(limit: str) -> tuple[float, bool]:
+    """How far a bfloat16 gradient is off with these instructions, and whether it is refused.
+
+    Off: relative to the largest element, beyond the rounding of the result itself. The batch of 64
+    is one of 16 x 16 images with 16 channels.
+    """
+    program = """
+import torch
+from workers import devices
+
+cpu = torch.device("cpu")
+draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+images, upstream = draw(64, 16, 16, 16).bfloat16(), draw(64, 16, 16, 16).roll(1, 0).bfloat16()
+sums = []
+for dtype in (torch.bfloat16, torch.float64):
+    kernel = torch.zeros(16, 16, 3, 3, dtype=dtype, requires_grad=True)
+    output = torch.conv2d(images.to(dtype), kernel, padding=1)
+    sums += torch.autograd.grad(output, kernel, upstream.to(dtype))
+off = (sums[0].double() - sums[1]).abs() - sums[1].abs() * 2**-8
+print((off.max() / sums[1].abs().max()).item())
+try:
+    devices.check_precision("bfloat16", ["cpu"])
+except devices.UsageError as error:
+    print(error)
+devices.check_precision(devices.precision("auto", cpu), ["cpu"])
+devices.check_precision("full", ["cpu"])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "ONEDNN_MAX_CPU_ISA": limit,
+        },
+    )
+    off, *refusal = done.stdout.splitlines()
+    if refusal:
+        assert refusal[0].startswith(
+            "training.precision bfloat16 needs a GPU or a CPU with AVX-512"
+        )
+        assert len(refusal) == 1
+    return float(off), bool(refusal)
+
+
+@pytest.mark.parametrize("limit", ["AVX2", "DEFAULT"])
+def test_bfloat16_is_refused_where_its_gradients_are_not_exact(limit: str) -> None:
+    off, refused = exactness(limit)
+    assert refused == (off > 1e-3)
+    assert refused or limit == "DEFAULT"
+
+
+def test_bfloat16_on_a_gpu_needs_no_instructions_of_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    see(monkeypatch, 1)
+    monkeypatch.setattr(devices, "_adds_in_float32", lambda device: device.type == "cuda")
+    devices.check_precision("bfloat16", ["auto", "cuda:0"])
+    with pytest.raises(UsageError, match="adds up in bfloat16"):
+        devices.check_precision("bfloat16", ["cuda:0", "cpu"])
+    devices.check_precision("full", ["cpu"])

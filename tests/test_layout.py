@@ -58,7 +58,7 @@ def test_the_borders_hold() -> None:
 
 
 def test_the_readme_names_every_command() -> None:
-    from optimizer.cli import app
+    from optimizer.cli.main import app
 
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     commands = typer.main.get_group(app).commands

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from optimizer.errors import UsageError
-from workers import proxies
-from workers.bank import Bank, Held
-from workers.member import DivergedError, Member, State
-from workers.proxies import Proxy
-from workers.recipe import (
+from workers.data.bank import Bank, Held
+from workers.networks import proxies
+from workers.networks.proxies import Proxy
+from workers.seeds import generator
+from workers.training.loop import StoppedError, train
+from workers.training.member import DivergedError, Member, State
+from workers.training.recipe import (
     Job,
     Measurement,
     Recipe,
@@ -34,9 +36,7 @@ from workers.recipe import (
     schedule,
     usual_lr,
 )
-from workers.seeds import generator
-from workers.tasks import Classification, Denoising, Draws, Judge, Score, Task
-from workers.training import StoppedError, train
+from workers.training.tasks import Classification, Denoising, Draws, Judge, Score, Task
 
 CPU = torch.device("cpu")
 PROXIES = {
@@ -851,8 +851,10 @@ sys.meta_path.insert(0, Refuse())
 
 import numpy as np
 import torch
-from workers import bank, cifar100, devices, div2k, folder, packing, photos, proxies, recipe, tasks
-from workers import training
+from workers.data import bank, cifar100, div2k, folder, photos
+from workers.networks import proxies
+from workers.training import devices, packing, recipe, tasks
+from workers.training.loop import train
 
 device = devices.resolve("cpu")
 devices.make_repeatable(device)
@@ -860,7 +862,7 @@ images = np.random.default_rng(0).integers(0, 256, (8, 1, 16, 16), dtype=np.uint
 task = tasks.Denoising(bank.Bank(images, images, fingerprint="", source=""), device, 25)
 how = recipe.Recipe(proxies.Proxy("nafnet", 2, 1, (3,), 1, None), "library", 4, None, (1,))
 assert packing.best_size(task, how, device) == 1
-training.train(
+train(
     task, how, [recipe.Job({3: (0.5,)}, 0, 1)], device,
     on_rung=lambda index, measurement: print(index, measurement.rung, measurement.score.value > 0),
     on_failure=print,

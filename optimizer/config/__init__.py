@@ -1,0 +1,7 @@
+"""A study's configuration.
+
+study_file   a study's YAML file, validated
+sections     its sections, one model each
+problems     what is wrong with a file, in one line
+strict_yaml  YAML in which no key is given twice
+"""

@@ -1,0 +1,7 @@
+"""The proxies: small networks of known families.
+
+proxies      a proxy from its description and densities, initialised
+classifiers  VGG and ResNet
+denoisers    DnCNN and NAFNet
+depthwise    a faster gradient for wide depthwise kernels on a CPU
+"""

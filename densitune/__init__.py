@@ -61,10 +61,9 @@ if not TYPE_CHECKING:  # to type checkers it would say that any name exists
         """Return a public name from the module that has it."""
         if name in __all__:
             for module in ("density", "weighted_conv"):  # the second loads torch
-                try:
-                    return getattr(import_module(f"densitune.{module}"), name)
-                except AttributeError:
-                    continue
+                defined = vars(import_module(f"densitune.{module}"))
+                if name in defined:
+                    return defined[name]
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

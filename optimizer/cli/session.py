@@ -14,7 +14,8 @@ from sqlalchemy import Engine
 
 from optimizer import snapshot
 from optimizer.cli.fleet import Fleet
-from optimizer.config.study_file import StudyConfig, differences, parse
+from optimizer.config.changes import differences
+from optimizer.config.study_file import StudyConfig, parse
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.phases import extension, optuna_study
 from optimizer.phases.proposer import Proposer

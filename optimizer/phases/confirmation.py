@@ -9,8 +9,7 @@ control      identity with initial weights multiplied by RMS(phi) of the finalis
 compensated  its densities at identity's initial scale; it informs and has no part in the verdict
 
 With `init: compensated` the finalist starts at identity's scale, and identity is its control. With
-`confirm.trainable` an arm learns its densities before (optimizer.phases.learned): one finalist
-more.
+`confirm.trainable` one more finalist has been learned before (optimizer.phases.learned).
 """
 
 from collections.abc import Iterator, Mapping, Sequence

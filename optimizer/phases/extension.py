@@ -9,7 +9,8 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from optimizer.config.study_file import StudyConfig, differences
+from optimizer.config.changes import differences
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from storage import studies
 from storage.studies import Study

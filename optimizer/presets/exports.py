@@ -60,73 +60,15 @@ UNHEALTHY = (
 
 def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
     """Return the preset of one trial of a study's search, with its verdict if it has one."""
-    config, study = snapshot.config, snapshot.study
-    finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
-    verdict = "unconfirmed" if finalist is None else finalist.verdict
-    document = shareable(config)
-    identity = snapshot.results[0]
     return Preset(
         schema=SCHEMA,
-        name=config.name,
+        name=snapshot.config.name,
         densities={str(k): list(den) for k, den in chosen.densities.items()},
         convention=CONVENTION,
         use="; ".join(_use(k, list(den)) for k, den in chosen.densities.items()),
-        task=PresetTask(
-            source=source(study),
-            split="validation",
-            fingerprint=study.data_fingerprint,
-            proxy=document["proxy"],
-            kernel_size=list(config.kernel_size),
-            init=config.init,
-            training={
-                **document["training"],
-                "lr": snapshot.lr or config.training.lr,
-                "precision": precision(study),
-            },
-            metric=config.metric,
-            unit=config.unit,
-        ),
-        evidence=Evidence(
-            verdict=verdict,
-            note=NOTES[verdict]
-            if _complaint(snapshot) is None
-            else f"{UNHEALTHY} {NOTES[verdict]}",
-            confirmation=None if finalist is None else _confirmation(snapshot, finalist),
-            test=_test(snapshot, chosen.number),
-            seeds=sorted(chosen.values),
-            value=chosen.mean,
-            identity=identity.mean,
-            floor=max(snapshot.floors.values()),
-            floors=snapshot.floors,
-            difference_to_identity=PairedDifference(
-                mean=chosen.difference.mean,
-                standard_error=chosen.difference.standard_error,
-                by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
-            ),
-            trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
-            cautions=snapshot.cautions,
-        ),
-        provenance=Provenance(
-            study=config.name,
-            trial=chosen.number,
-            label=chosen.label,
-            optuna_trial=chosen.optuna_number,
-            config=document,
-            versions=study.provenance["versions"],
-            devices=sorted({worker.device for worker in snapshot.workers}),
-            device_hours=round(
-                sum(_seconds(phase.rows) for phase in snapshot.phases.values()) / 3600, 4
-            ),
-            exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            config_sha256=sha256(document),
-            ledger_sha256=sha256(
-                [
-                    [name, row.trial, row.seed, row.rung, row.value]
-                    for name, phase in snapshot.phases.items()
-                    for row in phase.rows
-                ]
-            ),
-        ),
+        task=_task(snapshot),
+        evidence=_evidence(snapshot, chosen),
+        provenance=_provenance(snapshot, chosen),
     )
 
 
@@ -180,6 +122,74 @@ def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
             f"look at: densitune status {snapshot.study.name}"
         )
     return found
+
+
+def _task(snapshot: Snapshot) -> PresetTask:
+    config, study = snapshot.config, snapshot.study
+    document = shareable(config)
+    return PresetTask(
+        source=source(study),
+        split="validation",
+        fingerprint=study.data_fingerprint,
+        proxy=document["proxy"],
+        kernel_size=list(config.kernel_size),
+        init=config.init,
+        training={
+            **document["training"],
+            "lr": snapshot.lr or config.training.lr,
+            "precision": precision(study),
+        },
+        metric=config.metric,
+        unit=config.unit,
+    )
+
+
+def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
+    finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
+    verdict = "unconfirmed" if finalist is None else finalist.verdict
+    return Evidence(
+        verdict=verdict,
+        note=_note(snapshot, verdict),
+        confirmation=None if finalist is None else _confirmation(snapshot, finalist),
+        test=_test(snapshot, chosen.number),
+        seeds=sorted(chosen.values),
+        value=chosen.mean,
+        identity=snapshot.results[0].mean,
+        floor=max(snapshot.floors.values()),
+        floors=snapshot.floors,
+        difference_to_identity=PairedDifference(
+            mean=chosen.difference.mean,
+            standard_error=chosen.difference.standard_error,
+            by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
+        ),
+        trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
+        cautions=snapshot.cautions,
+    )
+
+
+def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
+    study, document = snapshot.study, shareable(snapshot.config)
+    return Provenance(
+        study=snapshot.config.name,
+        trial=chosen.number,
+        label=chosen.label,
+        optuna_trial=chosen.optuna_number,
+        config=document,
+        versions=study.provenance["versions"],
+        devices=sorted({worker.device for worker in snapshot.workers}),
+        device_hours=round(
+            sum(_seconds(phase.rows) for phase in snapshot.phases.values()) / 3600, 4
+        ),
+        exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        config_sha256=sha256(document),
+        ledger_sha256=sha256(
+            [
+                [name, row.trial, row.seed, row.rung, row.value]
+                for name, phase in snapshot.phases.items()
+                for row in phase.rows
+            ]
+        ),
+    )
 
 
 def _note(snapshot: Snapshot, verdict: str) -> str:

@@ -25,20 +25,25 @@ import ratios
 import torch
 from sqlalchemy import Engine
 
-from optimizer import config, density, environment, session, snapshot
-from optimizer import study as optuna_study
-from optimizer.config import StudyConfig
-from optimizer.proposer import Proposer
+from densitune import density
+from optimizer import snapshot
+from optimizer.cli import environment, session
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict
+from optimizer.phases import optuna_study
+from optimizer.phases.proposer import Proposer
 from optimizer.snapshot import Snapshot
-from optimizer.verdicts import Comparison, FinalistVerdict
 from storage import server
-from workers import devices, member, preparation, seeds, training, worker
-from workers.bank import Bank
-from workers.checkpoint import Checkpoints
-from workers.pack import Bench
-from workers.recipe import Job, Recipe
-from workers.shift import Shift
-from workers.tasks import Draws, Task
+from workers import preparation, seeds
+from workers.data.bank import Bank
+from workers.service.checkpoint import Checkpoints
+from workers.service.loop import work
+from workers.service.pack import Bench
+from workers.service.shift import Shift
+from workers.training import devices, loop, member
+from workers.training.recipe import Job, Recipe
+from workers.training.tasks import Draws, Task
 
 MOST_BETTER = 1
 """Of 20 studies. In each the chance is at most 2.5 % (docs/evidence.md)."""
@@ -72,7 +77,7 @@ def configured(number: int, **changes: Any) -> StudyConfig:
         "training": {"budget": 1, "batch_size": 16, "precision": "full"},
         "search": {"trials": 7, "seeds": 2, "seed": number},
     }
-    return config.parse({**raw, **changes}, f"of A/A study {number}")
+    return study_file.parse({**raw, **changes}, f"of A/A study {number}")
 
 
 def prepare(given: StudyConfig) -> Bank:
@@ -94,7 +99,7 @@ def run(engine: Engine, given: StudyConfig, bank: Bank) -> Snapshot:
     proposer = Proposer(engine, created.id, given)
     home = environment.home()
     with Shift(engine, created, CPU, home / "spool") as shift:
-        worker.work(
+        work(
             shift,
             bench,
             Checkpoints(home / "checkpoints", created),
@@ -131,7 +136,7 @@ class Found:
 def study(number: int) -> Found:
     """Run one study against the storage of this process's environment."""
     started = time.perf_counter()
-    training.Member = Blind
+    loop.Member = Blind
     devices.make_repeatable(CPU)
     given = configured(number)
     engine = environment.open_storage(None)

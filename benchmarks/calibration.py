@@ -22,9 +22,9 @@ import scipy
 from scipy.stats import binomtest
 from simulation import FEWEST, MOST, PAIRED, Judged, Noise, Scenario, confirm, study
 
-from optimizer import config
-from optimizer.config import StudyConfig
-from optimizer.evidence import Plan, Verdict
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence.sequential_test import Plan, Verdict
 
 Found = dict[str, Any]
 Row = Callable[[Found], list[str]]
@@ -64,7 +64,7 @@ def defaults() -> StudyConfig:
         "training": {"budget": 2},
         "search": {"trials": MOST, "rungs": [1]},
     }
-    return config.parse(raw, "calibration")
+    return study_file.parse(raw, "calibration")
 
 
 def summary(scenario: Scenario, studies: Sequence[Sequence[Judged]]) -> Found:

@@ -10,11 +10,11 @@ from typing import Literal
 import numpy as np
 import torch
 
-from workers import devices
-from workers.bank import Bank
-from workers.proxies import Proxy
-from workers.recipe import Recipe
-from workers.tasks import Classification, Denoising, Task
+from workers.data.bank import Bank
+from workers.networks.proxies import Proxy
+from workers.training import devices
+from workers.training.recipe import Recipe
+from workers.training.tasks import Classification, Denoising, Task
 
 FAMILIES = ("vgg", "resnet", "dncnn", "nafnet")
 SIGMA = 25.0

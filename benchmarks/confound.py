@@ -23,8 +23,11 @@ import ratios
 import torch
 import yaml
 
-from optimizer import confirmation, environment, results, snapshot
-from optimizer.confirmation import IDENTITY, Group, Values
+from optimizer import snapshot
+from optimizer.cli import environment
+from optimizer.evidence import differences
+from optimizer.phases import confirmation
+from optimizer.phases.confirmation import IDENTITY, Group, Values
 from optimizer.snapshot import Snapshot
 from storage import server
 
@@ -70,7 +73,7 @@ def _launch(path: Path, *options: str) -> str | None:
 
 def explained(found: Snapshot) -> list[dict[str, Any]]:
     """Return what the arms of each finalist come to: paired differences with standard errors."""
-    values = results.final_values(found.confirm.rows)
+    values = differences.final_values(found.confirm.rows)
     groups = confirmation.groups(found.confirm.trials)
     identity = values[IDENTITY]
     return [
@@ -95,7 +98,7 @@ def _minus_control(group: Group, values: Values) -> list[float | None]:
 
 
 def _difference(own: Mapping[int, float], other: Mapping[int, float]) -> list[float | None]:
-    found = results.paired(own, other)
+    found = differences.paired(own, other)
     return [found.mean, found.standard_error]
 
 

@@ -22,10 +22,10 @@ from cases import FAMILIES, Case
 from ratios import Clock, Ratio, Run, clock, environment, interleaved, summary, table
 from torch import Tensor, nn
 
-from optimizer import density
-from workers import proxies
-from workers.proxies import Proxy
-from workers.weighted_conv import WeightedConv2d
+from densitune import density
+from densitune.weighted_conv import WeightedConv2d
+from workers.networks import proxies
+from workers.networks.proxies import Proxy
 
 KERNEL_SIZES = (3, 5, 7)
 OWN_RESOLUTION = 32

@@ -21,9 +21,10 @@ import torch
 from cases import FAMILIES, Case
 from torch import Tensor, nn
 
-from workers import devices, packing, proxies
+from workers.networks import proxies
 from workers.seeds import generator
-from workers.tasks import Draws
+from workers.training import devices, packing
+from workers.training.tasks import Draws
 
 PASSES = 3
 

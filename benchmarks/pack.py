@@ -15,8 +15,8 @@ from pathlib import Path
 import ratios
 from cases import FAMILIES, Case
 
-from workers import devices, packing
-from workers.recipe import steps_per_epoch
+from workers.training import devices, packing
+from workers.training.recipe import steps_per_epoch
 
 
 def main() -> None:

@@ -22,13 +22,13 @@ from typing import TYPE_CHECKING
 import ratios
 from plain_training import Problem, Result, prepare
 
-from optimizer import density
-from optimizer.density import Densities
+from densitune import density
+from densitune.density import Densities
 from optimizer.errors import UsageError
 from storage.errors import StorageError
 
 if TYPE_CHECKING:
-    from optimizer.config import StudyConfig
+    from optimizer.config.study_file import StudyConfig
 
 __all__ = ["Problem", "Result", "Values", "optimize", "parse_densities", "prepare"]
 
@@ -141,11 +141,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    from optimizer import config as configs
-    from optimizer import environment
+    from optimizer.cli import environment
+    from optimizer.config import study_file
     from storage import database, server
 
-    config, home = configs.load(arguments.config), environment.home()
+    config, home = study_file.load(arguments.config), environment.home()
     found: list[tuple[Densities, Values]]
     started = time.perf_counter()
     if arguments.retrain is not None:

@@ -27,14 +27,15 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from workers import proxies, seeds
-from workers.bank import Arrays
-from workers.proxies import Proxy
-from workers.recipe import Recipe, schedule, usual_lr
-from workers.tasks import BEST_PSNR
+from workers import seeds
+from workers.data.bank import Arrays
+from workers.networks import proxies
+from workers.networks.proxies import Proxy
+from workers.training.recipe import Recipe, schedule, usual_lr
+from workers.training.tasks import BEST_PSNR
 
 if TYPE_CHECKING:
-    from optimizer.config import StudyConfig
+    from optimizer.config.study_file import StudyConfig
 
 
 class WConv2d(nn.Conv2d):
@@ -292,7 +293,7 @@ class Problem:
 
 
 def _optimizer(proxy: Proxy, network: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """Return densitune's optimiser of the family (workers.recipe), as torch has it."""
+    """Return densitune's optimiser of the family (workers.training.recipe), as torch has it."""
     parameters = network.parameters()
     match proxy.family:
         case "vgg" | "resnet":

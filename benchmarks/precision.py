@@ -23,12 +23,15 @@ import ratios
 import torch
 from scipy.stats import spearmanr
 
-from optimizer import config, design, environment
-from optimizer.config import StudyConfig
-from optimizer.density import Densities, length
-from workers import capture, devices, preparation
-from workers.recipe import Job, Precision
-from workers.training import train
+from densitune.density import Densities, length
+from optimizer import design
+from optimizer.cli import environment
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from workers import preparation
+from workers.training import capture, devices
+from workers.training.loop import train
+from workers.training.recipe import Job, Precision
 
 
 def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densities, int]) -> float:
@@ -57,7 +60,7 @@ def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densitie
 
 def main() -> None:
     arguments = _arguments()
-    given = config.load(arguments.config)
+    given = study_file.load(arguments.config)
     if given.training.lr == "auto":
         raise SystemExit("training.lr is auto: give the rate that a study of it has calibrated")
     device = devices.resolve(arguments.device)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from workers import devices
+from workers.training import devices
 
 Run = Callable[[], object]
 Clock = Callable[[Run], float]

@@ -14,10 +14,12 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from optimizer import design, evidence, finalists, rungs
-from optimizer.config import StudyConfig
-from optimizer.evidence import Finding, Plan
-from optimizer.results import Difference, TrialResult
+from optimizer import design
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import finalists, sequential_test
+from optimizer.evidence.differences import Difference, TrialResult
+from optimizer.evidence.sequential_test import Finding, Plan
+from optimizer.phases import bars
 
 Array = NDArray[np.float64]
 Noise = Literal["normal", "heavy tails", "skewed", "lopsided"]
@@ -107,7 +109,7 @@ class Search:
     """A search of one kernel size: densities, and their values after the budget with every seed.
 
     After anchors and Sobol' points, proposals are by turns near the best trial so far and anywhere.
-    A trial below the bars of optimizer.rungs, of which there is one before the budget, is cut.
+    A trial below its bar (optimizer.phases.bars), of which there is one before the budget, is cut.
     """
 
     def __init__(self, rng: Generator, scenario: Scenario, given: StudyConfig) -> None:
@@ -176,7 +178,7 @@ class Search:
         return noise, EARLY * noise[:, 0] + math.sqrt(1 - EARLY**2) * other
 
     def _bar(self, told: Array, cut: bool) -> float:
-        if not cut or len(told) < rungs.LEAST:
+        if not cut or len(told) < bars.LEAST:
             return -math.inf
         at = (1 - self._given.search.keep) * (len(told) - 1)
         return float(np.interp(at, np.arange(len(told)), np.sort(told)))  # np.quantile, but quick
@@ -208,7 +210,7 @@ def sequence(to_identity: Array, to_control: Array | None, plan: Plan, known: in
     for look in (look for look in plan.looks if look >= known):
         identity = dict(enumerate(to_identity[:look].tolist()))
         control = None if to_control is None else dict(enumerate(to_control[:look].tolist()))
-        finding = evidence.judge(identity, control, plan)
+        finding = sequential_test.judge(identity, control, plan)
         if finding.verdict is not None:
             return finding
     raise AssertionError("the last look gives a verdict")

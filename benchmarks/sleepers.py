@@ -11,7 +11,7 @@ from typing import TypeVar
 from storage import database, jobs, ledger, roster
 from storage.jobs import ClaimedJob
 from storage.ledger import Measurement
-from workers.heartbeat import BEAT, LEASE
+from workers.service.heartbeat import BEAT, LEASE
 
 RUNG, BUDGET = 1, 2
 SETUP_SECONDS = 600.0

@@ -24,9 +24,9 @@ import torch
 from cases import FAMILIES, SIGMA, Case
 from plain_training import Problem
 
-from workers import capture, devices, packing
-from workers.member import Member
-from workers.recipe import Job
+from workers.training import capture, devices, packing
+from workers.training.member import Member
+from workers.training.recipe import Job
 
 LOADER_WORKERS = (0, 1, 2)
 """Processes of plain.py's DataLoader: each number is tried before a case, the fastest is kept."""

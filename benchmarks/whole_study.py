@@ -23,9 +23,11 @@ import plain
 import ratios
 from sqlalchemy import text
 
-from optimizer import config, finalists, snapshot
-from optimizer.config import StudyConfig
-from optimizer.density import Densities
+from densitune.density import Densities
+from optimizer import snapshot
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import finalists
 from storage import database, server
 
 FIRST_FRESH_SEED = 500_000
@@ -34,7 +36,7 @@ FIRST_FRESH_SEED = 500_000
 
 def main() -> None:
     arguments = _arguments()
-    given = config.load(arguments.config)
+    given = study_file.load(arguments.config)
     with tempfile.TemporaryDirectory() as folder:
         first, second = Path(folder, "densitune"), Path(folder, "plain")
         seconds, ours = _densitune(arguments.config, given, first)

@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from optimizer import density
-from optimizer.density import Densities
+from densitune import density
+from densitune.density import Densities
 
 Role = Literal["identity", "published", "candidate"]
 

@@ -6,12 +6,14 @@ from typing import Any, Literal
 
 from sqlalchemy import Connection, Engine
 
-from optimizer import calibration, config, health, learned, results, verdicts
-from optimizer.cautions import cautions
-from optimizer.config import StudyConfig
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.results import TrialResult
-from optimizer.verdicts import FinalistVerdict, Holdout
+from optimizer.evidence import baseline, differences, verdicts
+from optimizer.evidence.cautions import cautions
+from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.verdicts import FinalistVerdict, Holdout
+from optimizer.phases import calibration, learned
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
@@ -124,12 +126,12 @@ class Snapshot:
     @property
     def best(self) -> TrialResult | None:
         """Return the trial with the largest difference to identity; identity itself may be it."""
-        return next(iter(results.ranked(self.results)), None)
+        return next(iter(differences.ranked(self.results)), None)
 
     @property
     def floors(self) -> dict[str, float]:
         """Return the metric of what needs no deep network, by name."""
-        return health.floors(self.study, self.config)
+        return baseline.floors(self.study, self.config)
 
     @property
     def cautions(self) -> list[str]:
@@ -180,7 +182,7 @@ class Snapshot:
             "jobs_per_hour": self.jobs_per_hour,
             "seconds_left": self.seconds_left,
             "best": None if self.best is None else _result(self.best),
-            "results": [_result(result) for result in results.ranked(self.results)],
+            "results": [_result(result) for result in differences.ranked(self.results)],
             "failed": [
                 {"trial": trial.number, "label": trial.label, "reason": trial.reason}
                 for trial in self.trials
@@ -210,7 +212,7 @@ def find(engine: Engine, name: str) -> tuple[Study, StudyConfig]:
     if study is None:
         names = ", ".join(found.name for found in studies.overview(engine)) or "none"
         raise UsageError(f"there is no study {name} here; there are: {names}")
-    return study, config.parse(study.config, origin=f"of study {name}")
+    return study, study_file.parse(study.config, origin=f"of study {name}")
 
 
 def precision(study: Study) -> Literal["full", "bfloat16"]:
@@ -234,7 +236,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             config=config,
             trials=all_trials,
             rows=rows,
-            results=results.results(all_trials, rows),
+            results=differences.results(all_trials, rows),
             workers=roster.roster(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
             calibrate=_phase(connection, study, "calibrate"),

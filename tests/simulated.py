@@ -9,8 +9,8 @@ from sqlalchemy import Engine
 from synthetic import configured
 
 from optimizer import snapshot
-from optimizer.config import StudyConfig
-from optimizer.proposer import Proposer
+from optimizer.config.study_file import StudyConfig
+from optimizer.phases.proposer import Proposer
 from optimizer.snapshot import Snapshot
 from storage import jobs, ledger, roster, studies
 from storage.jobs import ClaimedJob

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from optimizer import config, results
-from optimizer.config import StudyConfig
-from optimizer.density import Densities
+from densitune.density import Densities
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import differences
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict, PairedDifference, Verdict
 from optimizer.snapshot import PhaseRows, Snapshot
-from optimizer.verdicts import Comparison, FinalistVerdict, PairedDifference, Verdict
 from storage.arms import Arm
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
@@ -37,7 +38,7 @@ def configured(**changes: Any) -> StudyConfig:
             raw[key] = {**raw[key], **value}
         else:
             raw[key] = value
-    return config.parse({k: v for k, v in raw.items() if v is not None}, "by hand")
+    return study_file.parse({k: v for k, v in raw.items() if v is not None}, "by hand")
 
 
 def trial(number: int, densities: Densities, **changes: Any) -> TrialRow:
@@ -136,7 +137,7 @@ def snapshot(
         config=given,
         trials=list(trials),
         rows=list(rows),
-        results=results.results(trials, rows),
+        results=differences.results(trials, rows),
         workers=list(workers),
         jobs_per_hour=jobs_per_hour,
         calibrate=calibrate,
@@ -215,14 +216,14 @@ def _finalist(
     origin: TrialRow, verdict: Verdict, values: Mapping[int, Mapping[int, float]], number: int
 ) -> FinalistVerdict:
     def comparison(arm: int, against: int) -> Comparison:
-        found = results.paired(values[arm], values[against])
+        found = differences.paired(values[arm], values[against])
         by_seed = {str(seed): value for seed, value in found.by_seed.items()}
         reach = 0.05
         return Comparison(
             mean=found.mean, low=found.mean - reach, high=found.mean + reach, by_seed=by_seed
         )
 
-    compensated = results.paired(values[number + 2], values[0])
+    compensated = differences.paired(values[number + 2], values[0])
     return FinalistVerdict(
         trial=origin.number,
         label=origin.label,

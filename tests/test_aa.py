@@ -10,9 +10,10 @@ import torch
 from sqlalchemy import Engine
 from synthetic import decided
 
-from workers import preparation, training
-from workers.member import Member
-from workers.recipe import Job
+from workers import preparation
+from workers.training import loop
+from workers.training.member import Member
+from workers.training.recipe import Job
 
 CPU = torch.device("cpu")
 SMALL = {"patch": 16, "patches_per_image": 4, "crop": 32}
@@ -85,7 +86,7 @@ def test_arms_differ_in_their_draws_alone(
 def test_a_study_of_blind_arms_ends_with_verdicts(
     database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training, "Member", aa.Blind)
+    monkeypatch.setattr(loop, "Member", aa.Blind)
     given = aa.configured(
         3,
         data=SMALL,

@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.datasets import CIFAR100
 
-from optimizer import strict_yaml
+from optimizer.config import strict_yaml
 from optimizer.errors import UsageError
-from workers import cifar100, div2k
-from workers.images import read
-from workers.patches import PatchPlan
+from workers.data import cifar100, div2k
+from workers.data.images import read
+from workers.data.patches import PatchPlan
 
 ROOT = Path(__file__).parents[1]
 HOME = "cifar-100-python"

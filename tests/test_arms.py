@@ -14,12 +14,13 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from test_worker import Station, contents, make_bench, make_config, without_time, work
 
-from optimizer.sections import FolderPhotographs
+from densitune.weighted_conv import WeightedConv2d
+from optimizer.config.sections import FolderPhotographs
 from storage import jobs, roster, studies, trials
 from storage.arms import Arm
-from workers import preparation, proxies
-from workers.proxies import Proxy
-from workers.weighted_conv import WeightedConv2d
+from workers import preparation
+from workers.networks import proxies
+from workers.networks.proxies import Proxy
 
 
 @pytest.fixture(scope="module")

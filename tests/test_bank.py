@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from optimizer.errors import UsageError
-from workers.bank import Arrays, Held, cached, digest, key_of
-from workers.sources import stamps
+from workers.data.bank import Arrays, Held, cached, digest, key_of
+from workers.data.sources import stamps
 
 ROOT = Path(__file__).parents[1]
 
@@ -230,7 +230,7 @@ def test_full_disk_is_a_usage_error_and_leaves_nothing(tmp_path: Path) -> None:
     code = (
         "import sys; sys.path.insert(0, 'tests')\n"
         "from pathlib import Path; from test_bank import *\n"
-        "from workers.bank import cached\n"
+        "from workers.data.bank import cached\n"
         "try: cached(Path(sys.argv[1]), 'key', 'Made', photographed)\n"
         "except UsageError as error: print(error)"
     )
@@ -256,7 +256,7 @@ WORKER = """
 import os, sys, time
 from pathlib import Path
 import numpy as np
-from workers.bank import Arrays, cached
+from workers.data.bank import Arrays, cached
 cache, log = map(Path, sys.argv[1:3])
 
 def build():

@@ -11,9 +11,9 @@ from skimage import data
 from skimage.metrics import peak_signal_noise_ratio
 from torch import nn
 
-from workers import baselines
-from workers.bank import Bank, Pixels
-from workers.tasks import Denoising
+from workers.data.bank import Bank, Pixels
+from workers.training import baselines
+from workers.training.tasks import Denoising
 
 CPU = torch.device("cpu")
 Array = NDArray[np.float64]

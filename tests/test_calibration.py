@@ -15,7 +15,7 @@ from calibration import NOISES
 from scipy.stats import binomtest, kurtosis, skew
 from simulation import Judged, Noise, Scenario
 
-from optimizer.evidence import Plan
+from optimizer.evidence.sequential_test import Plan
 
 STUDIES = 150
 GIVEN = calibration.defaults()

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from synthetic import snapshot
 
 from storage.studies import Study
-from workers.checkpoint import Checkpoints
+from workers.service.checkpoint import Checkpoints
 
 JOB, SUBJECT = 7, "a job and its recipe"
 

@@ -16,9 +16,9 @@ import pytest
 from torchvision.datasets import CIFAR100
 
 from optimizer.errors import UsageError
-from workers.bank import Bank
-from workers.cifar100 import load
-from workers.splits import stratified_split
+from workers.data.bank import Bank
+from workers.data.cifar100 import load
+from workers.data.splits import stratified_split
 
 REAL = Path(os.environ.get("DENSITUNE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -15,7 +15,8 @@ from sqlalchemy import Engine, create_engine, text
 from synthetic import usual
 from waiting import wait_for
 
-from optimizer import cli, exports, presets, run_commands
+from optimizer.cli import main, train
+from optimizer.presets import document, exports
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ class Here:
         self._monkeypatch.setenv("DENSITUNE_STORAGE", url)
         self._monkeypatch.setattr(sys, "argv", ["densitune", *arguments])
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         return int(end.value.code or 0), self._capsys.readouterr().err.strip()
 
 
@@ -73,7 +74,7 @@ def test_from_config_to_preset_and_through_every_command(
     assert launched.returncode == 0, launched.stderr
     assert "v2 README" in launched.stdout
     assert "scale control" in launched.stdout
-    preset = presets.load(folder / "presets" / "tiny.json")
+    preset = document.load(folder / "presets" / "tiny.json")
     verdict = preset.evidence.verdict
     assert verdict in VERDICTS
     assert f"presets/tiny.json ({verdict}: " in launched.stdout
@@ -84,7 +85,7 @@ def test_from_config_to_preset_and_through_every_command(
     assert again.returncode == 0
     assert query(database, LEDGER) == first
     assert "local workers" not in again.stdout
-    assert presets.load(folder / "presets" / "tiny.json").evidence == preset.evidence
+    assert document.load(folder / "presets" / "tiny.json").evidence == preset.evidence
 
     check_that_optuna_opens_it(database)
 
@@ -117,7 +118,7 @@ def test_from_config_to_preset_and_through_every_command(
 
     exported = run(folder, database_url, "export", "tiny", "-o", "out", "--trial", "0")
     assert exported.returncode == 0
-    assert presets.load(folder / "out" / "tiny.json").densities == {"3": [1.0]}
+    assert document.load(folder / "out" / "tiny.json").densities == {"3": [1.0]}
     required = run(
         folder, database_url, "export", "tiny", "-o", "other", "--trial", "0", "--require", "better"
     )
@@ -403,7 +404,7 @@ def test_the_password_may_come_from_a_file(folder: Path, database: Engine) -> No
 
 def test_listing_studies_loads_none_of_the_large_packages(folder: Path, database_url: str) -> None:
     program = (
-        "import sys\nfrom optimizer.cli import app\n"
+        "import sys\nfrom optimizer.cli.main import app\n"
         "try:\n    app(['list'])\nexcept SystemExit as end:\n    assert not end.code\n"
         "assert not {'torch', 'optuna', 'scipy.stats'} & set(sys.modules)\n"
     )
@@ -419,7 +420,7 @@ def test_a_hangup_is_ignored_under_nohup_and_reacted_to_elsewhere() -> None:
         earlier = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
         try:
             signal.signal(signal.SIGHUP, before)
-            run_commands._on_termination(functools.partial(seen.append, "hangup"))
+            train._on_termination(functools.partial(seen.append, "hangup"))
             signal.raise_signal(signal.SIGHUP)
         finally:
             for number, handler in earlier.items():

@@ -12,8 +12,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer import config
-from optimizer.config import StudyConfig
+from optimizer.config import study_file
+from optimizer.config.changes import differences
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 
 ROOT = Path(__file__).parent.parent
@@ -49,7 +50,7 @@ def written(**changes: Any) -> dict[str, Any]:
 def refusal(raw: dict[str, Any]) -> str:
     """The line with which a config is refused."""
     with pytest.raises(UsageError) as caught:
-        config.parse(raw, origin="x.yaml")
+        study_file.parse(raw, origin="x.yaml")
     line = str(caught.value)
     assert line.startswith("config x.yaml: ")
     assert "\n" not in line
@@ -291,7 +292,7 @@ def test_a_mistake_is_refused_with_one_line_that_says_what_is_allowed(
     ],
 )
 def test_what_is_valid_is_accepted(changes: dict[str, Any]) -> None:
-    assert isinstance(config.parse(written(**changes), "x"), StudyConfig)
+    assert isinstance(study_file.parse(written(**changes), "x"), StudyConfig)
 
 
 @pytest.mark.parametrize("size", [3, 5, 7, [3, 5]])
@@ -299,10 +300,10 @@ def test_what_is_valid_is_accepted(changes: dict[str, Any]) -> None:
 def test_a_grid_that_does_not_fill_suggests_counts_that_do(size: Any, trials: int) -> None:
     raw = written(kernel_size=size, search__sampler="grid", search__trials=trials)
     dimensions = sum((k - 1) // 2 for k in (size if isinstance(size, list) else [size]))
-    first = len(config.parse(written(kernel_size=size), "x").anchors)
+    first = len(study_file.parse(written(kernel_size=size), "x").anchors)
     full = {first + levels**dimensions for levels in range(2, 100)}
     if trials in full:
-        config.parse(raw, "x")
+        study_file.parse(raw, "x")
         return
     line = refusal(raw)
     suggested = [int(count) for count in line.rsplit("take ")[1].split(" or ")]
@@ -310,7 +311,7 @@ def test_a_grid_that_does_not_fill_suggests_counts_that_do(size: Any, trials: in
     below, above = [n for n in full if n < trials], [n for n in full if n > trials]
     assert suggested == [*([max(below)] if below else []), min(above)]
     for count in suggested:
-        config.parse({**raw, "search": {**raw["search"], "trials": count}}, "x")
+        study_file.parse({**raw, "search": {**raw["search"], "trials": count}}, "x")
 
 
 def valid_densities(sizes: list[int]) -> st.SearchStrategy[Any]:
@@ -380,19 +381,19 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
 
 @given(valid())
 def test_a_config_survives_yaml_and_json(raw: dict[str, Any]) -> None:
-    first = config.parse(yaml.safe_load(yaml.safe_dump(raw)), "x")
-    assert first == config.parse(raw, "x")
+    first = study_file.parse(yaml.safe_load(yaml.safe_dump(raw)), "x")
+    assert first == study_file.parse(raw, "x")
     stored = json.loads(json.dumps(first.document(), allow_nan=False))
-    again = config.parse(stored, "x")
+    again = study_file.parse(stored, "x")
     assert again == first
     assert again.document() == stored
-    assert config.differences(stored, first.document()) == []
+    assert differences(stored, first.document()) == []
     assert again.anchors == first.anchors
 
 
 @given(valid())
 def test_derived_values_agree_with_what_is_written(raw: dict[str, Any]) -> None:
-    found = config.parse(raw, "x")
+    found = study_file.parse(raw, "x")
     sizes = raw["kernel_size"] if isinstance(raw["kernel_size"], list) else [raw["kernel_size"]]
     assert found.kernel_size == tuple(sizes)
     assert found.dimensions == sum((k - 1) // 2 for k in sizes)
@@ -411,8 +412,8 @@ def test_derived_values_agree_with_what_is_written(raw: dict[str, Any]) -> None:
 
 
 def test_differences_name_what_changed() -> None:
-    old = config.parse(written(), "x").document()
-    new = config.parse(
+    old = study_file.parse(written(), "x").document()
+    new = study_file.parse(
         written(
             kernel_size=[3, 5],
             search__trials=30,
@@ -423,12 +424,12 @@ def test_differences_name_what_changed() -> None:
         ),
         "x",
     ).document()
-    assert config.differences(old, new) == [
+    assert differences(old, new) == [
         "density.include: [] -> [{'3': [0.5], '5': [0.1, 0.2]}]",
         "kernel_size: [5] -> [3, 5]",
         "search.trials: 20 -> 30",
     ]
-    assert config.differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b.c: None -> 2"]
+    assert differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b.c: None -> 2"]
 
 
 @pytest.mark.parametrize(
@@ -461,7 +462,7 @@ def test_a_file_that_is_no_config_is_refused_with_one_line(
         content += yaml.safe_dump({key: BASE[key] for key in BASE if f"{key}:" not in content})
     path.write_text(content)
     with pytest.raises(UsageError) as caught:
-        config.load(path)
+        study_file.load(path)
     line = str(caught.value)
     assert line.startswith(f"config {path}")
     assert expected in line
@@ -472,18 +473,18 @@ def test_a_repeated_key_is_named_with_its_line(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     path.write_text("name: a\nsearch:\n  trials: 3\n  seeds: 1\n  trials: 4\n")
     with pytest.raises(UsageError, match=r"key trials is given twice.* line 5"):
-        config.load(path)
+        study_file.load(path)
 
 
 def test_what_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"missing\.yaml cannot be read: No such file"):
-        config.load(tmp_path / "missing.yaml")
+        study_file.load(tmp_path / "missing.yaml")
     with pytest.raises(UsageError, match="cannot be read: Is a directory"):
-        config.load(tmp_path)
+        study_file.load(tmp_path)
     latin = tmp_path / "latin.yaml"
     latin.write_bytes("name: é\n".encode("latin-1"))
     with pytest.raises(UsageError, match=r"cannot be read: .*utf-8"):
-        config.load(latin)
+        study_file.load(latin)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +504,7 @@ def test_a_relative_folder_is_relative_to_the_file(
     path = tmp_path / "here" / "study.yaml"
     path.write_text(yaml.safe_dump(written(data__folder=folder)))
     monkeypatch.chdir("/")
-    found = config.load(path)
+    found = study_file.load(path)
     assert found.document()["data"]["folder"] == str((tmp_path / expected).resolve())
 
 
@@ -515,26 +516,26 @@ def test_a_test_folder_is_relative_to_the_file_and_makes_a_test_split(
     data = {"kind": kind, "folder": "images"}
     path = tmp_path / "study.yaml"
     path.write_text(yaml.safe_dump(written(task="folder", data=data, proxy=proxy)))
-    without = config.load(path)
+    without = study_file.load(path)
     assert not without.data.has_test
     data["test"] = "../others"
     path.write_text(yaml.safe_dump(written(task="folder", data=data, proxy=proxy)))
-    found = config.load(path)
+    found = study_file.load(path)
     assert found.data.has_test
     document = found.document()
     assert document["data"]["test"] == str(tmp_path.parent / "others")
     # Where it lies does not count, whether there is one does.
     moved = {**document, "data": {**document["data"], "test": "/elsewhere"}}
-    assert config.differences(document, moved) == []
-    assert config.differences(without.document(), document) == [
+    assert differences(document, moved) == []
+    assert differences(without.document(), document) == [
         f"data.test: None -> {tmp_path.parent / 'others'}"
     ]
 
 
 def test_photographs_that_are_packaged_have_no_test_split() -> None:
-    photos = config.parse(written(task="photos", data={}, proxy=DENOISER), "x")
-    div2k = config.parse(written(task="div2k", data={}, proxy=DENOISER), "x")
-    cifar100 = config.parse(written(), "x")
+    photos = study_file.parse(written(task="photos", data={}, proxy=DENOISER), "x")
+    div2k = study_file.parse(written(task="div2k", data={}, proxy=DENOISER), "x")
+    cifar100 = study_file.parse(written(), "x")
     assert [given.data.has_test for given in (photos, div2k, cifar100)] == [False, True, True]
 
 
@@ -542,10 +543,10 @@ def test_yaml_merge_keys_still_work(tmp_path: Path) -> None:
     path = tmp_path / "study.yaml"
     text = yaml.safe_dump({**written(), "search": None}).replace("search: null\n", "")
     path.write_text(text + "search: {<<: {trials: 9, seeds: 1}, trials: 12}\n")
-    found = config.load(path)
+    found = study_file.load(path)
     assert (found.search.trials, found.search.seeds) == (12, 1)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_config_that_ships_is_valid_and_named_after_its_file(path: Path) -> None:
-    assert config.load(path).name == path.stem
+    assert study_file.load(path).name == path.stem

@@ -12,9 +12,10 @@ from simulated import TESTED, create, go_on, noise, run, small, train
 from sqlalchemy import Engine, text
 from synthetic import configured
 
-from optimizer import confirmation, exports, study
-from optimizer.config import StudyConfig
-from optimizer.proposer import Proposer
+from optimizer.config.study_file import StudyConfig
+from optimizer.phases import confirmation, optuna_study
+from optimizer.phases.proposer import Proposer
+from optimizer.presets import exports
 from optimizer.snapshot import Snapshot
 from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
@@ -204,7 +205,7 @@ def test_verdicts_and_ledger_do_not_depend_on_who_finishes_first(database: Engin
 
 
 def delete(engine: Engine, now: Snapshot) -> None:
-    study.delete(engine, now.study.name)
+    optuna_study.delete(engine, now.study.name)
     studies.delete(engine, now.study.id)
 
 

@@ -14,7 +14,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 
-from optimizer.study import optuna_storage
+from optimizer.phases.optuna_study import optuna_storage
 from storage import jobs, ledger, roster, studies, tables, trials
 from storage.arms import Arm
 from storage.database import connect, masked, prepare, proposer_lock, translated

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer import density
+from densitune import density
 
 finite = st.floats(0, 1e6, allow_nan=False)
 densities = st.lists(finite, max_size=4)

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from workers import depthwise, devices, proxies
-from workers.depthwise import convolve, speed_up
-from workers.weighted_conv import WeightedConv2d, fold_all
+from densitune.weighted_conv import WeightedConv2d, fold_all
+from workers.networks import depthwise, proxies
+from workers.networks.depthwise import convolve, speed_up
+from workers.training import devices
 
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 

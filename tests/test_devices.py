@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from optimizer.errors import UsageError
-from workers import devices
+from workers.training import devices
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -140,7 +140,7 @@ def test_devices_have_names_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
 def settings_after(device: str) -> list[str]:
     """Return threads, cuDNN's two settings and cuBLAS's workspace of a process set up for it."""
     program = (
-        "import os, torch; from workers.devices import make_repeatable;"
+        "import os, torch; from workers.training.devices import make_repeatable;"
         f"make_repeatable(torch.device({device!r})); cudnn = torch.backends.cudnn;"
         "print(torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark,"
         "os.environ.get('CUBLAS_WORKSPACE_CONFIG'))"
@@ -175,7 +175,7 @@ def exactness(limit: str) -> tuple[float, bool]:
     """
     program = """
 import torch
-from workers import devices
+from workers.training import devices
 
 cpu = torch.device("cpu")
 draw = lambda *shape: torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))

@@ -19,8 +19,8 @@ from synthetic import (
     worker,
 )
 
-from optimizer import display
-from optimizer.confirmation_table import confirmation_table
+from optimizer.show import terminal
+from optimizer.show.confirmation_table import confirmation_table
 from optimizer.snapshot import PhaseRows, Snapshot
 from storage.arms import Arm
 from storage.studies import StudyOverview
@@ -74,7 +74,7 @@ def several_sizes() -> Snapshot:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_panel_shows_progress_best_and_workers(width: int) -> None:
-    text = flat(rendered(display.panel(usual()), width))
+    text = flat(rendered(terminal.panel(usual()), width))
     assert text.startswith("a-study")
     assert "11/24 trials done, 1 running, 0 cut, 1 failed" in text
     assert (
@@ -86,7 +86,7 @@ def test_the_panel_shows_progress_best_and_workers(width: int) -> None:
 
 
 def test_the_plain_line_is_one_line_with_all_that_the_panel_shows() -> None:
-    line = display.plain_line(usual())
+    line = terminal.plain_line(usual())
     assert "\n" not in line
     for part in (
         "11/24 trials done, 1 running, 0 cut, 1 failed",
@@ -94,14 +94,14 @@ def test_the_plain_line_is_one_line_with_all_that_the_panel_shows() -> None:
         "2 workers, 120 jobs/hour, about 13 min 0 s left",
     ):
         assert part in line
-        assert part in flat(rendered(display.panel(usual())))
+        assert part in flat(rendered(terminal.panel(usual())))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_final_table_has_identity_the_published_densities_and_the_best_five(
     width: int,
 ) -> None:
-    text = rendered(display.final_table(usual()), width)
+    text = rendered(terminal.final_table(usual()), width)
     assert rows(text) == [
         ["no network", "noisy input", "20.250", ""],
         ["[1, 1]", "identity", "24.500", "0 (the baseline)"],
@@ -122,7 +122,7 @@ def test_identity_is_the_first_density_also_where_it_is_not_the_first_in_rank() 
     trials = [trial(0, {5: (1.0, 1.0)}), trial(1, {5: (0.2, 0.8)}), trial(2, {5: (0.3, 0.8)})]
     found = [row for n, v in enumerate((20.0, 21.0, 19.0)) for row in measured(n, {0: v})]
     study = snapshot(trials, found, given=configured(search={"seeds": 1}))
-    assert [row[1] for row in rows(rendered(display.final_table(study)))] == [
+    assert [row[1] for row in rows(rendered(terminal.final_table(study)))] == [
         "noisy input",
         "identity",
         "1. trial 1",
@@ -133,7 +133,7 @@ def test_identity_is_the_first_density_also_where_it_is_not_the_first_in_rank() 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_status_shows_state_live_workers_and_failures(width: int) -> None:
-    text = flat(rendered(display.status(usual()), width))
+    text = flat(rendered(terminal.status(usual()), width))
     assert text.startswith(
         "a-study: running, phase search budget 4 epochs, full precision, learning rate 0.01 "
         "11/24 trials done"
@@ -145,7 +145,7 @@ def test_the_status_shows_state_live_workers_and_failures(width: int) -> None:
     assert "v1 README" in text
     stopped = usual(state="stopped", failure="identity could not be trained")
     assert "a-study: stopped, phase search (identity could not be trained)" in flat(
-        rendered(display.status(stopped), width)
+        rendered(terminal.status(stopped), width)
     )
 
 
@@ -153,41 +153,41 @@ def test_a_failed_anchor_is_named_with_number_and_label() -> None:
     trials = [
         trial(1, {5: (0.2, 0.8)}, role="published", label="v2 README", state="failed", reason="[x]")
     ]
-    assert "trial 1 (v2 README) failed: [x]" in rendered(display.status(snapshot(trials, [])))
+    assert "trial 1 (v2 README) failed: [x]" in rendered(terminal.status(snapshot(trials, [])))
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_study_without_results_can_be_shown(width: int) -> None:
     empty = snapshot([], [])
-    for shown in (display.panel(empty), display.status(empty), Text(display.plain_line(empty))):
+    for shown in (terminal.panel(empty), terminal.status(empty), Text(terminal.plain_line(empty))):
         text = flat(rendered(shown, width))
         assert "0/24 trials done, 0 running, 0 cut, 0 failed" in text
         assert "best so far: waiting for identity" in text
         assert "0 workers, 0 jobs/hour" in text
         assert "left" not in text
-    assert rows(rendered(display.final_table(empty), width)) == []
+    assert rows(rendered(terminal.final_table(empty), width)) == []
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_one_seed_has_no_standard_error(width: int) -> None:
     study = several_sizes()
-    for shown in (display.panel(study), display.status(study), display.final_table(study)):
+    for shown in (terminal.panel(study), terminal.status(study), terminal.final_table(study)):
         text = flat(rendered(shown, width))
         assert "±" not in text
     assert "One seed says nothing about the spread." in flat(
-        rendered(display.final_table(study), width)
+        rendered(terminal.final_table(study), width)
     )
-    assert "+0.500 dB to identity" in display.best_line(study)
+    assert "+0.500 dB to identity" in terminal.best_line(study)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_every_density_of_several_sizes_is_shown_whole(width: int) -> None:
-    cells = [row[0] for row in rows(rendered(display.final_table(several_sizes()), width))]
+    cells = [row[0] for row in rows(rendered(terminal.final_table(several_sizes()), width))]
     shown = " ".join(cells)
     for text in ("k=3 [0.7]", "k=5 [0.2, 0.8]", "k=7 [0.25, 0.15, 0.55]", "k=7 [0.06, 1.2, 1.6]"):
         assert text in shown
     assert "k=3 [0.1235] k=5 [0.1235, 1.235] k=7 [0.1, 1.235, 0.0789]" in shown
-    line = display.best_line(several_sizes())
+    line = terminal.best_line(several_sizes())
     assert "k=3 [0.1235]  k=5 [0.1235, 1.235]  k=7 [0.1, 1.235, 0.0789]" in line
 
 
@@ -201,9 +201,9 @@ def test_long_names_labels_and_densities_are_never_cut_off(width: int) -> None:
     found = measured(0, {0: 20.0, 1: 20.5}) + measured(1, {0: 20.25, 1: 21.0})
     crew = [worker(1, host="h" * 70, device="d" * 70)]
     study = snapshot(trials, found, given=given, workers=crew)
-    for shown in (display.panel(study), display.status(study)):
+    for shown in (terminal.panel(study), terminal.status(study)):
         assert name in rendered(shown, width).replace("\n", "")
-    table = rendered(display.final_table(study), width)
+    table = rendered(terminal.final_table(study), width)
     assert "".join(row[1] for row in rows(table)).count("l" * 60) == 2  # as itself and in the rank
     assert ", ".join(f"{value:.4g}" for value in den) in " ".join(row[0] for row in rows(table))
     overview = StudyOverview(
@@ -218,7 +218,7 @@ def test_long_names_labels_and_densities_are_never_cut_off(width: int) -> None:
         failed=3,
         workers=12,
     )
-    listed = rendered(display.study_table([overview]), width)
+    listed = rendered(terminal.study_table([overview]), width)
     assert "".join(row[0] for row in rows(listed)) == name
     assert " ".join(filter(None, (row[-1] for row in rows(listed)))) == "2026-03-04 05:06"
 
@@ -226,13 +226,13 @@ def test_long_names_labels_and_densities_are_never_cut_off(width: int) -> None:
 def test_identity_as_the_best_is_said_as_such() -> None:
     trials = [trial(0, {5: (1.0, 1.0)}), trial(1, {5: (0.2, 0.8)})]
     found = measured(0, {0: 20.0, 1: 20.5}) + measured(1, {0: 19.0, 1: 19.5})
-    line = display.best_line(snapshot(trials, found))
+    line = terminal.best_line(snapshot(trials, found))
     assert line == "best so far: identity itself, at 20.250 dB"
 
 
 def test_nothing_shown_claims_that_a_density_helps() -> None:
     for study in (usual(), several_sizes(), snapshot([], []), usual(state="finished")):
-        for shown in (display.panel(study), display.status(study), display.final_table(study)):
+        for shown in (terminal.panel(study), terminal.status(study), terminal.final_table(study)):
             text = flat(rendered(shown))
             assert not CLAIMS.search(text.replace(NOT_KNOWN, ""))
             assert study.best is None or "unconfirmed" in text
@@ -251,16 +251,16 @@ def test_nothing_shown_claims_that_a_density_helps() -> None:
     ],
 )
 def test_a_duration_has_its_two_largest_units(seconds: float, expected: str) -> None:
-    assert display.duration(seconds) == expected
+    assert terminal.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.4, "0.4"), (9.96, "10.0"), (120.4, "120")])
 def test_a_slow_rate_is_not_shown_as_none(rate: float, expected: str) -> None:
-    assert f"{expected} jobs/hour" in display.worker_line(usual(jobs_per_hour=rate))
+    assert f"{expected} jobs/hour" in terminal.worker_line(usual(jobs_per_hour=rate))
 
 
 def test_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    display.console().print("preset: /tmp/[bold]/:smile:/[/red].json", soft_wrap=True)
+    terminal.console().print("preset: /tmp/[bold]/:smile:/[/red].json", soft_wrap=True)
     assert capsys.readouterr().out == "preset: /tmp/[bold]/:smile:/[/red].json\n"
 
 
@@ -277,14 +277,14 @@ def with_cut_trials(count: int) -> Snapshot:
 
 def test_cut_trials_are_counted_and_named_beside_the_table() -> None:
     some, one, none = with_cut_trials(3), with_cut_trials(1), usual()
-    assert "14/24 trials done, 1 running, 3 cut, 1 failed" in flat(rendered(display.panel(some)))
-    assert "14/24 trials done, 1 running, 3 cut, 1 failed" in display.plain_line(some)
-    table = rendered(display.final_table(some))
-    assert rows(table) == rows(rendered(display.final_table(none)))
+    assert "14/24 trials done, 1 running, 3 cut, 1 failed" in flat(rendered(terminal.panel(some)))
+    assert "14/24 trials done, 1 running, 3 cut, 1 failed" in terminal.plain_line(some)
+    table = rendered(terminal.final_table(some))
+    assert rows(table) == rows(rendered(terminal.final_table(none)))
     assert "3 trials were cut: not trained to the end with all seeds." in flat(table)
-    assert "1 trial was cut:" in flat(rendered(display.final_table(one)))
-    assert "cut" not in rendered(display.final_table(none))
-    assert "bfloat16 precision" in flat(rendered(display.status(some)))
+    assert "1 trial was cut:" in flat(rendered(terminal.final_table(one)))
+    assert "cut" not in rendered(terminal.final_table(none))
+    assert "bfloat16 precision" in flat(rendered(terminal.status(some)))
     document = json.loads(json.dumps(some.document()))
     assert document["trials"]["pruned"] == 3
     assert document["precision"] == "bfloat16"
@@ -334,7 +334,7 @@ def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) ->
 
 
 def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:
-    assert display.best_line(decided()) == (
+    assert terminal.best_line(decided()) == (
         "verdict: [0.6333, 1.857] is better, better than identity and than its scale control"
     )
     document = json.loads(json.dumps(decided().document(), allow_nan=False))
@@ -359,16 +359,16 @@ def calibrating(**changes: object) -> Snapshot:
 
 def test_a_calibration_is_shown_as_such() -> None:
     now = calibrating(phase="calibrate")
-    line = display.plain_line(now)
+    line = terminal.plain_line(now)
     assert line.startswith("calibrating the learning rate: 4/6 jobs done, 0 running, 0 failed")
     assert "; no density tried yet; " in line
-    text = flat(rendered(display.status(now)))
+    text = flat(rendered(terminal.status(now)))
     assert "phase calibrate" in text
     assert "learning rate not yet calibrated" in text
     found = json.loads(json.dumps(now.document()))
     assert (found["lr"], found["phase"]) == (None, "calibrate")
     assert found["calibration"] == [{"lr": 1e-4, "value": 20.5}, {"lr": 1e-3, "value": 24.5}]
-    later = flat(rendered(display.status(calibrating(lr=0.00123)), 120))
+    later = flat(rendered(terminal.status(calibrating(lr=0.00123)), 120))
     assert "learning rate 0.00123 (identity at 0.0001: 20.500, 0.001: 24.500)" in later
 
 
@@ -381,9 +381,9 @@ def test_a_confirmation_in_progress_shows_counts_and_no_values() -> None:
     found = [row for n in range(4) for row in measured(n, {0: 99.0})]
     now = usual(phase="confirm", confirm=PhaseRows(arms, found))
     expected = "confirming: 1 of 1 finalists open, seed 8 of at most 24, 20/32 jobs done, 4 running"
-    assert expected in display.plain_line(now)
+    assert expected in terminal.plain_line(now)
     for width in WIDTHS:
-        text = flat(rendered(display.status(now), width))
+        text = flat(rendered(terminal.status(now), width))
         assert "phase confirm" in text
         assert expected in text
         assert "99" not in text

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 
 from optimizer.errors import UsageError
-from workers.bank import Bank
-from workers.div2k import TEST, TRAINING, Archive, Progress, fetch, load
-from workers.patches import PatchPlan
-from workers.splits import split
+from workers.data.bank import Bank
+from workers.data.div2k import TEST, TRAINING, Archive, Progress, fetch, load
+from workers.data.patches import PatchPlan
+from workers.data.splits import split
 
 PLAN = PatchPlan(color="rgb", size=8, per_image=3, validation=0.2, crop=16)
 

@@ -163,7 +163,7 @@ def test_base_images_are_pinned_to_a_version() -> None:
 
 @pytest.mark.parametrize("words", invocations(), ids=" ".join)
 def test_every_command_is_one_that_densitune_has(words: list[str]) -> None:
-    group: Any = typer.main.get_command(importlib.import_module("optimizer.cli").app)
+    group: Any = typer.main.get_command(importlib.import_module("optimizer.cli.main").app)
     name, *rest = words
     assert name in group.commands
     command = group.commands[name]

@@ -19,19 +19,19 @@ from alembic.config import Config
 from sqlalchemy import Engine, create_engine, text
 from typer.testing import CliRunner
 
-from optimizer import cli, doctor
-from optimizer.doctor_checks import Finding
+from optimizer.cli import doctor, main
+from optimizer.cli.doctor_checks import Finding
 from optimizer.errors import UsageError
-from optimizer.proposer import Proposer
-from optimizer.study import optuna_storage
+from optimizer.phases.optuna_study import optuna_storage
+from optimizer.phases.proposer import Proposer
 from storage import database as storage_database
 from storage import jobs, leases, ledger, roster, studies, trials
 from storage.jobs import ClaimedJob
 from storage.ledger import Measurement
 from storage.studies import Study
-from workers import spool
-from workers.checkpoint import path_of
-from workers.spool import Delivery, Spool
+from workers.service import spool
+from workers.service.checkpoint import path_of
+from workers.service.spool import Delivery, Spool
 
 NAME = simulated.small().name
 
@@ -472,7 +472,7 @@ def test_one_study_is_examined_without_the_others(
 
 
 def run(url: str, *arguments: str) -> tuple[int, list[str]]:
-    done = CliRunner().invoke(cli.app, ["doctor", *arguments], env={"DENSITUNE_STORAGE": url})
+    done = CliRunner().invoke(main.app, ["doctor", *arguments], env={"DENSITUNE_STORAGE": url})
     if done.exception is not None and not isinstance(done.exception, SystemExit):
         raise done.exception
     return done.exit_code, done.stdout.splitlines()

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from optimizer import evidence
-from optimizer.evidence import Finding, Plan, judge
+from optimizer.evidence import sequential_test
+from optimizer.evidence.sequential_test import Finding, Plan, judge
 
 PLAN = Plan(seeds=24, batch=6, finalists=3)
 sizes = st.sampled_from(PLAN.looks)
@@ -181,7 +181,7 @@ def test_a_plan_too_small_for_any_proof_still_ends() -> None:
 def test_arms_that_are_the_same_differ_in_nothing() -> None:
     finding = judge(dict.fromkeys(range(6), 0.0), dict.fromkeys(range(6), 0.0), PLAN)
     assert finding.verdict == "no_evidence"
-    assert finding.to_identity == evidence.Interval(0.0, 0.0, 0.0, 6)
+    assert finding.to_identity == sequential_test.Interval(0.0, 0.0, 0.0, 6)
     assert finding.seeds_to_settle is None
 
 

@@ -6,8 +6,8 @@ import pytest
 from simulated import go_on, noise, run, small
 from sqlalchemy import Engine
 
-from optimizer import session
-from optimizer.config import StudyConfig
+from optimizer.cli import session
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.snapshot import Snapshot
 from storage import studies

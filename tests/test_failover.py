@@ -13,11 +13,12 @@ from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, event, make_url, text
 from test_proposer import contents, create, enlist, make_config
 
-from optimizer import config, design
-from optimizer import study as optuna_study
-from optimizer.config import StudyConfig
-from optimizer.proposer import Proposer
-from optimizer.study import optuna_storage
+from optimizer import design
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.phases import optuna_study
+from optimizer.phases.optuna_study import optuna_storage
+from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, studies
 from storage.database import alone, connect
 from storage.ledger import Measurement
@@ -49,7 +50,7 @@ def made(sampler: str, trial_count: int) -> StudyConfig:
     """A study of two values per density, of which one trial is open at a time."""
     plain = make_config("failover", keep=1).document()
     search = {**plain["search"], "sampler": sampler, "in_flight": 1, "trials": trial_count}
-    return config.parse(
+    return study_file.parse(
         {**plain, "kernel_size": 5, "search": {**search, "seeds": 1, "rungs": []}}, origin="test"
     )
 

@@ -9,9 +9,10 @@ from sqlalchemy import Engine, text
 from test_jobs import add_trial, enter, expire_leases, states
 from test_proposer import contents, create, finish, make_config
 
-from optimizer import display, snapshot
-from optimizer.proposer import Proposer
-from optimizer.study import optuna_storage
+from optimizer import snapshot
+from optimizer.phases.optuna_study import optuna_storage
+from optimizer.phases.proposer import Proposer
+from optimizer.show import terminal
 from storage import failures, jobs, leases, ledger, roster, studies, trials
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
@@ -295,13 +296,13 @@ def test_status_says_how_often_jobs_failed_in_which_way_and_where_last(database:
     [count] = now.failures
     assert (count.kind, count.times, count.host) == ("data", 3, "gpu7")
     last = held[-1]
-    assert display.failure_line(count) == (
+    assert terminal.failure_line(count) == (
         f"data 3 times, last at {count.failed_at:%Y-%m-%d %H:%M} UTC: search trial {last.trial} "
         f"seed {last.seed} on gpu7 pid 4711: OSError: no image {last.seed}"
     )
-    shown = display.console()
+    shown = terminal.console()
     with shown.capture() as captured:
-        shown.print(display.status(now))
+        shown.print(terminal.status(now))
     assert "data 3 times" in captured.get()
     [entry] = now.document()["failures"]
     assert entry["failed_at"] == count.failed_at.isoformat(timespec="seconds")

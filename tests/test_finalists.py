@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import configured, measured, trial
 
-from optimizer import finalists, results, surrogate
-from optimizer.config import StudyConfig
-from optimizer.finalists import choose
-from optimizer.results import TrialResult
-from optimizer.surrogate import Array
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import differences, finalists, surrogate
+from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.finalists import choose
+from optimizer.evidence.surrogate import Array
 
 SIZES = {1: 3, 2: 5, 3: 7}
 LOW, HIGH = 0.05, 2.0
@@ -29,7 +29,7 @@ def studied(points: Array, values: Array) -> tuple[list[TrialResult], StudyConfi
         for row in measured(number, dict(enumerate(row_of)))
     ]  # fmt: skip
     search = {"trials": max(24, len(trials)), "seeds": values.shape[1]}
-    return results.results(trials, rows), configured(kernel_size=k, search=search)
+    return differences.results(trials, rows), configured(kernel_size=k, search=search)
 
 
 def noisy(
@@ -82,7 +82,7 @@ def test_a_lucky_maximum_counts_less_than_a_good_neighbourhood(dimensions: int, 
     lost, lost_raw = [], []
     for draw in range(20):
         found, config = noisy(hill, 30, dimensions, seeds, 0.5, draw)
-        raw = next(one for one in results.ranked(found) if one.number != 0)
+        raw = next(one for one in differences.ranked(found) if one.number != 0)
         best = max(hill(density(found, one.number)) for one in found)
         lost.append(best - hill(density(found, choose(found, config)[0])))
         lost_raw.append(best - hill(density(found, raw.number)))
@@ -95,7 +95,7 @@ def test_a_lone_outlier_among_many_neighbours_is_not_believed() -> None:
     both = values[:, None] + np.random.default_rng(0).normal(0, 0.2, (38, 2))
     both[31] = values.max() + 0.3  # alike in both seeds: by its own spread, certain
     found, config = studied(points, both)
-    assert results.ranked(found)[0].number == 31
+    assert differences.ranked(found)[0].number == 31
     assert 31 not in choose(found, config)
     assert density(found, choose(found, config)[0]) == pytest.approx([0.6], abs=0.2)
 
@@ -157,13 +157,13 @@ def test_a_trial_with_fewer_seeds_is_compared_over_those_it_has() -> None:
     values[4:, :] -= 1.0
     found, config = studied(points, values)
     known = found[4].difference.by_seed[0]
-    shorter = results.Difference(known, None, {0: known})
+    shorter = differences.Difference(known, None, {0: known})
     found[4] = TrialResult(**{**vars(found[4]), "difference": shorter})
-    assert results.ranked(found)[0].number == 4
+    assert differences.ranked(found)[0].number == 4
     assert set(choose(found, config)) == {1, 2, 3}
 
 
 def test_many_trials_are_modelled_by_their_best() -> None:
     found, config = noisy(hill, 2 * surrogate.MODELLED, 1, 2, 0.3, 0)
-    best = {one.number for one in results.ranked(found)[: surrogate.MODELLED]}
+    best = {one.number for one in differences.ranked(found)[: surrogate.MODELLED]}
     assert set(choose(found, config)) <= best

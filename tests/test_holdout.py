@@ -10,10 +10,11 @@ from rich.console import Console
 from simulated import TESTED, create, go_on, noise, run, small
 from sqlalchemy import Engine
 
-from optimizer import exports, holdout
-from optimizer.confirmation_table import confirmation_table
-from optimizer.presets import Preset
-from optimizer.proposer import Proposer
+from optimizer.phases.proposer import Proposer
+from optimizer.presets import exports
+from optimizer.presets.document import Preset
+from optimizer.show import words
+from optimizer.show.confirmation_table import confirmation_table
 from optimizer.snapshot import Snapshot, of
 from storage import studies
 from storage.jobs import ClaimedJob
@@ -117,7 +118,7 @@ def test_a_study_without_a_test_split_ends_with_its_verdict(database: Engine) ->
     assert (now.study.state, now.study.phase) == ("finished", "decided")
     assert now.verdict == "better"
     assert (now.decided.trials, now.study.holdout) == ([], None)
-    assert holdout.in_words(now) == "no test split"
+    assert words.about_test_split(now) == "no test split"
 
 
 def test_without_a_finalist_the_test_split_is_not_read(database: Engine) -> None:
@@ -128,7 +129,7 @@ def test_without_a_finalist_the_test_split_is_not_read(database: Engine) -> None
 
     now = run(database, small(**TESTED), measure)
     assert (now.study.state, now.study.verdicts) == ("finished", [])
-    assert (now.decided.trials, holdout.in_words(now)) == ([], None)
+    assert (now.decided.trials, words.about_test_split(now)) == ([], None)
 
 
 def test_a_finalist_that_could_not_be_judged_is_not_measured_either(database: Engine) -> None:
@@ -139,7 +140,7 @@ def test_a_finalist_that_could_not_be_judged_is_not_measured_either(database: En
 
     now = run(database, small(**TESTED), measure)
     assert (now.study.state, now.decided.trials, now.study.holdout) == ("finished", [], None)
-    assert holdout.in_words(now) == "test split: not read, for no finalist could be judged"
+    assert words.about_test_split(now) == "test split: not read, for no finalist could be judged"
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -158,7 +159,7 @@ def test_an_arm_that_cannot_be_measured_leaves_a_reason_and_the_verdict(
     name = now.decided.trials[failing].label
     reason = f"{name} could not be measured with every seed: diverged: loss nan"
     assert now.holdout.reason == reason
-    assert holdout.in_words(now) == f"test split: {reason}"
+    assert words.about_test_split(now) == f"test split: {reason}"
     assert [arm.state for arm in now.decided.trials].count("failed") == 1
 
 
@@ -182,12 +183,12 @@ def test_the_words_say_how_far_it_is_and_what_came_out(database: Engine) -> None
     assert (stopped.study.state, stopped.study.phase) == ("stopped", "decided")
     studies.go_on(database, study_id, None, force=False)
     Proposer(database, study_id, given).advance()
-    assert holdout.in_words(of(database, given.name)) == "test split: 0/16 jobs done"
+    assert words.about_test_split(of(database, given.name)) == "test split: 0/16 jobs done"
     now = go_on(database, study_id, given, helps)
     found = now.holdout
     assert found is not None
     assert found.difference is not None
-    line = holdout.in_words(now)
+    line = words.about_test_split(now)
     assert line is not None
     assert line.startswith(f"test split: {found.difference.mean:+.3f} dB [")
     assert line.endswith(f"({found.value:.3f} against {found.identity:.3f}, 8 seeds)")

@@ -9,10 +9,11 @@ from rich.console import Console
 from simulated import TESTED, noise, run, small
 from sqlalchemy import Engine
 
-from optimizer import confirmation, exports
-from optimizer.config import StudyConfig
-from optimizer.confirmation_table import confirmation_table
-from optimizer.presets import Preset
+from optimizer.config.study_file import StudyConfig
+from optimizer.phases import confirmation
+from optimizer.presets import exports
+from optimizer.presets.document import Preset
+from optimizer.show.confirmation_table import confirmation_table
 from optimizer.snapshot import Snapshot
 from storage.jobs import ClaimedJob
 

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from workers.notice import LEAVE_SECONDS
+from workers.service.notice import LEAVE_SECONDS
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "docker" / "k8s"

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 PROGRAM = """
 import atexit, sys, time
-from workers import notice
-from workers.notice import Notice
+from workers.service import notice
+from workers.service.notice import Notice
 
 notice.LEAVE_SECONDS, notice.HAND_BACK_SECONDS, notice.ECHO_SECONDS = {limits}
 
@@ -119,6 +119,6 @@ def test_an_ignored_signal_stays_ignored() -> None:
 
 
 def run(program: str) -> None:
-    head = "import signal, threading\nfrom workers.notice import Notice\n"
+    head = "import signal, threading\nfrom workers.service.notice import Notice\n"
     program = head + textwrap.dedent(program)
     subprocess.run([sys.executable, "-W", "error", "-c", program], cwd=ROOT, check=True, timeout=60)

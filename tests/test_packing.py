@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.packing import GROWTH, LARGEST, Calibration, calibrate
+from workers.training.packing import GROWTH, LARGEST, Calibration, calibrate
 
 
 class Device:
@@ -65,7 +65,7 @@ def test_other_errors_come_through() -> None:
 def test_memory_of_a_cpu_is_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    from workers.devices import is_out_of_memory
+    from workers.training.devices import is_out_of_memory
 
     assert is_out_of_memory(caught.value)
     assert not is_out_of_memory(RuntimeError("the device has caught fire"))

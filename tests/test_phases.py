@@ -6,11 +6,11 @@ import pytest
 from simulated import create, go_on, noise, run, small
 from sqlalchemy import Engine
 
-from optimizer import rates
+from optimizer import learning_rates
 from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
 
-GRID = rates.grid("nafnet", 128)
+GRID = learning_rates.grid("nafnet", 128)
 
 
 def best_at_2e3(job: ClaimedJob) -> float:

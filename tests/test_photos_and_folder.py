@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from optimizer.errors import UsageError
-from workers import photos
-from workers.bank import Pixels
-from workers.folder import load_classes, load_photographs
-from workers.images import image_files, read
-from workers.patches import PatchPlan, Photograph, crops, cut
-from workers.splits import split
+from workers.data import photos
+from workers.data.bank import Pixels
+from workers.data.folder import load_classes, load_photographs
+from workers.data.images import image_files, read
+from workers.data.patches import PatchPlan, Photograph, crops, cut
+from workers.data.splits import split
 
 REAL = Path(os.environ.get("DENSITUNE_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))
 PLAN = PatchPlan(color="gray", size=8, per_image=5, validation=0.25, crop=16)

@@ -18,10 +18,11 @@ from synthetic import configured
 from torch import nn
 
 from optimizer.errors import UsageError
-from workers import tasks, training
-from workers.bank import Arrays, Bank
-from workers.proxies import Proxy
-from workers.recipe import Job, Measurement, Recipe, steps_per_epoch
+from workers.data.bank import Arrays, Bank
+from workers.networks.proxies import Proxy
+from workers.training import tasks
+from workers.training.loop import train
+from workers.training.recipe import Job, Measurement, Recipe, steps_per_epoch
 
 CPU = torch.device("cpu")
 IMAGES = 8
@@ -104,7 +105,7 @@ def of_densitune(
     job = Job(densities, 5, how.rungs[-1])
     outputs = judged(
         task,
-        lambda: training.train(task, how, [job], CPU, on_rung=keep, on_failure=fail),
+        lambda: train(task, how, [job], CPU, on_rung=keep, on_failure=fail),
         patch,
     )
     return values[-1], outputs
@@ -338,7 +339,8 @@ def test_retraining_writes_what_training_gives(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from optimizer import config, environment
+    from optimizer.cli import environment
+    from optimizer.config.study_file import load
 
     out = study_file.with_name("values.json")
     monkeypatch.setattr(
@@ -347,7 +349,7 @@ def test_retraining_writes_what_training_gives(
         ["plain.py", str(study_file), "--retrain", "0.7", "--seeds", "7,8", "--json", str(out)],
     )
     plain.main()
-    problem = plain.prepare(config.load(study_file), environment.home())
+    problem = plain.prepare(load(study_file), environment.home())
     expected = {str(seed): problem.train({3: (0.7,)}, seed).value for seed in (7, 8)}
     written = json.loads(out.read_text())
     assert written["trained"] == [{"densities": {"3": [0.7]}, "values": expected}]

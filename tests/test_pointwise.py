@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from workers.pointwise import make_exact
-from workers.weighted_conv import WeightedConv2d
+from densitune.weighted_conv import WeightedConv2d
+from workers.networks.pointwise import make_exact
 
 ROOT = Path(__file__).parents[1]
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -117,8 +117,8 @@ PROGRAM = """
 import itertools, sys
 import torch
 from test_pointwise import LAST, PLAIN, gradients_of
-from workers import proxies
-from workers.pointwise import make_exact
+from workers.networks import proxies
+from workers.networks.pointwise import make_exact
 
 torch.set_num_threads(int(sys.argv[1]))
 

@@ -11,13 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from optimizer import config
-from optimizer.config import StudyConfig
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from workers import preparation, proxies
-from workers.bank import Pixels
-from workers.proxies import Proxy
-from workers.tasks import Classification, Denoising, Draws
+from workers import preparation
+from workers.data.bank import Pixels
+from workers.networks import proxies
+from workers.networks.proxies import Proxy
+from workers.training.tasks import Classification, Denoising, Draws
 
 CPU = torch.device("cpu")
 DENOISER = {"family": "dncnn", "width": 4, "depth": 3}
@@ -34,7 +35,7 @@ def study(task: str, data: dict[str, Any], proxy: dict[str, Any], **changes: Any
         "training": {"budget": 4, "batch_size": 8},
         "search": {"trials": 50},
     }
-    return config.parse({**usual, **changes}, origin="test")
+    return study_file.parse({**usual, **changes}, origin="test")
 
 
 def noise(seed: int, height: int = 24, width: int = 30) -> Pixels:

@@ -14,12 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import configured, decided, measured, snapshot, trial, usual, worker
 
-from optimizer import exports, presets
 from optimizer.errors import EvidenceError, UsageError
-from optimizer.presets import Preset
+from optimizer.presets import document, exports
+from optimizer.presets.document import Preset
 from optimizer.snapshot import Snapshot
 
-SHIPPED = Path(presets.__file__).with_name("preset.schema.json")
+SHIPPED = Path(document.__file__).with_name("preset.schema.json")
 
 
 class wConv2d:  # noqa: N801 - the authors' name
@@ -131,10 +131,10 @@ def test_densities_survive_the_file_to_the_last_bit(den: dict[int, tuple[float, 
 
 def test_a_written_preset_is_read_back_equal(tmp_path: Path) -> None:
     preset = best_of(usual())
-    path = presets.write(preset, tmp_path / "deep" / "folder")
+    path = document.write(preset, tmp_path / "deep" / "folder")
     assert path == tmp_path / "deep" / "folder" / "a-study.json"
-    assert presets.load(path) == preset
-    assert presets.write(preset, path.parent) == path  # again
+    assert document.load(path) == preset
+    assert document.write(preset, path.parent) == path  # again
     assert [file.name for file in path.parent.iterdir()] == ["a-study.json"]
 
 
@@ -150,7 +150,7 @@ def test_the_line_to_use_makes_the_layer_with_the_density() -> None:
 
 
 def test_a_reader_who_only_knows_json_finds_the_density(tmp_path: Path) -> None:
-    path = presets.write(best_of(usual()), tmp_path)
+    path = document.write(best_of(usual()), tmp_path)
     content = json.loads(path.read_bytes())
     assert list(content)[:5] == ["schema", "name", "densities", "convention", "use"]
     den = content["densities"]["5"]
@@ -311,7 +311,7 @@ def test_a_preset_of_the_first_version_is_still_read(tmp_path: Path) -> None:
     content = json.loads(best_of(usual()).text())
     del content["evidence"]["confirmation"], content["evidence"]["floors"]
     (tmp_path / "old.json").write_text(json.dumps(content))
-    old = presets.load(tmp_path / "old.json")
+    old = document.load(tmp_path / "old.json")
     assert (old.evidence.confirmation, old.evidence.verdict) == (None, "unconfirmed")
 
 
@@ -341,7 +341,7 @@ def test_one_seed_has_no_standard_error() -> None:
 def test_export_takes_the_largest_difference_or_the_trial_asked_for(tmp_path: Path) -> None:
     def exported(trial: int | None = None) -> Preset:
         path, preset = exports.export(usual(), tmp_path, trial)
-        assert presets.load(path) == preset
+        assert document.load(path) == preset
         return preset
 
     assert exported().provenance.trial == 6
@@ -365,7 +365,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
         with pytest.raises(
             UsageError, match=r"a-study\.json cannot be written: .*; choose another"
         ):
-            presets.write(best_of(usual()), folder)
+            document.write(best_of(usual()), folder)
     assert in_the_way.read_text() == "not a folder"
 
 
@@ -427,7 +427,7 @@ def test_a_damaged_preset_is_refused_with_one_line(
     file = tmp_path / "preset.json"
     file.write_text(json.dumps(damaged(path, value)))
     with pytest.raises(UsageError) as caught:
-        presets.load(file)
+        document.load(file)
     line = str(caught.value)
     assert line.startswith(f"preset {file}")
     assert expected in line
@@ -449,11 +449,11 @@ def test_what_is_no_preset_is_refused_with_one_line(
     file = tmp_path / "preset.json"
     file.write_bytes(content)
     with pytest.raises(UsageError, match="preset ") as caught:
-        presets.load(file)
+        document.load(file)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
     with pytest.raises(UsageError, match="cannot be read: No such file"):
-        presets.load(tmp_path / "missing.json")
+        document.load(tmp_path / "missing.json")
 
 
 def validator() -> jsonschema.Draft202012Validator:
@@ -464,7 +464,7 @@ def validator() -> jsonschema.Draft202012Validator:
 
 def test_the_schema_that_ships_is_that_of_the_model() -> None:
     # It is written by: print(presets.json_schema(), end="")
-    assert SHIPPED.read_text(encoding="utf-8") == presets.json_schema()
+    assert SHIPPED.read_text(encoding="utf-8") == document.json_schema()
 
 
 def test_the_schema_accepts_presets() -> None:

@@ -10,9 +10,10 @@ import optuna
 import pytest
 from sqlalchemy import Engine
 
-from optimizer import config, study
-from optimizer.config import StudyConfig
-from optimizer.proposer import Proposer
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.phases import optuna_study
+from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, roster, studies, trials
 from storage.jobs import ClaimedJob
 from storage.ledger import LedgerRow, Measurement
@@ -22,7 +23,7 @@ from storage.trials import TrialRow
 def make_config(
     name: str, trial_count: int = 12, in_flight: int = 4, keep: float = 0.5
 ) -> StudyConfig:
-    return config.parse(
+    return study_file.parse(
         {
             "name": name,
             "task": "photos",
@@ -138,7 +139,9 @@ def test_exactly_the_trials_asked_for_are_finished_and_never_too_many_open(
 def test_optuna_holds_the_differences_of_the_ledger(database: Engine) -> None:
     given = make_config("projection", trial_count=16)
     found, rows = contents(database, run(database, given))
-    plain = optuna.load_study(study_name="projection", storage=study.optuna_storage(database))
+    plain = optuna.load_study(
+        study_name="projection", storage=optuna_study.optuna_storage(database)
+    )
     at = {(row.trial, row.seed, row.rung): row.value for row in rows}
     for ours, theirs in zip(found, plain.trials, strict=True):
         assert theirs.state.name.lower() == ours.state
@@ -187,7 +190,7 @@ def test_trials_below_the_quantile_of_those_told_before_are_cut_after_one_seed(
 
 def test_what_others_are_compared_with_is_never_cut(database: Engine) -> None:
     """Anchors, those of the user too, however far from the top at 0.6 they lie."""
-    given = config.parse(
+    given = study_file.parse(
         {
             **make_config("anchors", 12, in_flight=1).document(),
             "density": {"include": [[0.6], [0.1], [1.9], [2.5]]},
@@ -262,7 +265,7 @@ def test_a_failed_job_fails_its_trial_and_nothing_else(database: Engine) -> None
     assert [trial.state for trial in done].count("complete") == 6
     assert (done[3].state, done[3].reason) == ("failed", "diverged: loss nan")
     assert studies.state(database, study_id) == "stopped"
-    plain = optuna.load_study(study_name="failing", storage=study.optuna_storage(database))
+    plain = optuna.load_study(study_name="failing", storage=optuna_study.optuna_storage(database))
     assert plain.trials[3].state is optuna.trial.TrialState.FAIL
 
 
@@ -292,8 +295,8 @@ def test_a_stopped_study_proposes_nothing(database: Engine) -> None:
 
 RIVAL = """
 import sys, time
-from optimizer import config
-from optimizer.proposer import Proposer
+from optimizer.config import study_file
+from optimizer.phases.proposer import Proposer
 from storage import database, jobs, roster, studies
 from tests.test_proposer import enlist, finish, make_config
 engine = database.connect(sys.argv[1])

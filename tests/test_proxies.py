@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from workers.classifiers import VGG, ResNet
-from workers.denoisers import DnCNN, LayerNorm2d, NAFBlock, NAFNet, simple_gate
-from workers.proxies import Proxy, build, learned, trainable_densities
+from densitune.weighted_conv import WeightedConv2d, fold_all
+from workers.networks.classifiers import VGG, ResNet
+from workers.networks.denoisers import DnCNN, LayerNorm2d, NAFBlock, NAFNet, simple_gate
+from workers.networks.proxies import Proxy, build, learned, trainable_densities
 from workers.seeds import generator
-from workers.weighted_conv import WeightedConv2d, fold_all
 
 PROXIES = [
     Proxy("vgg", 8, 6, (5,), 3, 10),

@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from optimizer import rates
+from optimizer import learning_rates
 
-GRID = rates.grid("nafnet", 16)
+GRID = learning_rates.grid("nafnet", 16)
 
 
 def test_the_grid_is_a_decade_to_either_side_of_the_usual_rate() -> None:
     assert pytest.approx([1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2]) == GRID
-    assert rates.grid("vgg", 512)[2] == pytest.approx(0.4)
+    assert learning_rates.grid("vgg", 512)[2] == pytest.approx(0.4)
     steps = [b / a for a, b in itertools.pairwise(GRID)]
     assert steps == pytest.approx([math.sqrt(10)] * 4, rel=1e-2)
 
@@ -26,8 +26,8 @@ def test_the_grid_grows_until_the_best_lies_within_or_at_a_limit(peak: float) ->
         return {rate: -((math.log10(rate) - peak) ** 2) for rate in tried}
 
     tried = list(GRID)
-    low, high = rates.limits("nafnet", 16)
-    while (further := rates.beyond("nafnet", 16, tried, scores())) is not None:
+    low, high = learning_rates.limits("nafnet", 16)
+    while (further := learning_rates.beyond("nafnet", 16, tried, scores())) is not None:
         end = max(tried) if further > max(tried) else min(tried)
         assert abs(math.log10(further / end)) == pytest.approx(0.5, abs=0.003)
         tried.append(further)
@@ -38,8 +38,8 @@ def test_the_grid_grows_until_the_best_lies_within_or_at_a_limit(peak: float) ->
 
 
 def test_the_grid_does_not_grow_beyond_rates_that_diverged() -> None:
-    assert rates.beyond("nafnet", 16, GRID, {GRID[2]: 20.0, GRID[3]: 24.0}) is None
-    assert rates.beyond("nafnet", 16, GRID, {GRID[0]: 20.0}) == pytest.approx(3.16e-5)
+    assert learning_rates.beyond("nafnet", 16, GRID, {GRID[2]: 20.0, GRID[3]: 24.0}) is None
+    assert learning_rates.beyond("nafnet", 16, GRID, {GRID[0]: 20.0}) == pytest.approx(3.16e-5)
 
 
 @given(peak=st.floats(-3.4, -2.6), curve=st.floats(0.1, 10), top=st.floats(0, 100))
@@ -47,7 +47,7 @@ def test_the_top_of_a_parabola_is_found_between_the_points(
     peak: float, curve: float, top: float
 ) -> None:
     scores = {rate: top - curve * (math.log10(rate) - peak) ** 2 for rate in GRID}
-    assert math.log10(rates.best(scores)) == pytest.approx(peak, abs=0.003)
+    assert math.log10(learning_rates.best(scores)) == pytest.approx(peak, abs=0.003)
 
 
 @given(st.lists(st.floats(-1e3, 1e3), min_size=5, max_size=5), st.randoms())
@@ -55,23 +55,23 @@ def test_the_best_rate_lies_beside_the_best_point_whatever_the_order(
     scores: list[float], shuffle: random.Random
 ) -> None:
     pairs = list(zip(GRID, scores, strict=True))
-    found = rates.best(dict(pairs))
+    found = learning_rates.best(dict(pairs))
     place = scores.index(max(scores))
     assert GRID[max(0, place - 1)] <= found <= GRID[min(4, place + 1)]
     if place in (0, 4):
         assert found == GRID[place]
     shuffle.shuffle(pairs)
-    assert rates.best(dict(pairs)) == found
+    assert learning_rates.best(dict(pairs)) == found
 
 
 def test_rates_that_diverged_are_left_out() -> None:
-    assert rates.best({GRID[2]: 20.0, GRID[3]: 24.0}) == GRID[3]
-    assert rates.best({GRID[1]: 20.0}) == GRID[1]
+    assert learning_rates.best({GRID[2]: 20.0, GRID[3]: 24.0}) == GRID[3]
+    assert learning_rates.best({GRID[1]: 20.0}) == GRID[1]
     without_the_middle = {GRID[0]: 20.0, GRID[1]: 24.0, GRID[3]: 20.0}
-    assert GRID[0] < rates.best(without_the_middle) < GRID[3]
+    assert GRID[0] < learning_rates.best(without_the_middle) < GRID[3]
     with pytest.raises(ValueError, match="no learning rate has a score"):
-        rates.best({})
+        learning_rates.best({})
 
 
 def test_equals_give_the_lowest_rate() -> None:
-    assert rates.best(dict.fromkeys(GRID, 7.0)) == GRID[0]
+    assert learning_rates.best(dict.fromkeys(GRID, 7.0)) == GRID[0]

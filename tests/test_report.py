@@ -13,11 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import WHEN, configured, measured, snapshot, trial, usual
 
-from optimizer import density, report, report_model, report_search
+from densitune import density
 from optimizer.errors import UsageError
-from optimizer.report_axes import Axis, spanning
-from optimizer.report_page import table, tag
-from optimizer.report_response import Mark, limits
+from optimizer.show import report, response_model, search
+from optimizer.show.axes import Axis, spanning
+from optimizer.show.figures_search import Mark, limits
+from optimizer.show.page import table, tag
 from optimizer.snapshot import PhaseRows, Snapshot
 from storage.arms import Arm
 
@@ -431,7 +432,7 @@ def test_the_plateau_is_within_one_pooled_standard_error_of_the_best() -> None:
     pooled = np.sqrt(np.mean(np.square(np.array(errors, dtype=float))))
     best = max(r.difference.mean for r in study.results)
     inside = [r.number for r in study.results if r.difference.mean >= best - pooled]
-    found = report_search.plateau(study.results)
+    found = search.plateau(study.results)
     assert sorted(r.number for r in found) == inside
     assert 1 < len(found) < len(study.results)
     means = [r.difference.mean for r in found]
@@ -454,7 +455,7 @@ def test_the_table_has_every_trial_that_has_ended() -> None:
 def test_the_model_is_surer_near_trials_than_far_from_them() -> None:
     trials = [trial(n, {3: (v,)}) for n, v in enumerate((1.0, 0.1, 0.2, 0.3, 0.4, 0.5))]
     rows = [row for n in range(6) for row in measured(n, {0: 25 + 0.1 * n, 1: 25.01 + 0.1 * n})]
-    found = report_model.of(snapshot(trials, rows, given=configured(kernel_size=3)))
+    found = response_model.of(snapshot(trials, rows, given=configured(kernel_size=3)))
     assert found is not None
     places = found.places[:, 0]
     near, far = (found.spread[np.abs(places - v).argmin()] for v in (0.3, 1.9))
@@ -463,9 +464,9 @@ def test_the_model_is_surer_near_trials_than_far_from_them() -> None:
 
 
 def test_few_trials_have_no_model() -> None:
-    assert report_model.of(snapshot([], [])) is None
-    assert report_model.of(many_values([7])) is None
-    assert report_model.of(usual()) is not None
+    assert response_model.of(snapshot([], [])) is None
+    assert response_model.of(many_values([7])) is None
+    assert response_model.of(usual()) is not None
 
 
 # Densities, confirmation, calibration

@@ -13,7 +13,9 @@ from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ProgrammingError
 from test_jobs import add_trial, expire_leases
 
-from optimizer import run_commands, snapshot, study
+from optimizer import snapshot
+from optimizer.cli import train
+from optimizer.phases import optuna_study
 from storage import database as db
 from storage import jobs, ledger, roles, roster, studies
 from storage.database import connect
@@ -179,7 +181,7 @@ def test_a_proposer_launches_and_deletes(granted: Engine) -> None:
             with reader.connect() as connection:
                 assert connection.scalar(text("SELECT count(*) FROM public.trials")) == 7
         studies.delete(engine, now.study.id)
-        study.delete(engine, given.name)
+        optuna_study.delete(engine, given.name)
     with granted.connect() as connection:
         for table in ("densitune.measurements", "densitune.failures", "public.trials"):
             assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == 0
@@ -192,7 +194,7 @@ def test_tables_that_optuna_made_before_are_open_to_proposers_and_readers(
     with role(granted, "densitune_proposer") as engine:
         simulated.run(engine, given, lambda job: 30.0 - job.densities[3][0] ** 2)
     with role(granted, "densitune_reader") as reader:
-        assert study.exists(reader, "another")
+        assert optuna_study.exists(reader, "another")
 
 
 def test_an_idle_worker_leaves_proposing_to_those_who_may(granted: Engine) -> None:
@@ -206,10 +208,10 @@ def test_an_idle_worker_leaves_proposing_to_those_who_may(granted: Engine) -> No
             return int(connection.scalar(text("SELECT count(*) FROM densitune.jobs")) or 0)
 
     with role(granted, "densitune_worker") as engine:
-        run_commands._take_role_when_idle(engine, stored, given)()
+        train._take_role_when_idle(engine, stored, given)()
     assert queued() == 0
     with role(granted, "densitune_proposer") as engine:
-        run_commands._take_role_when_idle(engine, stored, given)()
+        train._take_role_when_idle(engine, stored, given)()
     assert queued() > 0
     assert db.may_propose(granted)
 
@@ -283,7 +285,7 @@ def test_an_owner_who_is_no_superuser_creates_and_renews_them(owned: Engine) -> 
         simulated.run(engine, given, lambda job: 30.0 - job.densities[3][0] ** 2)
     roles.create(owned)  # with tables that are not the owner's own
     with role(owned, "densitune_reader") as reader:
-        assert study.exists(reader, given.name)
+        assert optuna_study.exists(reader, given.name)
         assert snapshot.of(reader, given.name).study.state == "finished"
 
 

@@ -12,8 +12,8 @@ from optuna import Study
 from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 
-from optimizer import samplers
 from optimizer.errors import UsageError
+from optimizer.phases import samplers
 
 RUNG, BUDGET = 2, 8
 numbers = st.integers(-800, 800).map(lambda eighths: eighths / 8)

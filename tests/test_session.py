@@ -6,8 +6,9 @@ import pytest
 from sqlalchemy import Engine
 from synthetic import configured
 
-from optimizer import session, snapshot
-from optimizer.config import StudyConfig
+from optimizer import snapshot
+from optimizer.cli import session
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from storage import studies
 from storage.studies import Study

@@ -25,7 +25,7 @@ from waiting import wait_for
 from storage import programs
 from storage.database import connect, may_propose
 from storage.errors import StorageUnreachableError
-from workers.notice import LEAVE_SECONDS
+from workers.service.notice import LEAVE_SECONDS
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start the study's processes
 

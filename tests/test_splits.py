@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from optimizer.errors import UsageError
-from workers.splits import split, stratified_split
+from workers.data.splits import split, stratified_split
 
 
 @given(st.integers(2, 500), st.floats(0.001, 0.6))

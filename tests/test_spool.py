@@ -21,8 +21,8 @@ from sqlalchemy.exc import OperationalError
 from storage import jobs, ledger, roster, studies, trials
 from storage.ledger import Measurement
 from storage.studies import Study
-from workers import spool
-from workers.spool import DamagedError, Delivery, Spool, StudyKey
+from workers.service import spool
+from workers.service.spool import DamagedError, Delivery, Spool, StudyKey
 
 TOKYO = timezone(timedelta(hours=9))
 NOWHERE = "postgresql+psycopg2://somebody@127.0.0.1:1/none"

@@ -13,11 +13,13 @@ import pytest
 from optuna.trial import TrialState
 from sqlalchemy import Engine, text
 
-from optimizer import config, design, study
-from optimizer.config import StudyConfig
-from optimizer.density import Densities
+from densitune.density import Densities
+from optimizer import design
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
-from optimizer.study import DensityStudy, Outcome
+from optimizer.phases import optuna_study
+from optimizer.phases.optuna_study import DensityStudy, Outcome
 
 POOR = -2.0
 """A response below this is that of a poor density."""
@@ -26,7 +28,7 @@ POOR = -2.0
 def make_config(
     name: str, kernel_size: int | list[int], sampler: str = "auto", trials: int = 12
 ) -> StudyConfig:
-    return config.parse(
+    return study_file.parse(
         {
             "name": name,
             "task": "photos",
@@ -170,7 +172,7 @@ def test_a_trial_created_but_not_yet_proposed_is_completed(database: Engine) -> 
     given = make_config("half", 5, "random")
     for number in range(4):
         DensityStudy(database, given).ask(number, set(range(number)))
-    plain = optuna.load_study(study_name="half", storage=study.optuna_storage(database))
+    plain = optuna.load_study(study_name="half", storage=optuna_study.optuna_storage(database))
     plain.ask()  # a running trial without parameters
     optuna_number, densities = DensityStudy(database, given).ask(4, set(range(4)))
     assert optuna_number == 4
@@ -207,7 +209,7 @@ def test_the_study_is_a_normal_optuna_study(database: Engine) -> None:
     shared.tell(0, "complete", {1: 20.0, 2: 25.0})
     shared.tell(1, "failed", {})
     shared.tell(2, "pruned", {1: -3.0})
-    plain = optuna.load_study(study_name="normal", storage=study.optuna_storage(database))
+    plain = optuna.load_study(study_name="normal", storage=optuna_study.optuna_storage(database))
     first, second, third = plain.trials
     assert plain.direction is optuna.study.StudyDirection.MAXIMIZE
     assert plain.metric_names == ["difference in PSNR (dB)"]
@@ -228,7 +230,7 @@ def test_optuna_dashboard_shows_densities_values_and_intermediate_values(
     shared = DensityStudy(database, given)
     shared.ask(0, set())
     shared.tell(0, "complete", {1: 20.0, 2: 25.0})
-    application = optuna_dashboard.wsgi(study.optuna_storage(database))
+    application = optuna_dashboard.wsgi(optuna_study.optuna_storage(database))
 
     def get(path: str) -> Any:
         environ: dict[str, Any] = {"PATH_INFO": path}
@@ -266,19 +268,19 @@ def test_a_process_holds_at_most_two_connections(database: Engine) -> None:
 
 def test_deleting_removes_the_optuna_study_and_is_repeatable(database: Engine) -> None:
     DensityStudy(database, make_config("gone", 3))
-    assert study.exists(database, "gone")
-    study.delete(database, "gone")
-    study.delete(database, "gone")
-    assert not study.exists(database, "gone")
+    assert optuna_study.exists(database, "gone")
+    optuna_study.delete(database, "gone")
+    optuna_study.delete(database, "gone")
+    assert not optuna_study.exists(database, "gone")
 
 
 def test_a_study_that_was_told_other_values_so_far_is_not_continued(database: Engine) -> None:
     """Earlier versions told the metric itself, which differences cannot be compared with."""
     given = make_config("older", 3)
     optuna.create_study(
-        storage=study.optuna_storage(database), study_name="older", direction="maximize"
+        storage=optuna_study.optuna_storage(database), study_name="older", direction="maximize"
     )
-    plain = optuna.load_study(study_name="older", storage=study.optuna_storage(database))
+    plain = optuna.load_study(study_name="older", storage=optuna_study.optuna_storage(database))
     with warnings.catch_warnings(action="ignore"):
         plain.set_metric_names(["PSNR (dB)"])
     with pytest.raises(
@@ -291,7 +293,7 @@ def test_a_study_that_was_told_other_values_so_far_is_not_continued(database: En
 def test_a_point_that_somebody_else_enqueued_is_not_taken_for_identity(database: Engine) -> None:
     given = make_config("foreign", 3)
     shared = DensityStudy(database, given)
-    plain = optuna.load_study(study_name="foreign", storage=study.optuna_storage(database))
+    plain = optuna.load_study(study_name="foreign", storage=optuna_study.optuna_storage(database))
     plain.enqueue_trial({"k3_den0": 0.3})
     with pytest.raises(StudyFailedError, match="something else has written"):
         shared.ask(0, set())

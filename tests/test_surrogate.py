@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from synthetic import configured, measured, trial, usual
 
-from optimizer import results, surrogate
-from optimizer.surrogate import Array, Table
+from optimizer.evidence import differences, surrogate
+from optimizer.evidence.surrogate import Array, Table
 
 
 def reference(table: Table, places: Array) -> tuple[Array, Array]:
@@ -71,9 +71,9 @@ def test_means_are_the_differences_up_to_what_all_trials_share() -> None:
     study = usual()
     shown = surrogate.shown(study.results)
     table = Table.of(shown, study.config)
-    differences = [result.difference.mean for result in shown]
-    assert differences[1:] == sorted(differences[1:], reverse=True)
-    assert table.mean - table.mean[0] == pytest.approx(differences)
+    shown_as = [result.difference.mean for result in shown]
+    assert shown_as[1:] == sorted(shown_as[1:], reverse=True)
+    assert table.mean - table.mean[0] == pytest.approx(shown_as)
     assert table.degrees == len(study.results)
 
 
@@ -81,7 +81,7 @@ def test_two_seeds_that_agree_by_luck_are_not_believed() -> None:
     trials = [trial(n, {3: (1 - n / 20,)}) for n in range(8)]
     apart = [0.0, 1e-9, 0.9, 1.1, 1.0, -1.0, -0.9, -1.1]
     rows = [row for n in range(8) for row in measured(n, {0: 20.0, 1: 24.0 + apart[n]})]
-    table = Table.of(results.results(trials, rows), configured(kernel_size=3))
+    table = Table.of(differences.results(trials, rows), configured(kernel_size=3))
     assert table.variance[1] > 0.3 * np.median(table.variance)
 
 
@@ -89,5 +89,5 @@ def test_a_trial_with_fewer_seeds_is_not_credited_with_a_bad_one_of_identity() -
     trials = [trial(n, {3: (1 - n / 20,)}) for n in range(8)]
     rows = [row for n in range(1, 7) for row in measured(n, {0: 20.0, 1: 24.0})]
     rows += [*measured(0, {0: 16.0, 1: 24.0}), *measured(7, {0: 20.0})]
-    table = Table.of(results.results(trials, rows), configured(kernel_size=3))
+    table = Table.of(differences.results(trials, rows), configured(kernel_size=3))
     assert table.mean == pytest.approx([0, *[2.0] * 7])

@@ -13,9 +13,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from optimizer.errors import UsageError
-from workers.bank import Bank, Held, Pixels
+from workers.data.bank import Bank, Held, Pixels
 from workers.seeds import generator
-from workers.tasks import Classification, Denoising, Draws
+from workers.training.tasks import Classification, Denoising, Draws
 
 CPU = torch.device("cpu")
 

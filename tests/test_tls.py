@@ -21,7 +21,7 @@ import pytest
 from loopback import ROOT, loopback
 from sqlalchemy import make_url
 
-from optimizer import cli
+from optimizer.cli import main
 from storage.database import connect
 from storage.errors import StorageUnreachableError
 
@@ -191,7 +191,7 @@ def test_command_line_ends_with_one_line(
     monkeypatch.setenv("DENSITUNE_STORAGE", changed(url, sslrootcert=str(stranger / "ca.crt")))
     monkeypatch.setattr(sys, "argv", ["densitune", "list"])
     with pytest.raises(SystemExit) as end:
-        cli.main()
+        main.main()
     assert end.value.code == 3
     [line] = capsys.readouterr().err.splitlines()
     assert "certificate verify failed" in line

@@ -20,12 +20,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from synthetic import configured, decided, usual
 
-from optimizer import cli, config, exports, reruns
+from densitune.weighted_conv import WeightedConv2d
+from optimizer.cli import main
+from optimizer.config import study_file
 from optimizer.errors import StudyFailedError, UsageError
-from optimizer.presets import Preset
+from optimizer.presets import exports, reruns
+from optimizer.presets.document import Preset
 from storage.database import connect
-from workers import devices, verification
-from workers.weighted_conv import WeightedConv2d
+from workers import verification
+from workers.training import devices
 
 CPU = torch.device("cpu")
 
@@ -56,7 +59,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trained(raw: dict[str, Any], postgres: str, prepared: str) -> Preset:
     """The preset of a study that was really trained, by workers on a database."""
-    parsed = config.parse(raw, "by hand")
+    parsed = study_file.parse(raw, "by hand")
     devices.make_repeatable(CPU)
     with temporary(postgres, prepared) as url:
         engine = connect(url)
@@ -98,7 +101,7 @@ def verify(
         command = ["densitune", "verify", str(tmp_path / "given.json"), *options]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         told = capsys.readouterr()
         return int(end.value.code or 0), told.out.splitlines(), told.err.splitlines()
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
-from workers.weighted_conv import (
+from densitune.weighted_conv import (
     WeightedConv,
     WeightedConv1d,
     WeightedConv2d,

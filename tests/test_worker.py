@@ -16,20 +16,21 @@ import torch
 from sqlalchemy import Engine, create_engine, text
 from waiting import wait_for
 
-from optimizer import config
-from optimizer.config import StudyConfig
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
 from storage import jobs, ledger, retry, studies, trials
 from storage.errors import StorageUnreachableError
 from storage.ledger import LedgerRow
 from storage.studies import Study
 from storage.trials import TrialRow
-from workers import devices, heartbeat, preparation, worker
-from workers import pack as pack_module
-from workers.checkpoint import Checkpoints
-from workers.pack import Bench
-from workers.shift import Shift
-from workers.tasks import Draws, Score, Task
+from workers import preparation
+from workers.service import heartbeat, loop, pack
+from workers.service.checkpoint import Checkpoints
+from workers.service.pack import Bench
+from workers.service.shift import Shift
+from workers.training import devices
+from workers.training.tasks import Draws, Score, Task
 
 HERE = re.escape(devices.describe(torch.device("cpu")))
 
@@ -48,7 +49,7 @@ def one_thread() -> Iterator[None]:
 
 
 def make_config(lr: float = 1e-3, budget: int = 2) -> StudyConfig:
-    return config.parse(
+    return study_file.parse(
         {
             "name": "work",
             "task": "photos",
@@ -127,7 +128,7 @@ def work(
 ) -> int:
     """Work until the queue is empty, or as told."""
     with Shift(engine, bench.study, bench.bench.device, bench.folder / "spool") as shift:
-        return worker.work(
+        return loop.work(
             shift,
             bench.bench,
             Checkpoints(bench.folder / "checkpoints", bench.study),
@@ -560,16 +561,16 @@ def test_an_outage_costs_no_training_and_no_measurement(
             outage.end()
 
     task = Watched(bench.bench.task, on_batch)
-    loop = threading.Thread(
+    thread = threading.Thread(
         target=work, args=(database, bench.with_task(task)), kwargs={"pack": pack}
     )
-    loop.start()
+    thread.start()
     if back != "in training":
         trainable = batches * pack // 4  # nothing more can be claimed
         wait_for(lambda: task.batches == trainable and len(list(spool.glob("*.json"))) == 2 * pack)
         outage.end()
-    loop.join(60)
-    assert not loop.is_alive()
+    thread.join(60)
+    assert not thread.is_alive()
     assert task.batches == batches
     assert without_time(contents(database, bench)[1]) == expected
     assert [(t.done, t.running) for t in contents(database, bench)[0]] == [(2, 0), (2, 0)]
@@ -667,9 +668,9 @@ def test_a_device_that_computes_no_more_ends_the_worker_and_blames_no_job(
     database: Engine, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a GPU after an illegal access, whose process cannot use it any more."""
-    assert pack_module._answers(torch.device("cpu"))
-    assert not pack_module._answers(torch.device("meta"))
-    monkeypatch.setattr(pack_module, "_answers", lambda _: False)
+    assert pack._answers(torch.device("cpu"))
+    assert not pack._answers(torch.device("meta"))
+    monkeypatch.setattr(pack, "_answers", lambda _: False)
     bench = make_bench(database, make_config(), cache)
     add(database, bench, [1.0])
     with pytest.raises(

@@ -13,10 +13,10 @@ from sqlalchemy import Engine, text
 from test_worker import make_config
 from waiting import wait_for
 
-from optimizer import cli, environment, fleet, options, run_commands
-from optimizer.config import StudyConfig
+from optimizer.cli import environment, fleet, main, options, train
+from optimizer.cli.terms import Terms
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.run_commands import _Terms
 from storage import studies, trials
 from workers import preparation
 
@@ -53,13 +53,13 @@ def make_study(engine: Engine, budget: int) -> StudyConfig:
 @pytest.mark.parametrize(
     "terms",
     [
-        _Terms(None, Path("/shared/folder"), 600.0, 90.0),
-        _Terms(4, Path("/home of somebody/checkpoints"), math.inf, 3600.0),
+        Terms(None, Path("/shared/folder"), 600.0, 90.0),
+        Terms(4, Path("/home of somebody/checkpoints"), math.inf, 3600.0),
     ],
 )
 def test_workers_of_a_fleet_are_told_the_terms(
     database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
-    terms: _Terms,
+    terms: Terms,
 ) -> None:  # fmt: skip
     started: list[list[str]] = []
 
@@ -79,12 +79,12 @@ def test_workers_of_a_fleet_are_told_the_terms(
     with fleet.Fleet(given.name, ["cpu", "cpu"], **told):  # type: ignore[arg-type]
         pass
     assert len(started) == 2
-    reached: list[_Terms] = []
-    monkeypatch.setattr(run_commands, "_work", lambda *given: reached.append(given[-1]))
+    reached: list[Terms] = []
+    monkeypatch.setattr(train, "_work", lambda *given: reached.append(given[-1]))
     monkeypatch.setenv("DENSITUNE_STORAGE", database_url)
     for command in started:
         place = command.index("worker")
-        cli.app(command[place:], standalone_mode=False)
+        main.app(command[place:], standalone_mode=False)
     assert reached == [terms, terms]
 
 
@@ -92,11 +92,11 @@ def test_unless_told_a_worker_waits_for_ever_for_jobs_and_an_hour_for_the_storag
     database: Engine, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given = make_study(database, budget=2)
-    reached: list[_Terms] = []
-    monkeypatch.setattr(run_commands, "_work", lambda *given: reached.append(given[-1]))
+    reached: list[Terms] = []
+    monkeypatch.setattr(train, "_work", lambda *given: reached.append(given[-1]))
     monkeypatch.setenv("DENSITUNE_STORAGE", database_url)
-    cli.app(["worker", given.name, "--device", "cpu"], standalone_mode=False)
-    assert reached == [_Terms(None, environment.home() / "checkpoints", math.inf, 3600.0)]
+    main.app(["worker", given.name, "--device", "cpu"], standalone_mode=False)
+    assert reached == [Terms(None, environment.home() / "checkpoints", math.inf, 3600.0)]
 
 
 @pytest.mark.slow

@@ -5,14 +5,15 @@ from pathlib import Path
 
 import torch
 
-from optimizer import sections
-from optimizer.config import StudyConfig
-from workers import baselines, cifar100, div2k, folder, photos
-from workers.bank import Bank
-from workers.patches import PatchPlan
-from workers.proxies import Proxy
-from workers.recipe import Precision, Recipe
-from workers.tasks import Classification, Denoising, Task
+from optimizer.config import sections
+from optimizer.config.study_file import StudyConfig
+from workers.data import cifar100, div2k, folder, photos
+from workers.data.bank import Bank
+from workers.data.patches import PatchPlan
+from workers.networks.proxies import Proxy
+from workers.training import baselines
+from workers.training.recipe import Precision, Recipe
+from workers.training.tasks import Classification, Denoising, Task
 
 
 def bank(

@@ -7,16 +7,18 @@ from typing import Self
 
 import torch
 
-from optimizer.config import StudyConfig
-from optimizer.density import Densities
+from densitune.density import Densities
+from densitune.weighted_conv import WeightedConv2d
+from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
 from storage.arms import Arm
-from workers import devices, preparation, training
-from workers.member import DivergedError
-from workers.recipe import Job, Measurement, Precision, Recipe
+from workers import preparation
 from workers.seeds import generator
-from workers.tasks import Task
-from workers.weighted_conv import WeightedConv2d
+from workers.training import devices
+from workers.training.loop import train
+from workers.training.member import DivergedError
+from workers.training.recipe import Job, Measurement, Precision, Recipe
+from workers.training.tasks import Task
 
 
 def check_folding(kernel_size: int, den: Sequence[float]) -> None:
@@ -102,5 +104,5 @@ class Bench:
             )
             for densities, arm in arms.values()
         ]
-        training.train(self.task, self.recipe, jobs, self.device, on_rung=record, on_failure=fail)
+        train(self.task, self.recipe, jobs, self.device, on_rung=record, on_failure=fail)
         return found

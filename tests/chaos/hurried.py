@@ -4,15 +4,15 @@ Nothing else differs from `python -m optimizer.cli`, which the long form runs.
 """
 
 from storage import leases
-from workers import heartbeat
+from workers.service import heartbeat
 
 
-def main() -> None:
+def run() -> None:
     heartbeat.LEASE, heartbeat.BEAT, leases.RETURN_SECONDS = 6.0, 1.0, 6.0
-    from optimizer import cli
+    from optimizer.cli import main
 
-    cli.main()
+    main.main()
 
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -16,15 +16,15 @@ class Datetime(datetime.datetime):
         return super().now(tz) + datetime.timedelta(seconds=AHEAD)
 
 
-def main() -> None:
+def run() -> None:
     seconds, nanoseconds = time.time, time.time_ns
     time.time = lambda: seconds() + AHEAD
     time.time_ns = lambda: nanoseconds() + AHEAD * 10**9
     datetime.datetime = Datetime  # type: ignore[misc]
-    from optimizer import cli
+    from optimizer.cli import main
 
-    cli.main()
+    main.main()
 
 
 if __name__ == "__main__":
-    main()
+    run()

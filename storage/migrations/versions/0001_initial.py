@@ -13,6 +13,14 @@ TIME = sa.DateTime(timezone=True)
 
 def upgrade() -> None:
     """Create the five tables; the schema itself is there already, for the version table."""
+    _create_studies()
+    _create_trials()
+    _create_workers()
+    _create_jobs()
+    _create_measurements()
+
+
+def _create_studies() -> None:
     op.create_table(
         "studies",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True)),
@@ -31,6 +39,9 @@ def upgrade() -> None:
         ),
         schema=SCHEMA,
     )
+
+
+def _create_trials() -> None:
     op.create_table(
         "trials",
         sa.Column("study_id", sa.BigInteger, nullable=False),
@@ -54,6 +65,9 @@ def upgrade() -> None:
         ),
         schema=SCHEMA,
     )
+
+
+def _create_workers() -> None:
     op.create_table(
         "workers",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True)),
@@ -72,6 +86,9 @@ def upgrade() -> None:
         schema=SCHEMA,
     )
     op.create_index("ix_workers_study", "workers", ["study_id"], schema=SCHEMA)
+
+
+def _create_jobs() -> None:
     op.create_table(
         "jobs",
         sa.Column("id", sa.BigInteger, sa.Identity(always=True)),
@@ -112,6 +129,9 @@ def upgrade() -> None:
         postgresql_where=sa.text("state IN ('waiting', 'running')"),
     )
     op.create_index("ix_jobs_worker", "jobs", ["worker_id"], schema=SCHEMA)
+
+
+def _create_measurements() -> None:
     op.create_table(
         "measurements",
         sa.Column("job_id", sa.BigInteger, nullable=False),

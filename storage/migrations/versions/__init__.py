@@ -1,1 +1,7 @@
-"""The revisions, oldest first by file name. A published one is never changed."""
+"""The revisions, oldest first by file name. What a published one does is never changed.
+
+0001_initial   studies, trials, workers, jobs, measurements
+0002_bars      jobs may be cut at rungs
+0003_phases    studies have phases, and trials and jobs belong to one
+0004_failures  failures have kinds, and each is kept
+"""

@@ -1,0 +1,71 @@
+"""Weighted convolutions with a tuned density, for any project: needs torch and numpy only.
+
+density        what a density is: profile, phi, RMS, validation, the published values; plain numbers
+weighted_conv  the operator: weighted convolutions, conversion, folding
+
+The names of both stand here as well. Each is loaded when it is asked for, so that a program which
+only reckons with densities does not load torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from densitune.density import (
+        PUBLISHED,
+        Densities,
+        Density,
+        Published,
+        identity,
+        length,
+        nest,
+        phi,
+        profile,
+        rms,
+        validate,
+    )
+    from densitune.weighted_conv import (
+        PlainConv,
+        WeightedConv,
+        WeightedConv1d,
+        WeightedConv2d,
+        WeightedConv3d,
+        apply_densities,
+        fold_all,
+    )
+
+__all__ = [
+    "PUBLISHED",
+    "Densities",
+    "Density",
+    "PlainConv",
+    "Published",
+    "WeightedConv",
+    "WeightedConv1d",
+    "WeightedConv2d",
+    "WeightedConv3d",
+    "apply_densities",
+    "fold_all",
+    "identity",
+    "length",
+    "nest",
+    "phi",
+    "profile",
+    "rms",
+    "validate",
+]
+
+if not TYPE_CHECKING:  # to type checkers it would say that any name exists
+
+    def __getattr__(name: str) -> Any:
+        """Return a public name from the module that has it."""
+        if name in __all__:
+            for module in ("density", "weighted_conv"):  # the second loads torch
+                defined = vars(import_module(f"densitune.{module}"))
+                if name in defined:
+                    return defined[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,13 @@
+"""The command line: `densitune`, or `python -m optimizer.cli`.
+
+main           which commands there are, and how errors end them
+options        what several commands take
+train          the commands that train: launch, resume, worker
+look           the commands that look at studies and presets, stop and delete
+session        a study from creation to end, for the process that launches it
+fleet          local worker processes
+terms          on which terms a worker works
+environment    home folder and storage
+doctor         the command that finds what is wrong with a study, and mends it
+doctor_checks  what can go wrong with a study
+"""

@@ -1,0 +1,136 @@
+"""Local workers: one process per device, each a `densitune worker` of its own."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+GRACE_SECONDS = 30.0
+"""How long workers may take to leave before they are killed; workers.service.notice takes 25."""
+LOOK_SECONDS = 1.0
+"""Between two looks at what has become of the processes."""
+
+
+@dataclass(frozen=True)
+class Death:
+    """The end of a worker's process by a signal."""
+
+    pid: int
+    number: int
+
+    def __str__(self) -> str:
+        try:
+            name = f" ({signal.Signals(self.number).name})"
+        except ValueError:  # a real-time signal
+            name = ""
+        return f"its process ended by signal {self.number}{name}"
+
+
+class Fleet:
+    """Worker processes that live as long as the `with` block.
+
+    The storage's URL goes through the environment, because a command line is visible to everybody
+    on the machine. Output goes to one log file per worker. `options` are further ones of the
+    command.
+    """
+
+    def __init__(
+        self,
+        study: str,
+        devices: Sequence[str],
+        *,
+        pack: int | None,
+        storage: str | None,
+        logs: Path,
+        options: Sequence[str] = (),
+    ) -> None:
+        self._study, self._devices = study, devices
+        self._options = ["--pack", str(pack or "auto"), *options]
+        self._environment = dict(os.environ)
+        if storage is not None:
+            self._environment["DENSITUNE_STORAGE"] = storage
+        self._logs = logs
+        self._workers: list[tuple[subprocess.Popen[bytes], Path]] = []
+
+    def __enter__(self) -> Self:
+        if self._devices:
+            self._logs.mkdir(parents=True, exist_ok=True)
+        for number, device in enumerate(self._devices, start=1):
+            path = self._logs / f"{self._study}.{os.getpid()}-{number}.log"
+            with path.open("wb") as log:
+                self._workers.append((self._start(device, log), path))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process, _ in self._workers:
+            if process.poll() is None:
+                process.send_signal(signal.SIGTERM)
+        for process, _ in self._workers:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    @property
+    def size(self) -> int:
+        """Return the number of workers that the fleet has, running or not."""
+        return len(self._devices)
+
+    def running(self) -> int:
+        """Return how many of the processes run."""
+        return sum(process.poll() is None for process, _ in self._workers)
+
+    def complaints(self) -> list[str]:
+        """Return how every worker that ended with an error did, and its log file."""
+        return [
+            f"{_last_words(process, path)} (log: {path})"
+            for process, path in self._workers
+            if process.poll()
+        ]
+
+    def deaths(self) -> list[Death]:
+        """Return the processes that a signal has ended, all of them each time."""
+        codes = [(process.pid, process.poll() or 0) for process, _ in self._workers]
+        return [Death(pid, -code) for pid, code in codes if code < 0]
+
+    def wait(self, look: Callable[[], None]) -> int:
+        """Wait until all have ended, calling `look` now and then; return the worst exit code.
+
+        A process that a signal has ended counts as a shell counts it: 128 and the signal.
+        """
+        while self.running():
+            time.sleep(LOOK_SECONDS)
+            look()
+        codes = [process.wait() for process, _ in self._workers]
+        return max((128 - code if code < 0 else code for code in codes), default=0)
+
+    def _start(self, device: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "optimizer.cli", "worker", self._study]
+        return subprocess.Popen(
+            [*command, "--device", device, *self._options],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C goes to the foreground's process group; the workers are told by us, once.
+            start_new_session=True,
+        )
+
+
+def _last_words(process: subprocess.Popen[bytes], path: Path) -> str:
+    if process.returncode < 0:
+        return str(Death(process.pid, -process.returncode))
+    lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "a worker ended without a word"

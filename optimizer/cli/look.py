@@ -1,0 +1,230 @@
+"""The commands that look at studies and presets, stop and delete."""
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.console import Group, RenderableType
+from rich.live import Live
+
+from optimizer import snapshot
+from optimizer.cli import environment
+from optimizer.cli.options import Device, Storage, StudyName
+from optimizer.errors import UsageError
+from optimizer.presets import document, exports, reruns
+from optimizer.presets.document import Preset
+from optimizer.show import terminal
+from optimizer.show.confirmation_table import confirmation_table
+from optimizer.snapshot import Snapshot
+from storage import studies
+
+WATCH_SECONDS = 1.0
+"""Between two refreshes of a watched study; ten times as long where there is no terminal."""
+
+
+def list_studies(storage: Storage = None) -> None:
+    """List all studies."""
+    engine = environment.open_storage(storage)
+    overview = studies.overview(engine)
+    if overview:
+        terminal.console().print(terminal.study_table(overview))
+    else:
+        terminal.console().print("no studies yet; start one with: densitune launch CONFIG")
+
+
+def status(
+    name: StudyName,
+    storage: Storage = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep showing until it ends.")] = False,
+) -> None:
+    """Show how far a study is and what it found."""
+    engine = environment.open_storage(storage)
+    console = terminal.console()
+    if as_json:
+        print(json.dumps(snapshot.of(engine, name).document(), indent=2))
+        return
+    now = snapshot.of(engine, name)
+    if watch and console.is_terminal:
+        with Live(console=console, auto_refresh=False) as live:
+            while now.study.state == "running":
+                live.update(_status(now), refresh=True)
+                time.sleep(WATCH_SECONDS)
+                now = snapshot.of(engine, name)
+            live.update(_status(now), refresh=True)
+        return
+    while watch and now.study.state == "running":
+        console.print(terminal.plain_line(now), soft_wrap=True)
+        time.sleep(10 * WATCH_SECONDS)
+        now = snapshot.of(engine, name)
+    console.print(_status(now))
+
+
+def _status(now: Snapshot) -> RenderableType:
+    if now.study.phase != "decided":
+        return terminal.status(now)
+    return Group(terminal.status(now), confirmation_table(now))
+
+
+def stop(name: StudyName, storage: Storage = None) -> None:
+    """Stop a study; its workers hand back their jobs."""
+    engine = environment.open_storage(storage)
+    study, _ = snapshot.find(engine, name)
+    if study.state != "running":
+        raise UsageError(f"study {name} is {study.state}; only a running study can be stopped")
+    studies.set_state(engine, study.id, "stopped")
+    terminal.console().print(f"{name} is stopped; continue with: densitune resume {name}")
+
+
+def delete(
+    name: StudyName,
+    storage: Storage = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete a study with all its measurements."""
+    from optimizer.phases import optuna_study
+
+    engine = environment.open_storage(storage)
+    study, _ = snapshot.find(engine, name)
+    now = snapshot.of(engine, name)
+    measured = sum(len(phase.rows) for phase in now.phases.values())
+    if not yes:
+        typer.confirm(f"Delete study {name} with {measured} measurements?", abort=True)
+    studies.set_state(engine, study.id, "stopped")
+    optuna_study.delete(engine, name)
+    studies.delete(engine, study.id)
+    terminal.console().print(f"{name} is deleted")
+
+
+def export(
+    name: StudyName,
+    storage: Storage = None,
+    folder: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder that the preset is written to.")
+    ] = Path("presets"),
+    trial: Annotated[
+        int | None,
+        typer.Option(help="Number of the trial.", show_default="the best confirmed one"),
+    ] = None,
+    require: Annotated[
+        Literal["better"] | None,
+        typer.Option(help="Write nothing and end with 4 unless this is the verdict."),
+    ] = None,
+) -> None:
+    """Write a density as a JSON preset."""
+    engine = environment.open_storage(storage)
+    now = snapshot.of(engine, name)
+    path, preset = exports.export(now, folder, trial, require_better=require is not None)
+    terminal.console().print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
+
+
+def report(
+    name: StudyName,
+    storage: Storage = None,
+    file: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="HTML file.", show_default="STUDY.html"),
+    ] = None,
+) -> None:
+    """Write all that a study found as one HTML file, which opens offline."""
+    from optimizer.show.report import render, write
+
+    now = snapshot.of(environment.open_storage(storage), name)
+    path = write(render(now), file or Path(f"{name}.html"))
+    terminal.console().print(f"report: {path}", soft_wrap=True)
+
+
+def examine(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Name of the study.", metavar="STUDY", show_default="all studies"),
+    ] = None,
+    storage: Storage = None,
+    fix: Annotated[bool, typer.Option("--fix", help="Mend what is found.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
+    """Find what is wrong with studies, database and this machine; exit with 1 if anything is."""
+    from optimizer.cli import doctor
+
+    home = environment.home()
+    found = list(doctor.embedded(home)) if storage is None else []
+    engine = doctor.open_storage(storage)
+    mended, failed = doctor.mend(engine, home, name) if fix else ([], [])
+    found += doctor.examine(engine, home, name)
+    wrong = [finding for finding in found if not finding.note]
+    if as_json:
+        print(json.dumps(doctor.document(found, mended, failed), indent=2))
+    else:
+        for line in doctor.lines(found, mended, failed):
+            terminal.console().print(line, soft_wrap=True)
+    if wrong:
+        raise typer.Exit(1)
+
+
+def verify(
+    path: Annotated[Path, typer.Argument(help="The preset's JSON file.", metavar="PRESET")],
+    rerun: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Train N of its recorded seeds again and compare."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data, for --rerun.", metavar="FOLDER")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Check a preset: schema, hash, exact folding and, if asked, its numbers."""
+    preset = document.load(path)
+    document.check_hash(preset)
+    from workers import verification
+
+    for kernel_size, den in preset.by_kernel_size().items():
+        verification.check_folding(kernel_size, den)
+    terminal.console().print(
+        f"{path}: schema, hash and folding are in order; densities "
+        f"{terminal.density_text(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
+        soft_wrap=True,
+    )
+    if rerun is not None:
+        _rerun(preset, rerun, data, device)
+
+
+def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
+    """Train recorded seeds again, with a line for each; StudyFailedError if one differs."""
+    from workers import verification
+
+    told = reruns.recorded(preset, data)
+    seeds = told.seeds(count)
+    bench = verification.Bench.prepare(
+        told.config,
+        environment.home(),
+        fingerprint=preset.task.fingerprint,
+        precision=told.precision,
+        device=device,
+    )
+    limits = reruns.limits(preset, told.differences, bench.kind)
+    found = []
+    for seed in seeds:
+        metrics = bench.metrics(told.arms, seed, told.budget)
+        found.append(reruns.compare(told, seed, metrics, limits))
+        terminal.console().print(found[-1].line(preset.task.unit), soft_wrap=True)
+    terminal.console().print(reruns.summary(found, preset, bench.kind), soft_wrap=True)
+
+
+def dashboard(
+    storage: Storage = None,
+    host: Annotated[
+        str,
+        typer.Option(help="Address to listen on. There is no login: whoever gets in may delete."),
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+) -> None:
+    """Show all studies in a browser, with optuna-dashboard."""
+    import optuna_dashboard
+
+    from optimizer.phases import optuna_study
+
+    engine = environment.open_storage(storage)
+    print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
+    optuna_dashboard.run_server(optuna_study.optuna_storage(engine), host=host, port=port)

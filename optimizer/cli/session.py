@@ -1,0 +1,227 @@
+"""A study from its creation to its end, as the process that launches it sees it.
+
+It takes the proposer's role, looks after the local workers and shows how far the study is.
+"""
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TypeVar
+
+from rich.console import Console
+from rich.live import Live
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from optimizer import snapshot
+from optimizer.cli.fleet import Fleet
+from optimizer.config.changes import differences
+from optimizer.config.study_file import StudyConfig, parse
+from optimizer.errors import StudyFailedError, UsageError
+from optimizer.phases import extension, optuna_study
+from optimizer.phases.proposer import Proposer
+from optimizer.show import terminal
+from optimizer.snapshot import Snapshot
+from storage import jobs, retry, studies
+from storage.errors import StorageUnreachableError
+from storage.studies import Phase, Study
+
+STEP_SECONDS = 0.2
+"""Between two looks at the ledger."""
+REFRESH_SECONDS = 1.0
+"""Between two refreshes of the display."""
+LINE_SECONDS = 30.0
+"""Between two lines where there is no terminal and nothing happens."""
+
+Show = Callable[[Snapshot], None]
+Result = TypeVar("Result")
+
+
+def create(
+    engine: Engine,
+    config: StudyConfig,
+    source: str,
+    fingerprint: str,
+    precision: str,
+    floors: Callable[[], dict[str, float]],
+) -> Study:
+    """Store a new study, or return the existing one of this name if it is the same.
+
+    `source` and `fingerprint` say what the data are, `precision` in what arithmetic a new study
+    is trained; `floors` computes the metric of what needs no deep network, by name, and is called
+    for a new study only. UsageError, with nothing written, if the name is taken by a study with
+    another config or other data, or by an Optuna study of somebody else.
+    """
+    study = studies.find(engine, config.name)
+    if study is None:
+        if optuna_study.exists(engine, config.name):
+            raise UsageError(
+                f"study name {config.name} is taken by an Optuna study that is not densitune's; "
+                f"choose another name"
+            )
+        provenance = {
+            "source": source,
+            "floors": floors(),
+            "precision": precision,
+            "versions": optuna_study.versions(),
+        }
+        first: Phase = "calibrate" if config.training.lr == "auto" else "search"
+        study, created = studies.create(
+            engine, config.name, config.document(), fingerprint, provenance, first
+        )
+        if created:
+            return study
+    check_fingerprint(study, source, fingerprint)
+    stored = parse(study.config, origin=f"of study {study.name}")  # with defaults newer than it
+    changed = differences(stored.document(), config.document())
+    if extension.is_asked_for(stored, config):
+        return extension.extend(engine, study, config)
+    if changed:
+        raise UsageError(
+            f"study {config.name} exists with another config ({'; '.join(changed)}); choose "
+            f"another name, or delete it: densitune delete {config.name}"
+        )
+    return study
+
+
+def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
+    """Check that the data here are those of the study; UsageError if not."""
+    if study.data_fingerprint != fingerprint:
+        raise UsageError(
+            f"the data here ({source}, fingerprint {fingerprint[:12]}) are not those of study "
+            f"{study.name} ({study.provenance['source']}, fingerprint "
+            f"{study.data_fingerprint[:12]}); results could not be compared"
+        )
+
+
+def run(
+    engine: Engine,
+    study: Study,
+    config: StudyConfig,
+    fleet: Fleet,
+    console: Console,
+    *,
+    until: Phase | None = None,
+    force: bool = False,
+) -> None:
+    """Advance a study with local workers until it is finished or stopped.
+
+    It stops after the phase `until`. StudyFailedError if it cannot go on: identity failed, or is no
+    healthy baseline and nobody ever said `force`, or all local workers ended with an error and no
+    other worker is attached. UsageError if somebody deletes it, StorageUnreachableError if the
+    storage stays away for retry.OUTAGE_SECONDS.
+    """
+    if study.failure and not force:
+        raise StudyFailedError(
+            f"study {study.name} cannot go on: {study.failure}; "
+            f"to start again: densitune delete {study.name}"
+        )
+    studies.go_on(engine, study.id, until, force=force)
+    console.print(
+        f"{study.name}: {fleet.size} local workers; attach more from any shell with: "
+        f"densitune worker {study.name}",
+        soft_wrap=True,
+    )
+    try:
+        with fleet, _display(console) as show:
+            _advance(engine, study, config, fleet, show)
+    except KeyboardInterrupt:
+        console.print(f"nothing is lost; continue with: densitune resume {study.name}")
+        raise
+
+
+def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, show: Show) -> None:
+    proposer = _patiently(lambda: Proposer(engine, study.id, config), study)
+    refreshed = 0.0
+
+    def turn() -> Study:
+        """Take every step that is possible now, show how far the study is and return it."""
+        nonlocal refreshed
+        now = _again(engine, study)
+        if now.state == "running":
+            proposer.advance()
+            if time.monotonic() - refreshed > REFRESH_SECONDS:
+                refreshed = time.monotonic()
+                shown = snapshot.take(engine, now, config)
+                show(shown)
+                _note_deaths(engine, study, fleet)
+                _check_workers(fleet, shown)
+        return now
+
+    while (now := _patiently(turn, study)).state == "running":
+        time.sleep(STEP_SECONDS)
+    if now.failure:
+        raise StudyFailedError(f"study {study.name} has stopped: {now.failure}")
+
+
+def _patiently(attempt: Callable[[], Result], study: Study) -> Result:
+    """Return an attempt's result, trying again while the storage is away.
+
+    Every step of the proposer begins with what is stored, so it may be repeated.
+    StorageUnreachableError after retry.OUTAGE_SECONDS.
+    """
+    try:
+        return retry.persist(attempt, retry.OUTAGE_SECONDS)
+    except Exception as error:
+        if not retry.is_passing(error):
+            raise
+        raise StorageUnreachableError(
+            f"PostgreSQL was away for {retry.OUTAGE_SECONDS:.0f} s; once it is back, continue "
+            f"with: densitune resume {study.name}"
+        ) from error
+
+
+def attend(engine: Engine, study: Study, fleet: Fleet) -> int:
+    """Wait until the workers of a fleet have ended; return the worst exit code."""
+
+    def look() -> None:
+        with suppress(SQLAlchemyError):  # the database may be away; the next look tells it again
+            _note_deaths(engine, study, fleet)
+
+    return fleet.wait(look)
+
+
+def _note_deaths(engine: Engine, study: Study, fleet: Fleet) -> None:
+    """Store which workers a signal has ended, so that others get their jobs at once."""
+    for death in fleet.deaths():
+        jobs.lose(engine, study.id, socket.gethostname(), death.pid, f"{death} in training")
+
+
+def _check_workers(fleet: Fleet, now: Snapshot) -> None:
+    complaints = fleet.complaints()
+    if complaints and not fleet.running() and not now.live_workers:
+        raise StudyFailedError(
+            f"all local workers of study {now.study.name} have ended: {complaints[0]}; "
+            f"continue with: densitune resume {now.study.name}"
+        )
+
+
+def _again(engine: Engine, study: Study) -> Study:
+    found = studies.find(engine, study.name)
+    if found is None or found.id != study.id:
+        raise UsageError(f"study {study.name} has been deleted by another process")
+    return found
+
+
+@contextmanager
+def _display(console: Console) -> Iterator[Show]:
+    """Yield what shows a snapshot: a live panel on a terminal, a line now and then elsewhere."""
+    if not console.is_terminal:
+        yield _line_by_line(console)
+        return
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        yield lambda now: live.update(terminal.panel(now), refresh=True)
+
+
+def _line_by_line(console: Console) -> Show:
+    shown, at = "", 0.0
+
+    def show(now: Snapshot) -> None:
+        nonlocal shown, at
+        progress = terminal.progress(now)
+        if progress != shown or time.monotonic() - at > LINE_SECONDS:
+            shown, at = progress, time.monotonic()
+            console.print(terminal.plain_line(now), soft_wrap=True)
+
+    return show

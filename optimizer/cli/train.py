@@ -1,0 +1,288 @@
+"""The commands that train: launch, resume, worker.
+
+Here optimizer, workers and storage meet. What is slow to import (torch, Optuna) is imported by the
+commands that need it.
+"""
+
+import faulthandler
+import functools
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from sqlalchemy import Engine
+
+from optimizer import snapshot
+from optimizer.cli import environment
+from optimizer.cli.options import (
+    Checkpoints,
+    Device,
+    Force,
+    IdleExit,
+    LocalWorkers,
+    OutageLimit,
+    Pack,
+    PresetFolder,
+    Storage,
+    StudyName,
+    Until,
+)
+from optimizer.cli.terms import Terms
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.presets import exports
+from optimizer.show import terminal
+from optimizer.show.confirmation_table import confirmation_table
+from storage import database, retry, studies
+from storage.studies import Phase, Study
+
+if TYPE_CHECKING:
+    from optimizer.cli.fleet import Fleet
+    from optimizer.phases.proposer import Proposer
+    from workers.data.bank import Bank
+
+POLL_SECONDS = 1.0
+"""Between two looks for a study that a worker waits for."""
+
+
+def launch(
+    path: Annotated[Path, typer.Argument(help="The study's YAML file.", metavar="CONFIG")],
+    storage: Storage = None,
+    workers: LocalWorkers = None,
+    device: Device = "auto",
+    pack: Pack = None,
+    folder: PresetFolder = Path("presets"),
+    until: Until = None,
+    force: Force = False,
+) -> None:
+    """Run a study from config to preset, or continue it."""
+    given = study_file.load(path)
+    from optimizer.cli import session
+    from workers import preparation
+    from workers.training import devices
+
+    local = devices.spread(device, workers)
+    precision = devices.precision(given.training.precision, devices.resolve(device))
+    devices.check_precision(precision, local)
+    bank = _prepare(given)  # before anything is written
+    engine = environment.open_storage(storage)
+    study = session.create(
+        engine,
+        given,
+        bank.source,
+        bank.fingerprint,
+        precision=precision,
+        floors=lambda: preparation.floors(given, bank),
+    )
+    fleet = _fleet(study, local, pack, storage)
+    _run(engine, study, given, fleet, folder, until=until, force=force)
+
+
+def resume(
+    name: StudyName,
+    storage: Storage = None,
+    workers: LocalWorkers = None,
+    device: Device = "auto",
+    pack: Pack = None,
+    folder: PresetFolder = Path("presets"),
+    until: Until = None,
+    force: Force = False,
+) -> None:
+    """Continue a study that was stopped or interrupted."""
+    from optimizer.cli import session
+    from workers.training import devices
+
+    local = devices.spread(device, workers)
+    engine = environment.open_storage(storage)
+    study, stored = snapshot.find(engine, name)
+    bank = _prepare(stored)
+    session.check_fingerprint(study, bank.source, bank.fingerprint)
+    fleet = _fleet(study, local, pack, storage)
+    _run(engine, study, stored, fleet, folder, until=until, force=force)
+
+
+def worker(
+    name: StudyName,
+    storage: Storage = None,
+    workers: Annotated[int, typer.Option(min=1, help="Worker processes.")] = 1,
+    device: Device = "auto",
+    all_gpus: Annotated[bool, typer.Option("--all-gpus", help="One process per GPU.")] = False,
+    pack: Pack = None,
+    wait: Annotated[bool, typer.Option("--wait", help="Wait for server and study.")] = False,
+    checkpoints: Checkpoints = None,
+    idle_exit: IdleExit = None,
+    outage_limit: OutageLimit = None,
+) -> None:
+    """Attach workers to a study; they end when it does."""
+    # Nothing is in training yet. As process 1 of a container, SIGTERM would be ignored unhandled.
+    _on_termination(_interrupt)
+    from workers.training import devices
+
+    local = devices.all_gpus() if all_gpus else devices.spread(device, workers)
+    terms = Terms(
+        pack,
+        checkpoints or environment.home() / "checkpoints",
+        math.inf if idle_exit is None else idle_exit,
+        retry.OUTAGE_SECONDS if outage_limit is None else outage_limit,
+    )
+    patience = terms.outage_limit if wait else 0.0
+    engine = retry.persist(functools.partial(environment.open_storage, storage), patience)
+    while wait and retry.persist(functools.partial(studies.find, engine, name), patience) is None:
+        time.sleep(POLL_SECONDS)
+    study, stored = retry.persist(functools.partial(snapshot.find, engine, name), patience)
+    if len(local) == 1:
+        _work(engine, study, stored, local[0], terms)
+        return
+    from optimizer.cli import session
+    from optimizer.cli.fleet import Fleet
+
+    with Fleet(
+        name, local, pack=pack, storage=storage, logs=_logs(), options=terms.options()
+    ) as fleet:
+        terminal.console().print(f"{len(local)} workers for {name}; logs in {_logs()}")
+        code = session.attend(engine, study, fleet)
+    if code:
+        raise typer.Exit(code)
+
+
+def _prepare(given: StudyConfig) -> "Bank":
+    """Prepare the study's data, with a progress bar where there is something to download."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    from workers import preparation
+
+    columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with ExitStack() as shown:
+        progress = Progress(*columns, transient=True, console=terminal.console())
+        bar = progress.add_task("download", total=None)
+
+        def show(done: int, total: int) -> None:
+            if not progress.live.is_started:
+                shown.enter_context(progress)
+            progress.update(bar, completed=done, total=total)
+
+        return preparation.bank(given.data, environment.home(), show)
+
+
+def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":
+    from optimizer.cli.fleet import Fleet
+    from workers.training import devices
+
+    devices.check_precision(snapshot.precision(study), local)
+    return Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
+
+
+def _run(
+    engine: Engine,
+    study: Study,
+    given: StudyConfig,
+    fleet: "Fleet",
+    folder: Path,
+    *,
+    until: Phase | None,
+    force: bool,
+) -> None:
+    """Run a study with local workers to its end, print what it found and write the preset.
+
+    With `until`, run it to the end of that phase and write nothing.
+    """
+    from optimizer.cli import session
+
+    console = terminal.console()
+    _on_termination(_interrupt)
+    if study.state != "finished" and not studies.is_over(study, until):
+        session.run(engine, study, given, fleet, console, until=until, force=force)
+    now = snapshot.of(engine, study.name)
+    if now.results:
+        console.print(terminal.final_table(now))
+    if now.study.state != "finished":
+        console.print(
+            f"{study.name} is stopped, phase {now.study.phase} is next or has begun; continue "
+            f"with: densitune resume {study.name}",
+            soft_wrap=True,
+        )
+        return
+    if now.study.phase == "decided":
+        console.print(confirmation_table(now))
+    path, preset = exports.export(now, folder)
+    console.print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
+
+
+def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, terms: Terms) -> None:
+    """Work for a study in this process until it ends or a signal comes."""
+    from optimizer.cli import session
+    from workers import preparation
+    from workers.service import checkpoint, loop
+    from workers.service.notice import INTERRUPTED, Notice
+    from workers.service.pack import Bench
+    from workers.service.shift import Shift
+    from workers.training import devices
+
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
+    )
+    faulthandler.enable()  # a native crash tells its place in the log
+    device = devices.resolve(device_name)
+    devices.check_precision(snapshot.precision(study), [device_name])
+    devices.make_repeatable(device)
+    with Shift(engine, study, device, environment.home() / "spool") as shift:
+        bank = _prepare(given)
+        session.check_fingerprint(study, bank.source, bank.fingerprint)
+        recipe = preparation.recipe(given, bank, snapshot.precision(study))
+        with Notice(shift.hand_back) as notice:
+            done = loop.work(
+                shift,
+                Bench(preparation.task(given, bank, device), recipe, device),
+                checkpoint.Checkpoints(terms.checkpoints, study),
+                pack=terms.pack,
+                stop=notice.stop,
+                when_idle=_take_role_when_idle(engine, study, given),
+                idle_exit=terms.idle_exit,
+                outage_limit=terms.outage_limit,
+            )
+    terminal.console().print(f"worker for {study.name} ends after {done} jobs")
+    if notice.stop.is_set():
+        raise typer.Exit(INTERRUPTED)
+
+
+def _take_role_when_idle(engine: Engine, study: Study, given: StudyConfig) -> Callable[[], None]:
+    """Return what an idle worker does: propose and tell, so that no process is indispensable.
+
+    Nothing, if the storage does not let it (storage.roles).
+    """
+
+    @functools.cache
+    def proposer() -> "Proposer | None":
+        if not database.may_propose(engine):
+            return None
+        from optimizer.phases.proposer import Proposer
+
+        return Proposer(engine, study.id, given)
+
+    def advance() -> None:
+        taken = proposer()
+        if taken is not None:
+            taken.advance()
+
+    return advance
+
+
+def _logs() -> Path:
+    return environment.home() / "logs"
+
+
+def _interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def _on_termination(react: Callable[[], None]) -> None:
+    """React to SIGTERM, SIGUSR1 and a closed terminal, but to none that is ignored (nohup)."""
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, lambda *_: react())

@@ -1,0 +1,8 @@
+"""A study's configuration.
+
+study_file   a study's YAML file, validated
+sections     its sections, one model each
+changes      what differs between two configurations
+problems     what is wrong with a file, in one line
+strict_yaml  YAML in which no key is given twice
+"""

@@ -1,0 +1,10 @@
+"""What measurements say, and how sure it is.
+
+differences      trials as paired differences against identity
+surrogate        a model of the response over the search box, learnt from noisy trials
+finalists        which trials are worth confirming, by that model
+sequential_test  what fresh seeds say about a finalist: a paired, sequential test
+verdicts         what a confirmation found out, as it is stored and exported
+baseline         whether identity is a healthy baseline
+cautions         signs that differences mean little
+"""

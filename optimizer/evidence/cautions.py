@@ -1,0 +1,66 @@
+"""What a reader has to know before believing a table: signs that differences mean little.
+
+Neither sign proves anything, and their absence proves nothing either; docs/method.md has an example
+in which both showed.
+"""
+
+from collections.abc import Mapping
+
+from optimizer import learning_rates
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import baseline, differences
+from optimizer.evidence.differences import TrialResult
+
+EDGE = 0.02
+"""Share of the search box's width within which a value counts as lying on its edge."""
+
+
+def cautions(
+    config: StudyConfig,
+    found: list[TrialResult],
+    floors: Mapping[str, float],
+    calibration: Mapping[float, float],
+    extended_from: int | None = None,
+) -> list[str]:
+    """Return one line for each sign; none without results.
+
+    floors: the metric of what needs no deep network, by name. calibration: identity's score by
+    learning rate, empty where the rate was given. extended_from: the seeds of the first of two
+    confirmations.
+    """
+    if not found:
+        return []
+    identity, best = found[0], differences.ranked(found)[0]
+    lines = []
+    complaint = baseline.complaint(config, floors, identity.mean)
+    if complaint is not None:
+        lines.append(complaint)
+    low, high = learning_rates.limits(config.proxy.family, config.training.batch_size)
+    best_rate = max(calibration, key=lambda rate: calibration[rate], default=None)
+    if best_rate in (low, high):
+        lines.append(
+            f"Identity's best learning rate {best_rate:g} lies at the edge of the grid "
+            f"[{low:g}, {high:g}]: the best one may lie beyond it. Give training.lr."
+        )
+    if best.role == "candidate" and _on_edge(config, best):
+        lines.append(
+            f"The largest difference lies on the edge of the search box "
+            f"[{config.density.low:g}, {config.density.high:g}]: often a sign that only the scale "
+            f"of the initial weights matters."
+        )
+    if extended_from is not None:
+        lines.append(
+            f"Confirmed with {extended_from} seeds, then extended to {config.confirm.seeds}: who "
+            f"looks twice is wrong twice as often (docs/evidence.md)."
+        )
+    return lines
+
+
+def _on_edge(config: StudyConfig, result: TrialResult) -> bool:
+    low, high = config.density.low, config.density.high
+    margin = EDGE * (high - low)
+    return any(
+        value < low + margin or value > high - margin
+        for den in result.densities.values()
+        for value in den
+    )

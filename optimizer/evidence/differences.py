@@ -1,0 +1,113 @@
+"""Trials as paired differences against identity, from the ledger.
+
+Every trial of a study is trained with the same seeds, and a seed fixes everything but the density;
+so each difference is taken within a seed, where it varies least.
+"""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from densitune.density import Densities
+from storage.ledger import LedgerRow
+from storage.trials import TrialRow
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired difference against identity."""
+
+    mean: float
+    standard_error: float | None
+    """None with a single seed, which says nothing about the spread."""
+    by_seed: dict[int, float]
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """A finished trial."""
+
+    number: int
+    optuna_number: int | None
+    role: str
+    label: str
+    densities: Densities
+    values: dict[int, float]
+    """The metric after the full budget, by seed."""
+    difference: Difference
+
+    @property
+    def mean(self) -> float:
+        """Return the metric's mean over the seeds."""
+        return statistics.fmean(self.values.values())
+
+
+def final_values(rows: Iterable[LedgerRow]) -> dict[int, dict[int, float]]:
+    """Return {trial: {seed: value after the full budget}}."""
+    values: dict[int, dict[int, float]] = {}
+    for row in rows:
+        if row.rung == row.budget:
+            values.setdefault(row.trial, {})[row.seed] = row.value
+    return values
+
+
+def differences(rows: Iterable[LedgerRow], trial: int) -> dict[int, float]:
+    """Return {rung: mean paired difference against identity, trial 0}: what Optuna is told."""
+    values: dict[tuple[int, int], dict[int, float]] = {}
+    for row in rows:
+        values.setdefault((row.trial, row.rung), {})[row.seed] = row.value
+    return {
+        rung: paired(by_seed, values[0, rung]).mean
+        for (number, rung), by_seed in values.items()
+        if number == trial
+    }
+
+
+def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Difference:
+    """Return the differences within the seeds that both have; ValueError if there are none.
+
+    The standard error is the sample standard deviation of the differences over sqrt(n).
+    """
+    by_seed = {seed: values[seed] - baseline[seed] for seed in sorted(values.keys() & baseline)}
+    if not by_seed:
+        raise ValueError("no seed was trained for both arms")
+    differences = list(by_seed.values())
+    error = None
+    if len(differences) > 1:
+        error = statistics.stdev(differences) / math.sqrt(len(differences))
+    return Difference(statistics.fmean(differences), error, by_seed)
+
+
+def results(trials: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> list[TrialResult]:
+    """Return the complete trials of a study in the order of their numbers.
+
+    Empty as long as identity, trial 0, is not complete: there is nothing to compare with.
+    """
+    values = final_values(rows)
+    complete = [trial for trial in trials if trial.state == "complete"]
+    if not any(trial.number == 0 for trial in complete):
+        return []
+    return [
+        TrialResult(
+            number=trial.number,
+            optuna_number=_of_search(trial.optuna_number),
+            role=trial.role,
+            label=trial.label,
+            densities=trial.densities,
+            values=values[trial.number],
+            difference=paired(values[trial.number], values[0]),
+        )
+        for trial in complete
+    ]
+
+
+def _of_search(optuna_number: int | None) -> int:
+    if optuna_number is None:
+        raise ValueError("only trials of a search have results of this kind")
+    return optuna_number
+
+
+def ranked(found: Iterable[TrialResult]) -> list[TrialResult]:
+    """Return the results, largest difference first; ties in the order of trials."""
+    return sorted(found, key=lambda result: (-result.difference.mean, result.number))

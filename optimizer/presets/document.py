@@ -1,0 +1,203 @@
+"""Presets: the versioned JSON file that carries a density out of densitune.
+
+`densities` and `use` are all that a layer library needs; the rest says where they come from and
+what is known about them. preset.schema.json, beside this module, is the file's JSON Schema.
+"""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+
+from densitune import density
+from densitune.density import Densities
+from optimizer.config import problems
+from optimizer.errors import UsageError
+from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part
+
+VERSION = 1
+SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
+CONVENTION = "outermost first; centre 1 implied; phi = outer(alpha, alpha)"
+
+KernelSize = Annotated[str, Field(pattern="^[1-9][0-9]*$")]
+DensityValue = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class PresetTask(Part):
+    """What the density was tuned on."""
+
+    source: str
+    split: Literal["validation"]
+    fingerprint: str
+    proxy: dict[str, str | int]
+    kernel_size: list[int]
+    init: str
+    training: dict[str, str | int | float]
+    metric: str
+    unit: str
+
+
+class Confirmation(Part):
+    """What fresh seeds said: paired differences with 95 % intervals."""
+
+    seeds: int
+    """Fresh seeds of each arm of the comparisons."""
+    budget: int
+    """Epochs."""
+    finalists: int
+    """How many densities were confirmed; the test is corrected for it."""
+    to_identity: Comparison | None
+    """None if an arm could not be trained."""
+    to_control: Comparison | None
+    """Against identity with the initial weights of the density's scale; None if the density itself
+    starts at identity's scale, or an arm could not be trained."""
+    compensated: PairedDifference | None
+    """The density at identity's initial scale, minus identity; no part of the verdict."""
+    seeds_to_settle: int | None
+    """An estimate of the seeds that would settle an open question."""
+    reason: str | None
+    """Why the density could not be judged, if so."""
+
+
+class Evidence(Part):
+    """What is known about the density; all but `confirmation` and `test` is from the search.
+
+    Of a density that was learned, what the search would say is the trainable arm's: layers that had
+    densities of their own.
+    """
+
+    verdict: Literal["better", "scale_only", "no_evidence", "worse", "unconfirmed"]
+    note: str
+    confirmation: Confirmation | None = None
+    test: Holdout | None = None
+    """None of all but the winner, and where there is no test split."""
+    seeds: list[int]
+    value: FiniteFloat
+    identity: FiniteFloat
+    floor: FiniteFloat
+    """The metric without a deep network: the highest of `floors`."""
+    floors: dict[str, FiniteFloat] = Field(default_factory=dict)
+    """The metric of what needs no deep network, by name."""
+    difference_to_identity: PairedDifference
+    trials_compared: int
+    cautions: list[str]
+    """Signs that the difference means little."""
+
+
+class Provenance(Part):
+    """Where the density comes from."""
+
+    study: str
+    trial: int
+    label: str | None = None
+    """What the trial is called: identity, v2 README, trial 12, learned."""
+    optuna_trial: int | None
+    """None of what was learned: it was no trial of the search."""
+    config: dict[str, Any]
+    versions: dict[str, str]
+    devices: list[str]
+    device_hours: FiniteFloat
+    exported_at: str
+    config_sha256: str
+    ledger_sha256: str
+
+
+class Preset(Part):
+    """The whole file."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, validate_by_name=True, validate_by_alias=True
+    )
+
+    schema_: Literal["densitune/preset/1"] = Field(alias="schema")
+    name: str
+    densities: Annotated[
+        dict[KernelSize, list[DensityValue]],
+        Field(min_length=1, json_schema_extra={"additionalProperties": False}),
+    ]
+    convention: str
+    use: str
+    task: PresetTask
+    evidence: Evidence
+    provenance: Provenance
+
+    @field_validator("densities")
+    @classmethod
+    def _densities_are_valid(cls, given: dict[str, list[float]]) -> dict[str, list[float]]:
+        for size, den in given.items():
+            density.validate(den, int(size))
+        return given
+
+    def by_kernel_size(self) -> Densities:
+        """Return the densities as densitune.weighted_conv.apply_densities takes them."""
+        return {int(size): tuple(den) for size, den in self.densities.items()}
+
+    def text(self) -> str:
+        """Return the file's contents."""
+        return json.dumps(self.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"
+
+
+def write(preset: Preset, folder: Path) -> Path:
+    """Write NAME.json into a folder, whole or not at all, and return its path.
+
+    UsageError if the folder cannot be written.
+    """
+    path = folder / f"{preset.name}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        unfinished = path.with_suffix(".json.part")
+        unfinished.write_text(preset.text(), encoding="utf-8")
+        unfinished.replace(path)
+    except OSError as error:
+        raise UsageError(
+            f"preset {path} cannot be written: {error.strerror or error}; choose another folder"
+        ) from error
+    return path
+
+
+def load(path: Path) -> Preset:
+    """Read a preset; UsageError with one line if it is not one, or of a newer version."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"preset {path} cannot be read: {reason}") from error
+    except json.JSONDecodeError as error:
+        raise UsageError(f"preset {path} is not JSON: {error}") from error
+    schema = content.get("schema") if isinstance(content, dict) else None
+    version = re.fullmatch(r"densitune/preset/([1-9][0-9]*)", str(schema))
+    if version is None:
+        raise UsageError(f"preset {path} has schema {schema!r}; expected {SCHEMA}")
+    if int(version[1]) > VERSION:
+        raise UsageError(
+            f"preset {path} has schema {schema}, but this densitune reads versions up to "
+            f"{VERSION}; install a newer densitune"
+        )
+    try:
+        return Preset.model_validate(content)
+    except ValidationError as error:
+        raise UsageError(f"preset {path}: {problems.first(error)}") from error
+
+
+def check_hash(preset: Preset) -> None:
+    """Check that the config in a preset is the one that was exported; UsageError if not."""
+    if sha256(preset.provenance.config) != preset.provenance.config_sha256:
+        raise UsageError(
+            f"preset {preset.name}: provenance.config does not have the hash "
+            f"{preset.provenance.config_sha256[:12]} that was exported with it; it was altered"
+        )
+
+
+def json_schema() -> str:
+    """Return the JSON Schema of a preset, as preset.schema.json holds it."""
+    schema = Preset.model_json_schema(by_alias=True)
+    dialect = "https://json-schema.org/draft/2020-12/schema"  # the one that pydantic writes
+    return json.dumps({"$schema": dialect, "$id": SCHEMA, **schema}, indent=2) + "\n"
+
+
+def sha256(value: Any) -> str:
+    """Return the hash of a JSON value, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

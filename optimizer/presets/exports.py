@@ -1,0 +1,249 @@
+"""From a study to its preset: which density is handed over, and what is said about it."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from optimizer.config.study_file import StudyConfig
+from optimizer.errors import EvidenceError, UsageError
+from optimizer.evidence import baseline
+from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.verdicts import MEANING, FinalistVerdict, Holdout, PairedDifference
+from optimizer.presets.document import (
+    CONVENTION,
+    SCHEMA,
+    Confirmation,
+    Evidence,
+    Preset,
+    PresetTask,
+    Provenance,
+    sha256,
+    write,
+)
+from optimizer.snapshot import Snapshot, precision
+from storage.ledger import LedgerRow
+from storage.studies import Study
+
+NOTES = {
+    "unconfirmed": (
+        "Chosen by a search on validation data and not confirmed: the best of many noisy results "
+        "looks better than it is, and a density also changes the scale of the initial weights. "
+        "Compare it with identity on fresh seeds before relying on it."
+    ),
+    "better": (
+        "On fresh seeds better than the standard convolution, and than a standard convolution that "
+        "starts at the same initial scale. This holds for the data, the proxy and the training "
+        "that are named here; other networks may differ."
+    ),
+    "scale_only": (
+        "NOT A REASON TO USE THIS DENSITY: on fresh seeds it is better than the standard "
+        "convolution, but a standard convolution that starts at the same initial scale was not "
+        "shown to be worse. Multiply the initial weights by RMS(phi) instead."
+    ),
+    "no_evidence": (
+        "NOT SHOWN TO HELP: fresh seeds did not show this density to be better than the standard "
+        "convolution. Use the standard convolution unless further evidence says otherwise."
+    ),
+    "worse": (
+        "DO NOT USE THIS DENSITY: fresh seeds show it to be worse than the standard convolution."
+    ),
+}
+"""What each verdict means, for whoever opens the file."""
+
+UNHEALTHY = (
+    "NOT TO BE RELIED ON: the study was forced to go on although its standard convolution was no "
+    "healthy baseline (see cautions)."
+)
+"""What comes before that where identity was not above every floor."""
+
+
+def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
+    """Return the preset of one trial of a study's search, with its verdict if it has one."""
+    return Preset(
+        schema=SCHEMA,
+        name=snapshot.config.name,
+        densities={str(k): list(den) for k, den in chosen.densities.items()},
+        convention=CONVENTION,
+        use="; ".join(_use(k, list(den)) for k, den in chosen.densities.items()),
+        task=_task(snapshot),
+        evidence=_evidence(snapshot, chosen),
+        provenance=_provenance(snapshot, chosen),
+    )
+
+
+def export(
+    snapshot: Snapshot, folder: Path, trial: int | None = None, *, require_better: bool = False
+) -> tuple[Path, Preset]:
+    """Write the preset of a trial, or else of the study's winner; return its path and contents.
+
+    UsageError if there is no such result yet, or the folder cannot be written; EvidenceError, with
+    nothing written, if the verdict has to be `better` and is not, or the baseline is not healthy.
+    """
+    preset = compose(snapshot, chosen(snapshot, trial))
+    complaint = _complaint(snapshot)
+    if require_better and complaint is not None:
+        raise EvidenceError(
+            f"study {preset.name}: {complaint} A sound `better` was required; nothing was written"
+        )
+    if require_better and preset.evidence.verdict != "better":
+        raise EvidenceError(
+            f"study {preset.name}: trial {preset.provenance.trial} is {preset.evidence.verdict} "
+            f"({MEANING[preset.evidence.verdict]}), and better was required; nothing was written"
+        )
+    return write(preset, folder), preset
+
+
+def in_words(preset: Preset) -> str:
+    """Return a preset's verdict and what it means, for a line."""
+    verdict = preset.evidence.verdict
+    words = f"{verdict}: {MEANING[verdict]}"
+    unhealthy = preset.evidence.note.startswith(UNHEALTHY)
+    return f"{words}; but identity was no healthy baseline" if unhealthy else words
+
+
+def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
+    """Return the trial that is handed over: the one asked for, or the study's winner.
+
+    The winner is the best finalist that is `better`, else the one with the largest difference;
+    without finalists, the trial with the largest difference in the search. UsageError if there is
+    no such result yet.
+    """
+    if trial is None and snapshot.winner is not None:
+        trial = snapshot.winner.trial
+    found = snapshot.best
+    if trial is not None:
+        known = [*snapshot.results, *filter(None, [snapshot.learned])]
+        found = next((result for result in known if result.number == trial), None)
+    if found is None:
+        which = "no trial" if trial is None else f"no result of trial {trial}"
+        raise UsageError(
+            f"study {snapshot.study.name} has {which} to export yet; "
+            f"look at: densitune status {snapshot.study.name}"
+        )
+    return found
+
+
+def _task(snapshot: Snapshot) -> PresetTask:
+    config, study = snapshot.config, snapshot.study
+    document = shareable(config)
+    return PresetTask(
+        source=source(study),
+        split="validation",
+        fingerprint=study.data_fingerprint,
+        proxy=document["proxy"],
+        kernel_size=list(config.kernel_size),
+        init=config.init,
+        training={
+            **document["training"],
+            "lr": snapshot.lr or config.training.lr,
+            "precision": precision(study),
+        },
+        metric=config.metric,
+        unit=config.unit,
+    )
+
+
+def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
+    finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
+    verdict = "unconfirmed" if finalist is None else finalist.verdict
+    return Evidence(
+        verdict=verdict,
+        note=_note(snapshot, verdict),
+        confirmation=None if finalist is None else _confirmation(snapshot, finalist),
+        test=_test(snapshot, chosen.number),
+        seeds=sorted(chosen.values),
+        value=chosen.mean,
+        identity=snapshot.results[0].mean,
+        floor=max(snapshot.floors.values()),
+        floors=snapshot.floors,
+        difference_to_identity=PairedDifference(
+            mean=chosen.difference.mean,
+            standard_error=chosen.difference.standard_error,
+            by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
+        ),
+        trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
+        cautions=snapshot.cautions,
+    )
+
+
+def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
+    study, document = snapshot.study, shareable(snapshot.config)
+    return Provenance(
+        study=snapshot.config.name,
+        trial=chosen.number,
+        label=chosen.label,
+        optuna_trial=chosen.optuna_number,
+        config=document,
+        versions=study.provenance["versions"],
+        devices=sorted({worker.device for worker in snapshot.workers}),
+        device_hours=round(
+            sum(_seconds(phase.rows) for phase in snapshot.phases.values()) / 3600, 4
+        ),
+        exported_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        config_sha256=sha256(document),
+        ledger_sha256=sha256(
+            [
+                [name, row.trial, row.seed, row.rung, row.value]
+                for name, phase in snapshot.phases.items()
+                for row in phase.rows
+            ]
+        ),
+    )
+
+
+def _note(snapshot: Snapshot, verdict: str) -> str:
+    healthy = _complaint(snapshot) is None
+    return NOTES[verdict] if healthy else f"{UNHEALTHY} {NOTES[verdict]}"
+
+
+def _complaint(snapshot: Snapshot) -> str | None:
+    identity = snapshot.results[0].mean
+    return baseline.complaint(snapshot.config, snapshot.floors, identity)
+
+
+def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation:
+    trained = finalist.to_identity
+    return Confirmation(
+        seeds=0 if trained is None else len(trained.by_seed),
+        budget=snapshot.config.confirm_budget,
+        finalists=len(snapshot.verdicts),
+        to_identity=finalist.to_identity,
+        to_control=finalist.to_control,
+        compensated=finalist.compensated,
+        seeds_to_settle=finalist.seeds_to_settle,
+        reason=finalist.reason,
+    )
+
+
+def _test(snapshot: Snapshot, trial: int) -> Holdout | None:
+    found = snapshot.holdout
+    return found if found is not None and found.trial == trial else None
+
+
+def source(study: Study) -> str:
+    """Return what the data are; where they lay on somebody's machine is nobody's business."""
+    told: str = study.provenance["source"]
+    folder = study.config["data"].get("folder")
+    return told if folder is None else told.replace(folder, Path(folder).name)
+
+
+def shareable(config: StudyConfig) -> dict[str, Any]:
+    """Return the config as a document, without where the data lie on somebody's machine."""
+    document = config.document()
+    for place in ("folder", "test"):
+        document["data"].pop(place, None)
+    return document
+
+
+def _use(kernel_size: int, den: list[float]) -> str:
+    return f"wConv2d(in_channels, out_channels, kernel_size={kernel_size}, den={den})"
+
+
+def _seconds(rows: Sequence[LedgerRow]) -> float:
+    """Return the training time of all jobs: the time at each job's last rung."""
+    last: dict[tuple[int, int], float] = {}
+    for row in rows:
+        key = (row.trial, row.seed)
+        last[key] = max(row.seconds, last.get(key, 0.0))
+    return sum(last.values())

@@ -1,0 +1,204 @@
+"""Whether a preset's numbers come back when some of its jobs are trained again.
+
+Everything is taken from the preset alone: task, proxy, training, precision, learning rate, seeds,
+densities. What it recorded are paired differences by seed, so the density is trained again beside
+each arm that it was compared with.
+"""
+
+import importlib.metadata
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from densitune import density
+from densitune.density import Densities
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.errors import StudyFailedError, UsageError
+from optimizer.presets.document import Preset
+from storage.arms import Arm
+
+DENSITY, IDENTITY, CONTROL = "density", "identity", "its scale control"
+UNNAMED = "CPU"
+"""What presets of earlier versions call any CPU: two of them may round differently."""
+
+TOLERANCE = 1.0
+"""Allowed deviation on another kind of device, in standard deviations of the recorded differences
+between seeds. Another rounding must not move a seed as far as another seed would. AVX2 instead of
+AVX-512 moved PSNR by at most 0.001 of them, in bfloat16 by 0.03, and top-1 accuracy by 0.5, which
+was one image (torch 2.15, some 100 steps, 2 to 5 seeds). Longer trainings amplify rounding more."""
+
+Differences = Mapping[str, Mapping[int, float]]
+"""The density minus the arm of this name, by seed."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a preset recorded of its confirmation (of its search, if it has none)."""
+
+    config: StudyConfig
+    precision: Literal["full", "bfloat16"]
+    budget: int
+    """Epochs."""
+    arms: Mapping[str, tuple[Densities, Arm]]
+    """The density itself and, by name, all that it was compared with."""
+    differences: Differences
+
+    def seeds(self, count: int) -> list[int]:
+        """Return the first seeds that were recorded; UsageError if there are not so many."""
+        known = sorted(self.differences[IDENTITY])
+        if count > len(known):
+            raise UsageError(
+                f"--rerun {count} is more than what preset {self.config.name} recorded; take 1 to "
+                f"{len(known)}"
+            )
+        return known[:count]
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What became of one seed."""
+
+    seed: int
+    recorded: Mapping[str, float]
+    found: Mapping[str, float]
+    limits: Mapping[str, float]
+    """By how much the differences may deviate, by the name of the arm they are to."""
+
+    @property
+    def deviation(self) -> float:
+        """Return the largest deviation of a difference from what was recorded."""
+        return max(abs(self.found[name] - self.recorded[name]) for name in self.recorded)
+
+    @property
+    def reproduces(self) -> bool:
+        """Tell whether every difference is within its limit."""
+        return all(
+            abs(self.found[name] - self.recorded[name]) <= self.limits[name]
+            for name in self.recorded
+        )
+
+    def line(self, unit: str) -> str:
+        """Return the differences for people, and how they compare."""
+        told = ", ".join(f"{value:+.4f} {unit} to {name}" for name, value in self.found.items())
+        if not self.deviation:
+            return f"seed {self.seed}: {told}, to the last bit as recorded"
+        recorded = ", ".join(f"{value:+.4f}" for value in self.recorded.values())
+        verdict = "within tolerance" if self.reproduces else "NOT reproduced"
+        return f"seed {self.seed}: {told}; recorded {recorded}: {verdict}"
+
+
+def recorded(preset: Preset, data: Path | None) -> Recorded:
+    """Return what a preset recorded, with its data in a folder (None: where densitune keeps them).
+
+    UsageError if the task needs a folder and there is none, or takes none and there is one.
+    """
+    given = _config(preset, data)
+    found = preset.evidence.confirmation
+    confirmed = None if found is None else found.to_identity
+    if found is None or confirmed is None:  # or an arm could not be trained
+        budget = given.training.budget
+        differences = {IDENTITY: preset.evidence.difference_to_identity.by_seed}
+    else:
+        budget = found.budget
+        differences = {IDENTITY: confirmed.by_seed}
+        if found.to_control is not None:
+            differences[CONTROL] = found.to_control.by_seed
+    arms = _arms(preset, given, confirmed=confirmed is not None)
+    return Recorded(
+        config=given,
+        precision="bfloat16" if preset.task.training.get("precision") == "bfloat16" else "full",
+        budget=budget,
+        arms={name: arms[name] for name in (DENSITY, *differences)},
+        differences={name: _by_number(by_seed) for name, by_seed in differences.items()},
+    )
+
+
+def limits(preset: Preset, differences: Differences, device: str) -> dict[str, float]:
+    """Return by how much differences may deviate when they are trained on a device: see TOLERANCE.
+
+    Nothing where the preset was recorded on the very same kind of device with the same torch.
+    """
+    known = preset.provenance
+    same = device != UNNAMED and known.devices == [device]
+    if same and known.versions.get("torch") == importlib.metadata.version("torch"):
+        return dict.fromkeys(differences, 0.0)
+    return {
+        name: TOLERANCE * statistics.stdev(by_seed.values()) if len(by_seed) > 1 else 0.0
+        for name, by_seed in differences.items()
+    }
+
+
+def compare(
+    told: Recorded, seed: int, metrics: Mapping[str, float], limits: Mapping[str, float]
+) -> Rerun:
+    """Return how the metrics of all arms, trained again with a seed, compare to what was told."""
+    return Rerun(
+        seed=seed,
+        recorded={name: by_seed[seed] for name, by_seed in told.differences.items()},
+        found={name: metrics[DENSITY] - metrics[name] for name in told.differences},
+        limits=limits,
+    )
+
+
+def summary(found: Sequence[Rerun], preset: Preset, device: str) -> str:
+    """Return what the seeds come to, as one line; StudyFailedError if not all reproduce."""
+    unit, largest = preset.task.unit, max(one.deviation for one in found)
+    limits = ", ".join(f"{limit:.4g} {unit} to {name}" for name, limit in found[0].limits.items())
+    where = f"recorded on {', '.join(preset.provenance.devices)}, trained again on {device}"
+    lost = [one for one in found if not one.reproduces]
+    if lost:
+        raise StudyFailedError(
+            f"preset {preset.name}: {len(lost)} of {len(found)} seeds are not reproduced, the "
+            f"first is {lost[0].seed}; largest deviation {largest:.4g} {unit}, allowed {limits}; "
+            f"{where}"
+        )
+    if not largest:
+        return f"{len(found)} seeds reproduced to the last bit; {where}"
+    return (
+        f"{len(found)} seeds reproduced; largest deviation {largest:.4g} {unit}, allowed {limits}; "
+        f"{where}"
+    )
+
+
+def _config(preset: Preset, data: Path | None) -> StudyConfig:
+    document = preset.provenance.config
+    section: dict[str, Any] = dict(document["data"])
+    if section["task"] == "folder" and data is None:
+        raise UsageError(
+            f"preset {preset.name} was recorded with images of one's own ({preset.task.source}), "
+            f"and a preset does not tell where they lie; name their folder: --data FOLDER"
+        )
+    if section["task"] == "photos" and data is not None:
+        raise UsageError(
+            f"--data {data} has no use: the photographs of preset {preset.name} come with "
+            f"scikit-image; leave it out"
+        )
+    if data is not None:
+        section["folder"] = str(data.resolve())
+    return study_file.parse({**document, "data": section}, origin=f"in preset {preset.name}")
+
+
+def _arms(
+    preset: Preset, given: StudyConfig, *, confirmed: bool
+) -> dict[str, tuple[Densities, Arm]]:
+    """Return the density and all arms that a difference may be to, as a study trains them."""
+    densities = preset.by_kernel_size()
+    plain = {k: density.identity(k) for k in densities}
+    gain = {k: density.rms(den) for k, den in densities.items()}
+    rate = preset.task.training["lr"]
+    lr = None if isinstance(rate, str) else float(rate)
+    own = densities, Arm(lr=lr, init=given.init)
+    if preset.provenance.optuna_trial is None and not confirmed:  # learned: what was trained then
+        own = plain, Arm(lr=lr, init=given.init, trainable=True)
+    return {
+        DENSITY: own,
+        IDENTITY: (plain, Arm(lr=lr)),
+        CONTROL: (plain, Arm(lr=lr, gain=gain)),
+    }
+
+
+def _by_number(by_seed: Mapping[str, float]) -> dict[int, float]:
+    return {int(seed): difference for seed, difference in by_seed.items()}

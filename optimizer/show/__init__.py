@@ -1,0 +1,13 @@
+"""What people read of a study.
+
+terminal            what is shown on a terminal
+words               sentences that terminal and report share
+confirmation_table  the table of a confirmation
+report              all that a study found as one HTML file
+page                the report's page
+axes                what its figures have in common
+search              the search in the report
+response_model      the response over the search box that a model expects
+figures_search      figures of the search and of the response
+figures_arms        figures of densities, confirmation and calibration
+"""

@@ -1,0 +1,265 @@
+"""The report: one HTML file that says and shows what a study found, and opens anywhere.
+
+It has no script and asks for nothing from outside. What a figure shows stands in words or in a
+table as well.
+"""
+
+import json
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from densitune import density
+from densitune.density import Densities
+from optimizer.errors import UsageError
+from optimizer.evidence import baseline, differences
+from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
+from optimizer.presets import exports
+from optimizer.show import search, words
+from optimizer.show.figures_arms import Row, intervals, mask, rates
+from optimizer.show.page import page, table, tag
+from optimizer.show.terminal import density_text, signed
+from optimizer.snapshot import Snapshot, precision
+
+UNCONFIRMED = (
+    "The best of many noisy results looks better than it is, and a density also changes the scale "
+    "of the initial weights. Nothing here was tested on fresh seeds."
+)
+ARMS = (
+    "Every blue point is one seed, trained with both arms; the larger point is their mean, a bar "
+    "its 95 % interval. The scale control is a standard convolution whose initial weights are "
+    "multiplied by the RMS of phi. The compensated arm has the density and starts at identity's "
+    "scale; it informs and has no part in the verdict."
+)
+
+
+def render(snapshot: Snapshot) -> str:
+    """Return the report of a study as HTML."""
+    config = snapshot.config
+    title = f"{snapshot.study.name}: {config.metric} on validation data"
+    about = (
+        f"densitune study of {snapshot.study.created_at:%Y-%m-%d}, {snapshot.study.state} in phase "
+        f"{snapshot.study.phase}. Differences are in {config.unit}, paired by seed, to identity: "
+        f"the standard convolution."
+    )
+    return page(
+        title,
+        tag("h1", title),
+        tag("p", about, class_="soft"),
+        _verdict(snapshot),
+        _confirmation(snapshot),
+        search.section(snapshot),
+        _density(snapshot),
+        _calibration(snapshot),
+        _baseline(snapshot),
+        _origin(snapshot),
+    )
+
+
+def write(text: str, file: Path) -> Path:
+    """Write a report and return its path; UsageError if it cannot be written."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UsageError(
+            f"report {file} cannot be written: {error.strerror or error}; choose another file"
+        ) from error
+    return file
+
+
+def _verdict(snapshot: Snapshot) -> Element:
+    """Return the answer in words, with the signs that it means little."""
+    kind, lines = _answer(snapshot)
+    tested = words.about_test_split(snapshot)
+    if tested is not None:
+        lines.append(f"{tested[0].upper()}{tested[1:]}.")
+    lines += [f"Caution: {caution}" for caution in snapshot.cautions]
+    return tag("div", [tag("p", line) for line in lines], class_=f"verdict {kind}")
+
+
+def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
+    """Return what kind of answer there is, and its paragraphs."""
+    unit, best, found = snapshot.config.unit, snapshot.best, snapshot.verdicts
+    if snapshot.study.verdicts is not None:
+        lines = [f"{_name(one)}: {_judged(one, unit)}" for one in found]
+        if any(one.verdict == "better" for one in found):
+            if _is_healthy(snapshot):
+                return "better", ["A density helps here.", *lines]
+            return "open", ["A density is better than an identity that learnt too little.", *lines]
+        if not found:
+            lines = ["No trial was left to confirm."]
+        all_worse = bool(found) and all(one.verdict == "worse" for one in found)
+        return "worse" if all_worse else "open", ["No density is shown to help here.", *lines]
+    if best is None:
+        return "open", ["No result yet: identity is not complete."]
+    if best.role == "identity":
+        return "open", ["Unconfirmed: nothing is above identity so far.", UNCONFIRMED]
+    where = f"{density_text(best.densities)} at {signed(best)} {unit}"
+    return "open", [f"Unconfirmed: {where} to identity.", UNCONFIRMED]
+
+
+def _is_healthy(snapshot: Snapshot) -> bool:
+    """Tell whether identity is a baseline that it means something to be better than."""
+    identity = snapshot.results[0].mean
+    return baseline.complaint(snapshot.config, snapshot.floors, identity) is None
+
+
+def _judged(one: FinalistVerdict, unit: str) -> str:
+    """Return a verdict with its reason and its numbers, as a sentence."""
+    meaning = MEANING[one.verdict]
+    if one.reason is not None:
+        return f"{meaning}; {one.reason}."
+    parts = [
+        f"{difference.mean:+.3f} {unit} to {what}, 95 % interval {difference.low:+.3f} to "
+        f"{difference.high:+.3f}, {len(difference.by_seed)} fresh seeds"
+        for what, difference in (("identity", one.to_identity), ("its control", one.to_control))
+        if difference is not None
+    ]
+    settled = one.seeds_to_settle
+    more = f" About {settled} seeds would settle what is open." if settled else ""
+    return f"{meaning} ({'; '.join(parts)}).{more}"
+
+
+def _confirmation(snapshot: Snapshot) -> list[Element]:
+    groups = [
+        (f"{_name(one)}: {one.verdict}", _rows(one))
+        for one in snapshot.verdicts
+        if one.to_identity is not None
+    ]
+    if not groups:
+        return []
+    tested = snapshot.holdout
+    if tested is not None and tested.difference is not None:
+        groups.append(("test split", [_row("winner minus identity", tested.difference)]))
+    name = f"difference in {snapshot.config.metric}, {snapshot.config.unit}"
+    heads = ["of", "difference", f"mean, {snapshot.config.unit}", "95 % interval", "seeds"]
+    lines = [_cells(title, row) for title, rows in groups for row in rows]
+    return [
+        tag("h2", "Confirmation on fresh seeds"),
+        tag("figure", intervals(groups, name), tag("figcaption", ARMS)),
+        tag(
+            "details",
+            tag("summary", "The same as a table"),
+            table(heads, lines, numbers=(2, 3, 4)),
+        ),
+    ]
+
+
+def _cells(title: str, row: Row) -> list[str]:
+    interval = "" if row.interval is None else "{:+.3f} to {:+.3f}".format(*row.interval)
+    return [title, row.name, f"{row.mean:+.3f}", interval, str(len(row.by_seed))]
+
+
+def _rows(one: FinalistVerdict) -> list[Row]:
+    """Return the differences that a finalist's arms have, seed by seed."""
+    rows = []
+    if one.to_identity is not None:
+        rows.append(_row("density minus identity", one.to_identity))
+    if one.to_identity is not None and one.to_control is not None:
+        rows.append(_row("density minus scale control", one.to_control))
+        control = {
+            seed: difference - one.to_control.by_seed[seed]
+            for seed, difference in one.to_identity.by_seed.items()
+        }
+        rows.append(Row("scale control minus identity", control))
+    if one.compensated is not None:
+        rows.append(Row("compensated minus identity", one.compensated.by_seed))
+    return rows
+
+
+def _row(name: str, difference: Comparison) -> Row:
+    return Row(name, difference.by_seed, (difference.low, difference.high))
+
+
+def _density(snapshot: Snapshot) -> list[Element]:
+    """Return phi of the density that a preset carries."""
+    winner, best = snapshot.winner, snapshot.best
+    if winner is not None:
+        densities = _densities(winner)
+    elif best is not None:
+        densities = best.densities
+    else:
+        return []
+    scales = ", ".join(f"{density.rms(den):.4g}" for den in densities.values())
+    about = (
+        f"phi, by which the layer multiplies its kernels: blue is above 1, red below. Its RMS, "
+        f"which scales the initial weights: {scales}."
+    )
+    return [
+        tag("h2", f"The density {density_text(densities)}"),
+        tag(
+            "figure",
+            tag("div", (mask(size, den) for size, den in densities.items()), class_="row"),
+            tag("figcaption", about),
+        ),
+    ]
+
+
+def _densities(one: FinalistVerdict) -> Densities:
+    return {int(size): tuple(den) for size, den in one.densities.items()}
+
+
+def _name(one: FinalistVerdict) -> str:
+    return f"{one.label} {density_text(_densities(one))}"
+
+
+def _calibration(snapshot: Snapshot) -> list[Element]:
+    values = differences.final_values(snapshot.calibrate.rows)
+    scores = {
+        arm.arm.lr: values.get(arm.number, {})
+        for arm in snapshot.calibrate.trials
+        if arm.arm.lr is not None
+    }
+    if not scores:
+        return []
+    chosen, unit = snapshot.lr, f"{snapshot.config.metric}, {snapshot.config.unit}"
+    caption = "Identity at each rate, one point for each seed; the line joins the means."
+    if chosen is not None:
+        caption += f" The upright line is the rate of all further training, {chosen:g}."
+    figure = tag("figure", rates(scores, chosen, unit), tag("figcaption", caption))
+    return [tag("h2", "Learning rate"), figure]
+
+
+def _baseline(snapshot: Snapshot) -> list[Element]:
+    """Return identity beside what needs no network."""
+    config = snapshot.config
+    rows = sorted(snapshot.floors.items(), key=lambda row: row[1])
+    if snapshot.results:
+        rows.append(("identity, as trained in the search", snapshot.results[0].mean))
+    return [
+        tag("h2", "What identity has to beat"),
+        table(
+            ["what", f"{config.metric}, {config.unit}"],
+            [[name, f"{value:.3f}"] for name, value in rows],
+            numbers=(1,),
+        ),
+    ]
+
+
+def _origin(snapshot: Snapshot) -> list[Element]:
+    study, config = snapshot.study, snapshot.config
+    rows = {
+        "study": study.name,
+        "data": exports.source(study),
+        "data fingerprint": study.data_fingerprint,
+        "created": f"{study.created_at:%Y-%m-%d %H:%M} UTC",
+        "trials": ", ".join(f"{count} {what}" for what, count in snapshot.counts.items()),
+        "seeds of the search": ", ".join(map(str, config.seeds)),
+        "budget of the search": f"{config.training.budget} epochs",
+        "budget of the confirmation": f"{config.confirm_budget} epochs",
+        "learning rate": str(config.training.lr if snapshot.lr is None else snapshot.lr),
+        "precision": precision(study),
+        "devices": ", ".join(sorted({worker.device for worker in snapshot.workers})),
+        "versions": ", ".join(f"{k} {v}" for k, v in study.provenance["versions"].items()),
+    }
+    return [
+        tag("h2", "Where this comes from"),
+        table(
+            ["what", "value"], [[name, value] for name, value in rows.items() if value], numbers=()
+        ),
+        tag(
+            "details",
+            tag("summary", "Configuration"),
+            tag("pre", json.dumps(exports.shareable(config), indent=2, ensure_ascii=False)),
+        ),
+    ]

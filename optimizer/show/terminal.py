@@ -1,0 +1,297 @@
+"""What is shown on a terminal: the live panel, the tables, and plain lines elsewhere."""
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console, Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from densitune.density import Densities
+from optimizer.evidence import differences
+from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.verdicts import MEANING
+from optimizer.snapshot import PhaseRows, Snapshot, precision
+from storage.failures import FailureCount
+from storage.studies import StudyOverview
+from storage.trials import TrialRow
+
+BEST_SHOWN = 5
+
+
+def panel(snapshot: Snapshot) -> RenderableType:
+    """Return the live view of a study: a few lines that fit any terminal."""
+    shown = Table.grid(padding=(0, 1))
+    shown.add_row(_bar(snapshot), progress(snapshot))
+    return Group(
+        Text(snapshot.study.name, style="bold"),
+        shown,
+        Text(best_line(snapshot)),
+        Text(worker_line(snapshot)),
+    )
+
+
+def _bar(snapshot: Snapshot) -> ProgressBar:
+    """Return how far the phase is: the search in trials, the others in jobs queued so far."""
+    if snapshot.study.phase in ("search", "decided"):
+        total, completed = snapshot.counts["asked for"], snapshot.ended
+    else:
+        jobs = snapshot.phases[snapshot.study.phase].jobs
+        total, completed = jobs["queued"] or 1, jobs["done"] + jobs["failed"]
+    return ProgressBar(total=total, completed=completed, width=24)
+
+
+def progress(snapshot: Snapshot) -> str:
+    """Return the phase of a study and how far that is."""
+    match snapshot.study.phase:
+        case "calibrate":
+            return f"calibrating the learning rate: {_job_counts(snapshot.calibrate)}"
+        case "confirm":
+            seeds = max((trial.jobs for trial in snapshot.confirm.trials), default=0)
+            most = snapshot.config.confirm.seeds
+            finalists = [t for t in snapshot.confirm.trials if t.role == "finalist"]
+            undecided = sum(trial.state == "running" for trial in finalists)
+            return (
+                f"confirming: {undecided} of {len(finalists)} finalists open, seed {seeds} of at "
+                f"most {most}, {_job_counts(snapshot.confirm)}"
+            )
+        case "search" | "decided":
+            return trial_counts(snapshot)
+
+
+def _job_counts(phase: PhaseRows) -> str:
+    jobs = phase.jobs
+    return (
+        f"{jobs['done']}/{jobs['queued']} jobs done, {jobs['running']} running, "
+        f"{jobs['failed']} failed"
+    )
+
+
+def trial_counts(snapshot: Snapshot) -> str:
+    """Return how many trials are done, running, cut and failed."""
+    counts = snapshot.counts
+    return (
+        f"{snapshot.ended}/{counts['asked for']} trials done, {counts['running']} running, "
+        f"{counts['pruned']} cut, {counts['failed']} failed"
+    )
+
+
+def best_line(snapshot: Snapshot) -> str:
+    """Return the verdict, or the best trial so far against identity."""
+    if snapshot.winner is not None:
+        densities = {int(k): tuple(den) for k, den in snapshot.winner.densities.items()}
+        return (
+            f"verdict: {density_text(densities)} is {snapshot.verdict}, {MEANING[snapshot.verdict]}"
+        )
+    best = snapshot.best
+    if best is None and snapshot.study.phase == "calibrate":
+        return "no density tried yet"
+    if best is None:
+        return "best so far: waiting for identity"
+    value = f"{best.mean:.3f} {snapshot.config.unit}"
+    if best.role == "identity":
+        return f"best so far: identity itself, at {value}"
+    return (
+        f"best so far (unconfirmed): {density_text(best.densities)} at {value}, "
+        f"{signed(best)} {snapshot.config.unit} to identity"
+    )
+
+
+def worker_line(snapshot: Snapshot) -> str:
+    """Return the live workers, their rate and the time left."""
+    live = snapshot.live_workers
+    left = snapshot.seconds_left
+    return (
+        f"{len(live)} worker{'s' if len(live) != 1 else ''}"
+        f", {_rate(snapshot.jobs_per_hour)} jobs/hour"
+        + (f", about {duration(left)} left of the search" if left is not None and left > 0 else "")
+    )
+
+
+def plain_line(snapshot: Snapshot) -> str:
+    """Return the panel as one line, for logs."""
+    return f"{progress(snapshot)}; {best_line(snapshot)}; {worker_line(snapshot)}"
+
+
+def final_table(snapshot: Snapshot) -> Table:
+    """Return identity, the published densities and the best five, with paired differences.
+
+    What the metric is without a deep network stands above them, signs of caution below.
+    """
+    config = snapshot.config
+    seeds = len(config.seeds)
+    spread = (
+        f"± is the standard error over {seeds} paired seeds."
+        if seeds > 1
+        else "One seed says nothing about the spread."
+    )
+    table = Table(
+        title=f"{snapshot.study.name}: {config.metric} on validation data, search, unconfirmed",
+        caption="\n".join(
+            [
+                f"{spread} The best of many noisy results looks better than it is.",
+                *_cut_line(snapshot),
+                *(f"Caution: {caution}" for caution in snapshot.cautions),
+            ]
+        ),
+        caption_justify="left",
+        show_lines=len(config.kernel_size) > 1,  # a row is then several lines
+    )
+    table.add_column("density (outermost first)", overflow="fold")
+    table.add_column("what", overflow="fold")
+    table.add_column(f"{config.metric}, {config.unit}", justify="right")
+    table.add_column("minus identity", justify="right")
+    ranked = differences.ranked(snapshot.results)
+    known = sorted(
+        (result for result in ranked if result.role != "candidate"), key=lambda r: r.number
+    )
+    for name, floor in snapshot.floors.items() if known else ():
+        table.add_row("no network", name, f"{floor:.3f}", "")
+    _add_rows(table, known)
+    table.add_section()
+    _add_rows(table, ranked[:BEST_SHOWN], rank=True)
+    return table
+
+
+def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False) -> None:
+    for place, result in enumerate(shown, start=1):
+        what = f"{place}. {result.label}" if rank else result.label
+        table.add_row(
+            density_text(result.densities, between="\n"),
+            what,
+            f"{result.mean:.3f}",
+            signed(result),
+        )
+
+
+def _cut_line(snapshot: Snapshot) -> list[str]:
+    """Return how many trials the table leaves out because they were cut; nothing if none was."""
+    cut = snapshot.counts["pruned"]
+    were = "1 trial was" if cut == 1 else f"{cut} trials were"
+    return [f"{were} cut: not trained to the end with all seeds."] if cut else []
+
+
+def study_table(overview: Sequence[StudyOverview]) -> Table:
+    """Return the list of studies."""
+    table = Table()
+    table.add_column("study", overflow="fold")
+    for heading in ("state", "phase", "complete", "cut", "failed", "workers"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("created (UTC)", min_width=10)
+    for study in overview:
+        table.add_row(
+            study.name,
+            study.state,
+            study.phase,
+            str(study.complete),
+            str(study.pruned),
+            str(study.failed),
+            str(study.workers),
+            f"{study.created_at:%Y-%m-%d %H:%M}",
+        )
+    return table
+
+
+def status(snapshot: Snapshot) -> RenderableType:
+    """Return what `status` shows: state, progress, workers and the table."""
+    study = snapshot.study
+    lines = [
+        Text(
+            f"{study.name}: {study.state}, phase {study.phase}"
+            + (f" ({study.failure})" if study.failure else "")
+        ),
+        Text(
+            f"budget {snapshot.config.training.budget} epochs, {precision(study)} precision, "
+            f"{_learning_rate(snapshot)}"
+        ),
+        *([Text(progress(snapshot))] if study.phase in ("calibrate", "confirm") else []),
+        Text(trial_counts(snapshot)),
+        Text(best_line(snapshot)),
+        Text(worker_line(snapshot)),
+    ]
+    lines += [
+        Text(
+            f"  {worker.host} pid {worker.pid} on {worker.device}: {worker.jobs_done} jobs, "
+            f"{_rate(worker.jobs_per_hour)}/hour"
+        )
+        for worker in snapshot.live_workers
+    ]
+    lines += [Text(f"  {failure_line(failure)}") for failure in snapshot.failures]
+    lines += [
+        Text(f"  {_name(trial)} failed: {trial.reason}", style="yellow")
+        for phase in snapshot.phases.values()
+        for trial in phase.trials
+        if trial.state == "failed"
+    ]
+    return Group(*lines, final_table(snapshot)) if snapshot.results else Group(*lines)
+
+
+def failure_line(failure: FailureCount) -> str:
+    """Return how often jobs failed in a way, and the last time: which, where, and what it said."""
+    times = "once" if failure.times == 1 else f"{failure.times} times"
+    where = "" if failure.host is None else f" on {failure.host} pid {failure.pid}"
+    said = "" if not failure.error else f": {failure.error.strip().splitlines()[-1]}"
+    return (
+        f"{failure.kind.replace('_', ' ')} {times}, last at {failure.failed_at:%Y-%m-%d %H:%M} "
+        f"UTC: {failure.phase} trial {failure.trial} seed {failure.seed}{where}{said}"
+    )
+
+
+def _learning_rate(snapshot: Snapshot) -> str:
+    """Return the learning rate and, where it was calibrated, what identity reached with others."""
+    lr = snapshot.lr
+    if lr is None:
+        calibrates = snapshot.study.phase == "calibrate"
+        return "learning rate not yet calibrated" if calibrates else "the family's learning rate"
+    found = ", ".join(
+        f"{rate:g}: {score:.3f}" for rate, score in sorted(snapshot.calibration.items())
+    )
+    return f"learning rate {lr:g}" + (f" (identity at {found})" if found else "")
+
+
+def density_text(densities: Densities, between: str = "  ") -> str:
+    """Return densities for people: four digits, with sizes if there are several."""
+    texts = {
+        k: "[" + ", ".join(f"{value:.4g}" for value in den) + "]" for k, den in densities.items()
+    }
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return between.join(f"k={k} {text}" for k, text in texts.items())
+
+
+def duration(seconds: float) -> str:
+    """Return a duration for people: its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def signed(result: TrialResult) -> str:
+    """Return a trial's difference to identity with its standard error."""
+    if result.role == "identity":
+        return "0 (the baseline)"
+    error = result.difference.standard_error
+    return f"{result.difference.mean:+.3f}" + (f" ± {error:.3f}" if error is not None else "")
+
+
+def _rate(per_hour: float) -> str:
+    return f"{per_hour:.0f}" if per_hour >= 10 or per_hour == 0 else f"{per_hour:.1f}"
+
+
+def _name(trial: TrialRow) -> str:
+    """Return how a trial is called: by its number, and its label where that says more."""
+    number = f"trial {trial.number}"
+    return number if trial.label == number else f"{number} ({trial.label})"
+
+
+def console() -> Console:
+    """Return a console on standard output; wide enough for the tables where it is no terminal.
+
+    Brackets and colons in what is printed, such as those of densities and paths, are only that.
+    """
+    found = Console(highlight=False, markup=False, emoji=False)
+    if not found.is_terminal:
+        found.width = 110
+    return found

@@ -1,0 +1,8 @@
+"""The proxies: small networks of known families.
+
+proxies      a proxy from its description and densities, initialised
+classifiers  VGG and ResNet
+denoisers    DnCNN and NAFNet
+depthwise    a faster gradient for wide depthwise kernels on a CPU
+pointwise    an exact gradient for strided 1 x 1 kernels of few channels on a CPU
+"""

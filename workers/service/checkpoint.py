@@ -1,0 +1,95 @@
+"""Checkpoints: jobs in training on disk, for whoever goes on with them.
+
+A file is a SHA-256 and what torch has saved. It is read with `weights_only` alone, so that somebody
+else's file runs no code here, and used only if it says itself that all is the same that a job's
+result depends on: its name counts for nothing.
+"""
+
+import hashlib
+import importlib.metadata
+import io
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from storage.studies import Study
+from workers.service import durable
+from workers.service.spool import StudyKey, key_of
+
+DIGEST_BYTES = 32
+
+log = logging.getLogger("densitune.worker")
+
+
+class Checkpoints:
+    """The checkpoints of one study in a folder, one for each job.
+
+    Processes and hosts may share the folder; whoever saves a job last has the say.
+    """
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        self._folder, self._study = folder, key_of(study)
+
+    def save(self, job: int, subject: str, state: Mapping[str, Any]) -> None:
+        """Write a job's state: tensors, and plain values around them; OSError if that fails.
+
+        `subject` says what its use depends on beside study, job and versions.
+        """
+        stored = io.BytesIO()
+        torch.save({"key": self._key(job, subject), "state": dict(state)}, stored)
+        content = stored.getvalue()
+        durable.write(self._path(job), hashlib.sha256(content).digest() + content)
+
+    def load(self, job: int, subject: str) -> dict[str, Any] | None:
+        """Return a job's state on the CPU; None, with a line in the log, if it is of no use."""
+        path = self._path(job)
+        try:
+            found = _read(path)
+        except FileNotFoundError:
+            return None
+        except Exception as error:  # what somebody else's file may bring about is anybody's guess
+            log.warning("checkpoint %s is unusable, starting again: %s", path, error)
+            return None
+        if found["key"] != self._key(job, subject):
+            log.warning("checkpoint %s is not of this job, or of another version", path)
+            return None
+        state: dict[str, Any] = found["state"]
+        return state
+
+    def remove(self, job: int) -> None:
+        """Remove a job's checkpoint, if there is one."""
+        path = self._path(job)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            log.warning("checkpoint %s cannot be removed: %s", path, error.strerror)
+
+    def _path(self, job: int) -> Path:
+        return path_of(self._folder, self._study, job)
+
+    def _key(self, job: int, subject: str) -> dict[str, Any]:
+        return {
+            "study": asdict(self._study),
+            "job": job,
+            "subject": subject,
+            "torch": str(torch.__version__),
+            "densitune": importlib.metadata.version("densitune"),
+        }
+
+
+def path_of(folder: Path, study: StudyKey, job: int) -> Path:
+    """Return where the checkpoint of a study's job is, if there is one."""
+    return folder / f"{study.short}-{job:012d}.pt"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    stored = path.read_bytes()
+    digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
+    if hashlib.sha256(content).digest() != digest:
+        raise ValueError("its checksum does not match")
+    loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return {"key": loaded["key"], "state": loaded["state"]}

@@ -1,0 +1,278 @@
+"""Measurements that the database could not take, on disk until it can.
+
+All workers of a host share one folder, with one file for each measurement, of whatever study. A
+file appears by one rename after its bytes are on the disk, and goes after the database has
+committed what it holds. Delivering twice is harmless (storage.ledger keeps what it has), so whoever
+finds a file delivers it, also a worker that was started later.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import threading
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC
+from pathlib import Path
+from typing import Any, Literal
+
+from sqlalchemy import Engine
+
+from storage import ledger, studies
+from storage.ledger import Measurement
+from storage.studies import Study
+from workers.service import durable
+
+MOST_FILES = 10_000
+"""How many measurements a folder may hold: days of a busy host."""
+MOST_BYTES = 64 * 2**20
+"""How large they may be together; one takes less than a kilobyte."""
+
+log = logging.getLogger("densitune.worker")
+
+
+class SpoolError(Exception):
+    """A measurement cannot be written to the spool; the message says why and what to do."""
+
+
+class DamagedError(Exception):
+    """A file of the spool is not what was once written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Delivery:
+    """A measurement on its way to the ledger."""
+
+    worker_id: int
+    epoch: int  # of the job's claim under which it was made
+    measurement: Measurement
+    ending: Literal["done", "cut"] | None  # whether the job ends with it, and how
+
+    def record(self, engine: Engine) -> None:
+        """Store the measurement and end its job; again is harmless."""
+        ended = [self.measurement.job_id]
+        ledger.record(
+            engine,
+            self.worker_id,
+            [self.measurement],
+            finished=ended if self.ending == "done" else [],
+            cut=ended if self.ending == "cut" else [],
+        )
+
+
+@dataclass(frozen=True)
+class StudyKey:
+    """Which study a measurement belongs to, never mistaken for one of that name made later."""
+
+    name: str
+    id: int
+    created_at: str
+
+    @property
+    def short(self) -> str:
+        """Return what the names of the study's files begin with."""
+        return _digest(asdict(self))[:12]
+
+
+def key_of(study: Study) -> StudyKey:
+    """Return the key of a study."""
+    return StudyKey(study.name, study.id, study.created_at.astimezone(UTC).isoformat())
+
+
+class Spool:
+    """The measurements of one study that wait in a folder; any thread may call any method.
+
+    What cannot be written to the folder waits in memory instead, and is tried again with the next.
+    """
+
+    def __init__(self, folder: Path, study: Study) -> None:
+        self._folder, self._key = folder, key_of(study)
+        self._held: list[Delivery] = []
+        self._lock = threading.Lock()  # of what is held
+
+    def put(self, delivery: Delivery) -> None:
+        """Keep a measurement until it is delivered; logs one line if that is in memory only."""
+        with self._lock:
+            self._held.append(delivery)
+            try:
+                while self._held:
+                    _write(self._folder, self._key, self._held[0])
+                    del self._held[0]
+            except SpoolError as error:
+                log.error("%s; kept in memory: %d", error, len(self._held))
+
+    @property
+    def held(self) -> int:
+        """Return how many measurements are in memory only, and gone if this process ends now."""
+        return len(self._held)
+
+    def pending(self) -> list[Path]:
+        """Return the study's files in the order of delivery: by job, and by rung within a job."""
+        return sorted(self._folder.glob(f"{self._key.short}-*.json"))
+
+    def deliver(self, engine: Engine) -> int:
+        """Record what waits, in order; return how many measurements that were.
+
+        What the database raises comes through, and what is not recorded stays. Nothing is recorded
+        if the study has been deleted, even if there is one of its name again. A damaged file is set
+        aside as *.damaged and named in the log.
+        """
+        files = self.pending()
+        if not (files or self._held):
+            return 0
+        found = studies.find(engine, self._key.name)
+        if found is None or key_of(found) != self._key:
+            return 0
+        delivered = sum(self._deliver_file(path, engine) for path in files)
+        with self._lock:
+            while self._held:
+                self._held[0].record(engine)
+                del self._held[0]
+                delivered += 1
+        return delivered
+
+    def _deliver_file(self, path: Path, engine: Engine) -> bool:
+        """Record one file's measurement, unless another process has taken it or it is damaged.
+
+        A job of which an earlier measurement is damaged does not end: it has to be trained again.
+        """
+        earlier = self._earlier(path)
+        if any(other.suffix == ".json" for other in earlier):
+            return False  # another process is at it
+        try:
+            with _taken(path) as content:
+                if content is None:
+                    return False
+                try:
+                    delivery = self._own(content)
+                except DamagedError as error:
+                    _set_aside(path, error)
+                    return False
+                if earlier:
+                    delivery = replace(delivery, ending=None)
+                delivery.record(engine)
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            log.error("cannot take the spooled measurement %s: %s", path, error.strerror)
+            return False
+        return True
+
+    def _earlier(self, path: Path) -> list[Path]:
+        """Return what is left, whole or damaged, of the measurements that the job made before."""
+        job = path.name.rpartition("-")[0]
+        left = (*self._folder.glob(f"{job}-*.json"), *self._folder.glob(f"{job}-*.damaged"))
+        return [other for other in left if other.name < path.name]
+
+    def _own(self, content: bytes) -> Delivery:
+        """Return a file's measurement; DamagedError if it is of another study, despite its name."""
+        key, delivery = _decoded(content)
+        if key != self._key:
+            raise DamagedError(f"it belongs to study {key.name} of {key.created_at}")
+        return delivery
+
+
+def survey(folder: Path) -> tuple[dict[StudyKey, int], list[Path]]:
+    """Return how many measurements of which studies wait, and the damaged files, aside or not yet.
+
+    OSError if a file cannot be read.
+    """
+    waiting: dict[StudyKey, int] = defaultdict(int)
+    damaged = list(folder.glob("*.damaged"))
+    for path in folder.glob("*.json"):
+        try:
+            waiting[_decoded(path.read_bytes())[0]] += 1
+        except DamagedError:
+            damaged.append(path)
+        except FileNotFoundError:  # delivered just now
+            continue
+    return dict(waiting), sorted(damaged)
+
+
+def _write(folder: Path, key: StudyKey, delivery: Delivery) -> None:
+    """Write a measurement's file so that it is there, whole, also after a power failure.
+
+    SpoolError if the folder is full, by the bounds above or on the disk, or cannot be used.
+    """
+    new = delivery.measurement
+    path = folder / f"{key.short}-{new.job_id:012d}-{new.rung:06d}.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _check_bounds(folder)
+        durable.write(path, _encoded(key, delivery))
+    except OSError as error:
+        raise SpoolError(
+            f"cannot spool a measurement to {folder}: {error.strerror}; free some space there, or "
+            "set DENSITUNE_HOME to another disk"
+        ) from error
+
+
+def _check_bounds(folder: Path) -> None:
+    """Raise SpoolError if the folder is full; several processes may overshoot by one file each."""
+    files, size = 0, 0
+    for entry in os.scandir(folder):
+        with suppress(FileNotFoundError):  # delivered just now
+            size += entry.stat().st_size
+            files += 1
+    if files >= MOST_FILES or size >= MOST_BYTES:
+        raise SpoolError(
+            f"the spool {folder} is full: {files} files of at most {MOST_FILES}, "
+            f"{size / 2**20:.1f} of at most {MOST_BYTES / 2**20:.0f} MiB; once the database is "
+            "back: densitune doctor --fix"
+        )
+
+
+def _encoded(key: StudyKey, delivery: Delivery) -> bytes:
+    """Return a file's content; floats are written so that they are read back to the last bit."""
+    content = {"study": asdict(key), "delivery": asdict(delivery)}
+    return json.dumps({"sha256": _digest(content), "content": content}, indent=1).encode()
+
+
+def _decoded(stored: bytes) -> tuple[StudyKey, Delivery]:
+    """Return what a file holds; DamagedError if it was truncated or altered."""
+    try:
+        document = json.loads(stored)
+        content = document["content"]
+        if document["sha256"] != _digest(content):
+            raise DamagedError("its checksum does not match")
+        given = content["delivery"]
+        measurement = Measurement(**given["measurement"])
+        return StudyKey(**content["study"]), Delivery(**{**given, "measurement": measurement})
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedError("it is no measurement, or only a part of one") from error
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a JSON value's canonical text, in hex."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def _taken(path: Path) -> Iterator[bytes | None]:
+    """Yield a file's content while no other process may take it; None if one does or did.
+
+    A process that dies lets go of it.
+    """
+    try:
+        file = path.open("r+b")  # flock needs a writable file on NFS
+    except FileNotFoundError:
+        yield None
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield None
+            return
+        delivered = os.fstat(file.fileno()).st_nlink == 0  # between our opening and our locking
+        yield None if delivered else file.read()
+
+
+def _set_aside(path: Path, reason: DamagedError) -> None:
+    aside = path.with_suffix(".json.damaged")
+    with suppress(FileNotFoundError):  # another process was faster
+        path.rename(aside)
+        log.error("a spooled measurement is damaged and is not delivered: %s (%s)", aside, reason)

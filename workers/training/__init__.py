@@ -1,0 +1,11 @@
+"""Jobs in training on one device; knows neither database nor config file.
+
+loop       the one training loop: members side by side
+member     one job in training
+recipe     what is trained and how: recipe, job, measurement, schedules
+tasks      data + proxy + loss + metric on a device
+capture    steps of a member on a GPU without the host
+packing    how many members a device trains best
+devices    which device, and how it is set up
+baselines  the best that is linear: what a network has to beat
+"""

@@ -1,0 +1,191 @@
+"""What is trained and how: recipe, job and measurement, and the schedules behind them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from optimizer import learning_rates
+from workers.networks import proxies
+from workers.networks.proxies import Proxy
+from workers.training.tasks import Score, Task
+
+Precision = Literal["full", "bfloat16"]
+
+WARM_UP = 0.1
+"""Share of the steps in which the learning rate rises linearly, before it falls as a cosine."""
+DENSITY_LR, DENSITY_DECAY = 1e-2, 1e-2
+"""Peak learning rate and weight decay of trainable densities. The authors of weighted convolution
+give them an AdamW of their own with these (README of weightedConvolution2.0)."""
+PERIOD, LONGER = 10, 2
+"""The authors' cosine of that rate starts again after 10 epochs, then 20, then 40 and so on."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the jobs of a study are trained, where they do not say otherwise."""
+
+    proxy: Proxy
+    init: Literal["library", "compensated"]
+    batch_size: int
+    lr: float | None
+    """Peak learning rate; None takes the family's usual one."""
+    rungs: tuple[int, ...]
+    """Epochs after which a job is measured; those at or beyond its budget are ignored."""
+    precision: Precision = "full"
+    """Of the network in training; weights, loss and every measurement are float32 in any case."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """The unit of training."""
+
+    densities: Mapping[int, Sequence[float]]
+    seed: int
+    budget: int
+    """Epochs."""
+    bars: Mapping[int, float] = field(default_factory=dict)
+    """By rung: the least score with which the job goes on."""
+    lr: float | None = None
+    """Peak learning rate; None takes the recipe's."""
+    init: Literal["library", "compensated"] | None = None
+    """None takes the recipe's."""
+    gain: Mapping[int, float] = field(default_factory=dict)
+    """By kernel size: a factor of the initial weights (workers.networks.proxies.build)."""
+    trainable: bool = False
+    """Whether every layer learns its density along with its weights, starting at `densities`."""
+    split: Literal["validation", "test"] = "validation"
+    """On which images the job is measured; on the test split only once, at the end."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A job's score at a rung."""
+
+    rung: int
+    """Epochs trained so far."""
+    score: Score
+    seconds: float
+    """The job's share of the time that training has taken so far."""
+    ending: Literal["done", "cut"] | None
+    """Whether the job ends here: the score is below its bar, or its budget is used up."""
+
+
+@dataclass(frozen=True)
+class Tuner:
+    """An optimiser, its learning rate, a tensor that is changed in place, and the rate's values."""
+
+    optimizer: torch.optim.Optimizer
+    lr: Tensor
+    rates: Tensor
+    """Of every step, shape (steps,)."""
+
+    def set_rate(self, step: Tensor) -> None:
+        """Take the rate of a step, a tensor of shape (1,), so that the host is not asked."""
+        self.lr.copy_(self.rates.index_select(0, step).squeeze(0))
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Take over the state of another job's optimiser, with the rate of this one."""
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr  # the optimiser has taken a copy, which no step changes
+
+
+def tuners(task: Task, recipe: Recipe, job: Job, network: nn.Module) -> list[Tuner]:
+    """Return what trains a network where it lies: its weights and, in such a job, its densities."""
+    device = next(network.parameters()).device
+    epoch_steps = steps_per_epoch(task, recipe)
+    steps = job.budget * epoch_steps
+    lr = torch.zeros((), device=device)
+    optimizer = optimizer_for(recipe.proxy, network, lr)
+    found = [Tuner(optimizer, lr, rates(peak_lr(recipe, job), steps).to(device))]
+    if job.trainable:
+        own = torch.zeros((), device=device)
+        densities = density_optimizer(network, own)
+        found.append(Tuner(densities, own, density_rates(steps, epoch_steps).to(device)))
+    return found
+
+
+def steps_per_epoch(task: Task, recipe: Recipe) -> int:
+    """Return the number of batches of an epoch; a last incomplete one is left out."""
+    return max(1, len(task) // recipe.batch_size)
+
+
+def peak_lr(recipe: Recipe, job: Job) -> float:
+    """Return the peak learning rate of a job: its own, the recipe's, or the family's usual one."""
+    return job.lr or recipe.lr or usual_lr(recipe.proxy, recipe.batch_size)
+
+
+def rates(peak: float, steps: int) -> Tensor:
+    """Return the learning rate of every step of a training of `steps` steps, shape (steps,)."""
+    return torch.tensor([peak * schedule(step, steps) for step in range(steps)])
+
+
+def schedule(step: int, total: int) -> float:
+    """Return the learning rate of a step as a share of its peak: linear rise, then cosine."""
+    rise = max(1, round(WARM_UP * total))
+    if step < rise:
+        return (step + 1) / rise
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
+
+
+def usual_lr(proxy: Proxy, batch_size: int) -> float:
+    """Return the peak learning rate that a proxy's family is usually trained with."""
+    return learning_rates.usual(proxy.family, batch_size)
+
+
+def optimizer_for(proxy: Proxy, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
+    """Return the optimiser that the family is usually trained with (see optimizer.learning_rates).
+
+    It holds all parameters but densities. `lr` is a tensor without dimensions on the network's
+    device. Training changes it in place, so that a step needs nothing from the host.
+    """
+    densities = {id(den) for _, den in proxies.trainable_densities(network)}
+    parameters = [each for each in network.parameters() if id(each) not in densities]
+    match proxy.family:
+        case "vgg" | "resnet":
+            return torch.optim.SGD(
+                parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
+            )
+        case "dncnn":
+            return torch.optim.Adam(parameters, lr, fused=True, capturable=lr.is_cuda)
+        case "nafnet":
+            return torch.optim.AdamW(
+                parameters,
+                lr,
+                betas=(0.9, 0.9),
+                weight_decay=0.0,
+                fused=True,
+                capturable=lr.is_cuda,
+            )
+
+
+def density_optimizer(network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
+    """Return the optimiser of a network's trainable densities, whatever that of its weights is."""
+    return torch.optim.AdamW(
+        [den for _, den in proxies.trainable_densities(network)],
+        lr,
+        weight_decay=DENSITY_DECAY,
+        fused=True,
+        capturable=lr.is_cuda,
+    )
+
+
+def density_rates(steps: int, epoch_steps: int) -> Tensor:
+    """Return the learning rate of trainable densities for every step, shape (steps,)."""
+    return torch.tensor([DENSITY_LR * restarting(step // epoch_steps) for step in range(steps)])
+
+
+def restarting(epoch: int) -> float:
+    """Return an epoch's rate as a share of its peak: a cosine with warm restarts.
+
+    Loshchilov & Hutter 2017 (arXiv 1608.03983), equation 5.
+    """
+    period = PERIOD
+    while epoch >= period:
+        epoch, period = epoch - period, LONGER * period
+    return 0.5 * (1 + math.cos(math.pi * epoch / period))

@@ -1,0 +1,278 @@
+"""Tasks: data on a device, with the augmentation, the loss and the metric that belong to them.
+
+Images stay uint8 on the device; batches, augmentation and noise are made there, without Python
+work per image. Shapes: N images, C channels, H x W pixels, B images of a batch.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor, nn
+
+from optimizer.errors import UsageError
+from workers import seeds
+from workers.data.bank import Bank, Held
+
+EVALUATION_BATCH = 256
+"""Images that are judged at once; it changes memory, not results beyond rounding."""
+BEST_PSNR = 100.0
+"""PSNR in dB of an image without error (an all-black one, say), which would be infinite."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a network achieves on the images that it is judged on."""
+
+    value: float
+    """The task's metric, higher is better: top-1 accuracy in % or PSNR in dB."""
+    extra: dict[str, Any]
+    """What is told beside it, as JSON."""
+
+
+Judge = Callable[[nn.Module], Score]
+"""Judges a network, which is in evaluation mode."""
+
+
+class Task(Protocol):
+    """What the training loop needs to know of a task."""
+
+    def __len__(self) -> int:
+        """Return the number of training items."""
+
+    def batch(self, chosen: Tensor, draws: "Draws") -> tuple[Tensor, Tensor]:
+        """Return augmented inputs and targets of the chosen items, indices of shape (B,)."""
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the scalar that training minimises."""
+
+    def evaluate(self, network: nn.Module) -> Score:
+        """Judge a network, which is in evaluation mode, on the validation images."""
+
+    def test(self) -> Judge:
+        """Open the test split and return what judges on it; UsageError if there is none here."""
+
+    def floor(self) -> float:
+        """Return the metric without any training: what a network has to beat."""
+
+
+class Draws:
+    """The random numbers of one job, one generator per purpose."""
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.order: Generator = seeds.generator(seed, "order")
+        self.augmentation: Generator = seeds.generator(seed, "augmentation", device=device)
+        self.noise: Generator = seeds.generator(seed, "noise", device=device)
+
+
+def _opened(bank: Bank) -> Held:
+    if bank.test is None:
+        raise UsageError(
+            f"the data here ({bank.source}) have no test split; complete them, or attach workers "
+            f"that have it"
+        )
+    return bank.test()
+
+
+def _of(held: Held, score: Score) -> Score:
+    """Return a score with the fingerprint of the test split that it was reached on."""
+    return Score(score.value, {**score.extra, "test": held.fingerprint})
+
+
+class Classification:
+    """Cross-entropy on labelled images; random crop and horizontal flip; top-1 and top-5 in %."""
+
+    def __init__(self, bank: Bank, device: torch.device) -> None:
+        if bank.train_labels is None or bank.validation_labels is None:
+            raise ValueError(f"the bank of {bank.source} has no labels")
+        self._bank = bank
+        images = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
+        self._size = images.shape[-1]
+        # An eighth of the side: the usual 4 pixels for 32 x 32.
+        self._margin = self._size // 8
+        padded = F.pad(images, (self._margin,) * 4)
+        self._side = padded.shape[-1]
+        # One row a pixel: a crop is one selection of rows, and networks are faster with the
+        # channels last.
+        self._pixels = padded.movedim(1, -1).reshape(-1, images.shape[1])
+        self._labels = torch.tensor(bank.train_labels, device=device)
+        self._validation = torch.tensor(bank.validation, device=device)
+        self._validation_labels = torch.tensor(bank.validation_labels, device=device)
+        mean, std = _channel_statistics(images)
+        self._mean = mean.float().view(1, -1, 1, 1)
+        self._std = std.float().clamp(min=1e-3).view(1, -1, 1, 1)
+
+    def __len__(self) -> int:
+        """Return the number of training images."""
+        return len(self._labels)
+
+    def batch(self, chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return normalised crops (B, C, H, W) and labels (B,)."""
+        chosen = chosen.to(self._labels.device)
+        count, device = len(chosen), chosen.device
+        shifts = torch.randint(
+            2 * self._margin + 1, (2, count, 1), generator=draws.augmentation, device=device
+        )
+        flips = torch.randint(2, (count, 1), generator=draws.augmentation, device=device)
+        pixels = torch.arange(self._size, device=device)
+        rows = pixels + shifts[0]
+        columns = torch.where(flips.bool(), pixels.flip(0), pixels) + shifts[1]
+        lines = chosen[:, None] * self._side + rows
+        places = lines[:, :, None] * self._side + columns[:, None, :]
+        crops = self._pixels.index_select(0, places.flatten()).view(*places.shape, -1)
+        return self._normalised(crops.movedim(-1, 1)), self._labels[chosen]
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy of logits (B, classes)."""
+        return F.cross_entropy(outputs, targets)
+
+    def evaluate(self, network: nn.Module) -> Score:
+        """Return top-1 accuracy in %, and top-5 beside it."""
+        return self._judged(network, self._validation, self._validation_labels)
+
+    def test(self) -> Judge:
+        """Return what judges on the test split; ValueError if that has no labels."""
+        held = _opened(self._bank)
+        if held.labels is None:
+            raise ValueError(f"the test split of {self._bank.source} has no labels")
+        images = torch.tensor(held.images, device=self._labels.device)
+        labels = torch.tensor(held.labels, device=self._labels.device)
+        return lambda network: _of(held, self._judged(network, images, labels))
+
+    def _judged(self, network: nn.Module, images: Tensor, labels: Tensor) -> Score:
+        hits = torch.zeros(2, dtype=torch.int64, device=self._labels.device)
+        for some, wanted in zip(
+            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
+        ):
+            logits = network(self._normalised(some))
+            # A tie is a miss, and so is NaN: a dead network must not look perfect.
+            own = logits.gather(1, wanted[:, None])
+            not_below = (~(logits < own)).sum(dim=1)  # the label's own logit included
+            hits += torch.stack([(not_below <= 1).sum(), (not_below <= 5).sum()])
+        top1, top5 = (100 * hits.double() / len(images)).tolist()
+        return Score(top1, {"top5": top5})
+
+    def floor(self) -> float:
+        """Return the top-1 accuracy of always guessing the commonest training label."""
+        commonest = self._labels.bincount().argmax()
+        return 100.0 * (self._validation_labels == commonest).double().mean().item()
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+def _channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of each channel of uint8 images, in [0, 1], shape (C,).
+
+    From the counts of the 256 levels: CIFAR-100 as float64 would take more than a gigabyte.
+    """
+    levels = torch.arange(256, device=images.device, dtype=torch.float64) / 255
+    counts = torch.stack(
+        [channel.flatten().bincount(minlength=256) for channel in images.unbind(dim=1)]
+    ).double()
+    pixels = counts.sum(dim=1)
+    mean = counts @ levels / pixels
+    squares = (counts * (levels - mean[:, None]).square()).sum(dim=1)
+    return mean, (squares / (pixels - 1)).sqrt()
+
+
+class Denoising:
+    """Mean squared error against the clean patch; flips and rotations; PSNR in dB.
+
+    The noise is white and Gaussian with standard deviation sigma/255 on images in [0, 1] and is not
+    clipped, in training and judging alike (the protocol of Zhang et al. 2017, DnCNN).
+    """
+
+    def __init__(self, bank: Bank, device: torch.device, sigma: float) -> None:
+        self._bank = bank
+        self._patches = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
+        self._clean = torch.tensor(bank.validation, device=device)
+        self._sigma = sigma / 255
+        self._noise = self._fixed_noise(self._clean, "validation noise")
+
+    def __len__(self) -> int:
+        """Return the number of training patches."""
+        return len(self._patches)
+
+    def batch(self, chosen: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """Return noisy and clean patches, both (B, C, H, W) float."""
+        device = self._patches.device
+        clean = self._patches[chosen.to(device)].float() / 255
+        turns = torch.randint(
+            2, (3, len(chosen), 1, 1, 1), generator=draws.augmentation, device=device
+        ).bool()
+        # Two flips and a transposition generate the eight symmetries of the square.
+        clean = torch.where(turns[0], clean.flip(-1), clean)
+        clean = torch.where(turns[1], clean.flip(-2), clean)
+        # A transposition loses the plain memory order, in which networks are faster.
+        clean = torch.where(turns[2], clean.transpose(-1, -2), clean).contiguous()
+        noise = torch.randn(clean.shape, generator=draws.noise, device=device)
+        return clean + self._sigma * noise, clean
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean squared error."""
+        return F.mse_loss(outputs, targets)
+
+    def evaluate(self, network: nn.Module) -> Score:
+        """Return PSNR in dB of the clipped output, averaged over images, and SSIM beside it."""
+        return _restored(network, self._clean, self._noise)
+
+    def test(self) -> Judge:
+        """Return what judges on the test split."""
+        held = _opened(self._bank)
+        clean = torch.tensor(held.images, device=self._clean.device)
+        noise = self._fixed_noise(clean, "test noise")
+        return lambda network: _of(held, _restored(network, clean, noise))
+
+    def floor(self) -> float:
+        """Return the PSNR of the noisy images as they are, clipped."""
+        return self.evaluate(nn.Identity()).value
+
+    def _fixed_noise(self, clean: Tensor, purpose: str) -> Tensor:
+        """Return the same noise for every job and rung, whatever its seed: the same question."""
+        noise = torch.randn(clean.shape, generator=seeds.generator(0, purpose))
+        return noise.to(clean.device) * self._sigma
+
+
+def _restored(network: nn.Module, images: Tensor, noises: Tensor) -> Score:
+    """Return how well a network restores images (M, C, H, W) uint8 from their noise."""
+    psnr: list[Tensor] = []
+    ssim: list[Tensor] = []
+    # An image has the pixels of many patches, so batches are smaller.
+    for some, noise in zip(images.split(16), noises.split(16), strict=True):
+        clean = some.float() / 255
+        restored = network(clean + noise).clamp(0, 1)
+        error = (restored.double() - clean.double()).square().mean(dim=(1, 2, 3))
+        psnr.append((-10 * torch.log10(error)).clamp(max=BEST_PSNR))
+        ssim.append(_ssim(restored, clean))
+    return Score(torch.cat(psnr).mean().item(), {"ssim": torch.cat(ssim).mean().item()})
+
+
+def _ssim(restored: Tensor, clean: Tensor) -> Tensor:
+    """Return the structural similarity of images (B, C, H, W) in [0, 1], shape (B,).
+
+    Wang et al. 2004, with their constants and Gaussian window of 1.5 pixels and 11 x 11, averaged
+    over the places where the window fits.
+    """
+    radius, sigma = 5, 1.5
+    line = torch.arange(-radius, radius + 1, device=clean.device, dtype=torch.float64)
+    window = torch.exp(-0.5 * (line / sigma).square())
+    window = (window / window.sum()).to(clean.dtype)
+    channels = clean.shape[1]
+
+    def averaged(images: Tensor) -> Tensor:
+        down = window.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+        across = window.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
+        return F.conv2d(F.conv2d(images, down, groups=channels), across, groups=channels)
+
+    mean_x, mean_y = averaged(restored), averaged(clean)
+    variance_x = averaged(restored.square()) - mean_x.square()
+    variance_y = averaged(clean.square()) - mean_y.square()
+    covariance = averaged(restored * clean) - mean_x * mean_y
+    c1, c2 = 0.01**2, 0.03**2
+    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
+        (mean_x.square() + mean_y.square() + c1) * (variance_x + variance_y + c2)
+    )
+    return similarity.double().mean(dim=(1, 2, 3))

@@ -19,6 +19,8 @@ from synthetic import snapshot
 from storage.studies import Study
 from workers.service.checkpoint import Checkpoints
 
+pytestmark = pytest.mark.numerical
+
 JOB, SUBJECT = 7, "a job and its recipe"
 
 

@@ -24,6 +24,8 @@ from workers.training import tasks
 from workers.training.loop import train
 from workers.training.recipe import Job, Measurement, Recipe, steps_per_epoch
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 IMAGES = 8
 

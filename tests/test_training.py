@@ -39,6 +39,8 @@ from workers.training.recipe import (
 )
 from workers.training.tasks import Classification, Denoising, Draws, Judge, Score, Task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 PROXIES = {
     "vgg": Proxy("vgg", 4, 3, (3,), 1, 2),

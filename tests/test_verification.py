@@ -30,6 +30,8 @@ from storage.database import connect
 from workers import verification
 from workers.training import devices
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 

@@ -5,9 +5,9 @@ from itertools import islice
 
 import optuna
 import pytest
-from optimizer_tests.phases.test_proposer import contents, create, finish, make_config
 from sqlalchemy import Engine, text
-from storage_tests.test_jobs import add_trial, enter, expire_leases, states
+from support.queued import add_trial, enter, expire_leases, states
+from support.searches import contents, create, finish, make_config
 
 from optimizer import snapshot
 from optimizer.phases.optuna_study import optuna_storage

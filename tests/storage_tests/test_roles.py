@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import ProgrammingError
-from storage_tests.test_jobs import add_trial, expire_leases
 from support import shell, simulated
+from support.queued import add_trial, expire_leases
 
 from optimizer import snapshot
 from optimizer.cli import train

@@ -12,14 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
-from workers_tests.service.test_loop import (
-    Station,
-    contents,
-    make_bench,
-    make_config,
-    without_time,
-    work,
-)
+from support.stations import Station, contents, make_bench, make_config, without_time, work
 
 from densitune.weighted_conv import WeightedConv2d
 from optimizer.config.sections import FolderPhotographs

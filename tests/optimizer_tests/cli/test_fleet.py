@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 from support.checkout import ROOT
+from support.stations import make_config
 from support.waiting import wait_for
-from workers_tests.service.test_loop import make_config
 
 from optimizer.cli import environment, fleet, main, options, train
 from optimizer.cli.terms import Terms

@@ -8,10 +8,10 @@ from typing import Any
 
 import optuna
 import pytest
-from optimizer_tests.phases.test_proposer import contents, create, enlist, make_config
 from optuna.trial import TrialState
 from sqlalchemy import Connection, Engine, event, make_url, text
 from support.databases import temporary
+from support.searches import contents, create, enlist, make_config
 
 from optimizer import design
 from optimizer.config import study_file

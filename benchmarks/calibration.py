@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 import scipy
+from helpers.simulation import FEWEST, MOST, PAIRED, Judged, Noise, Scenario, confirm, study
 from scipy.stats import binomtest
-from simulation import FEWEST, MOST, PAIRED, Judged, Noise, Scenario, confirm, study
 
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig

@@ -19,9 +19,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import ratios
 import torch
 import yaml
+from helpers import ratios
 
 from optimizer import snapshot
 from optimizer.cli import environment

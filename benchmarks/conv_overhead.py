@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from cases import FAMILIES, Case
-from ratios import Clock, Ratio, Run, clock, environment, interleaved, summary, table
+from helpers.cases import FAMILIES, Case
+from helpers.ratios import Clock, Ratio, Run, clock, environment, interleaved, summary, table
 from torch import Tensor, nn
 
 from densitune import density

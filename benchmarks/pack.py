@@ -12,8 +12,8 @@ import json
 import statistics
 from pathlib import Path
 
-import ratios
-from cases import FAMILIES, Case
+from helpers import ratios
+from helpers.cases import FAMILIES, Case
 
 from workers.training import devices, packing
 from workers.training.recipe import steps_per_epoch

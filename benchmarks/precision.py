@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import ratios
 import torch
+from helpers import ratios
 from scipy.stats import spearmanr
 
 from densitune.density import Densities, length

@@ -26,8 +26,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cluster import Cluster
-from sleepers import BUDGET, RUNG, SETUP_SECONDS, Load, Times, simulate
+from helpers.cluster import Cluster
+from helpers.simulated_workers import BUDGET, RUNG, SETUP_SECONDS, Load, Times, simulate
 from sqlalchemy import Engine, text
 
 from storage import database, studies, trials

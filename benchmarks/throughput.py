@@ -1,9 +1,10 @@
-"""The training engine alone against plain.py: job-steps per second, no rungs, no database.
+"""The training engine alone against plain_search.py: job-steps per second, no rungs, no database.
 
-Both sides train the same proxies at the same batch size on the same machine, in turns: plain.py in
-one process with all cores (or the GPU), densitune as its workers would: one process with one
-thread per core, or one process with a pack of the size that `auto` finds on a GPU. Each round runs
-A B B A, so that a drifting machine favours neither; the ratio is taken within a round.
+Both sides train the same proxies at the same batch size on the same machine, in turns:
+plain_search.py in one process with all cores (or the GPU), densitune as its workers would: one
+process with one thread per core, or one process with a pack of the size that `auto` finds on a GPU.
+Each round runs A B B A, so that a drifting machine favours neither; the ratio is taken within a
+round.
 
     python benchmarks/throughput.py                        # all proxies: a quarter of an hour
     python benchmarks/throughput.py --family vgg --k 5 --rounds 2
@@ -19,17 +20,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-import ratios
 import torch
-from cases import FAMILIES, SIGMA, Case
-from plain_training import Problem
+from helpers import ratios
+from helpers.cases import FAMILIES, SIGMA, Case
+from helpers.plain_training import Problem
 
 from workers.training import capture, devices, packing
 from workers.training.member import Member
 from workers.training.recipe import Job
 
 LOADER_WORKERS = (0, 1, 2)
-"""Processes of plain.py's DataLoader: each number is tried before a case, the fastest is kept."""
+"""Processes of plain_search.py's DataLoader; each number is tried before a case."""
 Step = Callable[[], int]
 """Does some training and returns how many job-steps that was."""
 
@@ -43,7 +44,7 @@ class Crew:
         for _ in range(size):
             ours, theirs = context.Pipe()
             arguments = (theirs, make, device)
-            # Not a daemon: plain.py's loader has processes of its own.
+            # Not a daemon: plain_search.py's loader has processes of its own.
             context.Process(target=_serve, args=arguments).start()
             self._ends.append(ours)
 
@@ -85,8 +86,8 @@ def _serve(end: "Connection[Any, Any]", make: Any, name: str) -> None:
 
 
 def plain_step(case: Case, device: torch.device) -> Step:
-    """Return plain.py's training loop, one batch at a time, with the number of loader processes
-    that is fastest here."""
+    """Return plain_search.py's training loop, one batch at a time, with as many loader processes
+    as are fastest here."""
     found = [_plain_loop(case, device, workers) for workers in LOADER_WORKERS]
     rates = [_rate(step, seconds=2.0) for step in found]
     return found[rates.index(max(rates))]
@@ -163,7 +164,7 @@ def main() -> None:
     rival.dismiss()
     engine.dismiss()
     about = ratios.environment(device) | {"workers": workers, "rounds": arguments.rounds}
-    del about["threads"]  # plain.py has torch's default, a worker has one
+    del about["threads"]  # plain_search.py has torch's default, a worker has one
     print(f"\n{about}\n")
     header = ["proxy", "plain steps/s", "densitune", "ratio", "lowest to highest"]
     print(ratios.table(header, rows))

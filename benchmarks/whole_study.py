@@ -1,9 +1,9 @@
-"""A whole study: `densitune launch` against plain.py training every density in full.
+"""A whole study: `densitune launch` against plain_search.py training every density in full.
 
 Both run as processes of their own with fresh databases and fresh caches, one after the other, and
 everything counts until the best density is known: start, data, floors, proposals, training,
-measurements, storage, the model that chooses finalists. Then plain.py retrains the best density of
-either side with fresh seeds, so that both are judged by the same code.
+measurements, storage, the model that chooses finalists. Then plain_search.py retrains the best
+density of either side with fresh seeds, so that both are judged by the same code.
 
     python benchmarks/whole_study.py configs/quickstart.yaml --fresh 8
 """
@@ -19,8 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import plain
-import ratios
+import plain_search
+from helpers import ratios
 from sqlalchemy import text
 
 from densitune.density import Densities
@@ -43,7 +43,7 @@ def main() -> None:
         outside = _outside_training(first, given.name)
         plain_seconds, theirs = _plain(arguments.config, given, second)
         fresh = range(FIRST_FRESH_SEED, FIRST_FRESH_SEED + arguments.fresh)
-        problem = plain.prepare(given, second)
+        problem = plain_search.prepare(given, second)
         ours_again, theirs_again = (
             [problem.train(densities, seed).value for seed in fresh] for densities in (ours, theirs)
         )
@@ -109,10 +109,10 @@ def _densitune(path: Path, given: StudyConfig, home: Path) -> tuple[float, Densi
 
 
 def _plain(path: Path, given: StudyConfig, home: Path) -> tuple[float, Densities]:
-    """Return the wall time of plain.py's search and the density with the best mean."""
+    """Return the wall time of plain_search.py's search and the density with the best mean."""
     home.mkdir()
-    report = home / "plain.json"
-    script = str(Path(__file__).with_name("plain.py"))
+    report = home / "plain-search.json"
+    script = str(Path(__file__).with_name("plain_search.py"))
     trials = ["--trials", str(given.search.trials), "--json", str(report)]
     seconds = _timed([sys.executable, script, str(path), *trials], home)
     trained = json.loads(report.read_text())["trained"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from databases import administer, temporary, within
 from sqlalchemy import Engine
+from support.databases import administer, temporary, within
 
 from storage import leases, studies
 from storage.database import connect, prepare

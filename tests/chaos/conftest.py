@@ -4,13 +4,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import audit
-import crew
 import pytest
-from audit import Outcome
-from cluster import Cluster
-from crew import Crew
+from helpers.cluster import Cluster
 from sqlalchemy import Engine
+from support import audit, crew
+from support.audit import Outcome
+from support.crew import Crew
 
 from storage import database
 

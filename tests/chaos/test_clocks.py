@@ -2,13 +2,12 @@
 
 from pathlib import Path
 
-import audit
-import crew
 import pytest
-from audit import Outcome
-from cluster import Cluster
-from crew import SKEWED, Crew
+from helpers.cluster import Cluster
 from sqlalchemy import Engine
+from support import audit, crew
+from support.audit import Outcome
+from support.crew import SKEWED, Crew
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

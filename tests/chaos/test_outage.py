@@ -4,14 +4,13 @@ import re
 import time
 from pathlib import Path
 
-import audit
-import crew
 import pytest
-from audit import Outcome, Rows
-from cluster import Cluster
-from crew import PATIENCE, Crew
+from helpers.cluster import Cluster
 from sqlalchemy import Engine
-from waiting import wait_for
+from support import audit, crew
+from support.audit import Outcome, Rows
+from support.crew import PATIENCE, Crew
+from support.waiting import wait_for
 
 MEASURED = re.compile(r"(\w+): trial (\d+) seed (\d+): \S+ after (\d+) of")
 DELIVERY_SECONDS = 30.0

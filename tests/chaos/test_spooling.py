@@ -5,14 +5,13 @@ import resource
 import signal
 from pathlib import Path
 
-import audit
-import crew
 import pytest
-from audit import Outcome
-from cluster import Cluster
-from crew import HURRIED, PATIENCE, Crew
+from helpers.cluster import Cluster
 from sqlalchemy import Engine
-from waiting import wait_for
+from support import audit, crew
+from support.audit import Outcome
+from support.crew import HURRIED, PATIENCE, Crew
+from support.waiting import wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

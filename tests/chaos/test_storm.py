@@ -4,15 +4,14 @@ import itertools
 from collections import Counter
 from pathlib import Path
 
-import audit
-import crew
 import pytest
-from audit import Outcome
-from cluster import Cluster
-from crew import HURRIED, PATIENCE, PLAIN, Crew, Program
+from helpers.cluster import Cluster
 from sqlalchemy import Engine
-from waiting import wait_for
-from weather import Forecast, Season, events
+from support import audit, crew
+from support.audit import Outcome
+from support.crew import HURRIED, PATIENCE, PLAIN, Crew, Program
+from support.waiting import wait_for
+from support.weather import Forecast, Season, events
 
 SHOWERS = Forecast(seconds=30, workers=3, worker_every=4, proposer_every=13, restart_every=10)
 HURRICANE = Forecast(seconds=600, workers=6, worker_every=3, proposer_every=20, restart_every=100)

@@ -1,0 +1,9 @@
+"""What the benchmarks share; the scripts that one runs lie beside this folder.
+
+cases               the proxies that are measured, and their data
+ratios              two ways to do one thing, timed side by side
+plain_training      training without densitune's tricks
+cluster             a PostgreSQL to be loaded, stopped and broken
+simulated_workers   workers that sleep instead of training
+simulation          studies that are drawn instead of trained
+"""

@@ -1,0 +1,75 @@
+"""Creating a study: what is stored for good, and what counts as another study."""
+
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine
+from support.synthetic import configured
+
+from optimizer import snapshot
+from optimizer.cli import session
+from optimizer.config.study_file import StudyConfig
+from optimizer.errors import UsageError
+from storage import studies
+from storage.studies import Study
+
+
+def create(database: Engine, given: StudyConfig, precision: str = "bfloat16") -> Study:
+    return session.create(
+        database,
+        given,
+        "photographs",
+        "fingerprint",
+        precision,
+        floors=lambda: {"noisy input": 20.25, "linear 3 x 3 filter": 25.5},
+    )
+
+
+def older(given: StudyConfig, **sections: list[str]) -> dict[str, Any]:
+    """The document of a study from before these keys existed."""
+    document = given.document()
+    for section, keys in sections.items():
+        for key in keys:
+            del document[section][key]
+    return document
+
+
+def test_a_new_study_keeps_its_precision_whoever_comes_later(database: Engine) -> None:
+    created = create(database, configured())
+    assert created.provenance["floors"] == {"noisy input": 20.25, "linear 3 x 3 filter": 25.5}
+    assert snapshot.precision(created) == "bfloat16"
+    assert create(database, configured(), precision="full") == created
+
+
+def test_a_study_from_before_a_key_existed_is_the_one_with_its_default(database: Engine) -> None:
+    given = configured()
+    document = older(given, search=["keep"], training=["precision"])
+    del document["confirm"]
+    old, _ = studies.create(
+        database, given.name, document, "fingerprint", {"source": "", "floor": 1}
+    )
+    assert create(database, given) == old
+    assert snapshot.precision(old) == "full"
+    now = snapshot.of(database, given.name)
+    assert now.config == given
+    assert (now.floors, now.study.phase, now.lr) == ({"noisy input": 1.0}, "search", 0.01)
+
+
+def test_a_study_begins_with_a_calibration_unless_its_learning_rate_is_given(
+    database: Engine,
+) -> None:
+    assert create(database, configured()).phase == "search"
+    automatic = configured(name="automatic", training={"lr": "auto"})
+    assert create(database, automatic).phase == "calibrate"
+
+
+def test_another_config_under_the_same_name_is_refused(database: Engine) -> None:
+    create(database, configured())
+    for change, words in (
+        ({"search": {"keep": 0.5}}, "search.keep: 0.25 -> 0.5"),
+        ({"training": {"precision": "full"}}, "training.precision: auto -> full"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            create(database, configured(**change))
+        assert words in str(caught.value)
+        assert "\n" not in str(caught.value)

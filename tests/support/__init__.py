@@ -1,0 +1,13 @@
+"""What tests need besides the packages under test.
+
+checkout          where this checkout lies
+databases         databases that live as long as a test
+waiting           waiting for other processes and threads
+synthetic         snapshots and configurations written by hand
+simulated         studies whose workers are a function in the test's process
+shell             the command line as a shell uses it
+loopback          a server and its users on the loopback interface
+crew, weather     a study's processes, and the storms they go through
+hurried, skewed   the command line with short leases, or with a clock that is wrong
+audit             what a study left behind
+"""

@@ -1,0 +1,38 @@
+"""A queue filled by hand."""
+
+from collections.abc import Iterable
+
+from sqlalchemy import Engine, text
+
+from storage import roster, studies, trials
+
+
+def add_trial(
+    database: Engine, study: studies.Study, number: int, seeds: Iterable[int], budget: int = 4
+) -> None:
+    with database.begin() as connection:
+        trials.add(
+            connection,
+            study.id,
+            number=number,
+            optuna_number=number,
+            role="candidate",
+            label=f"#{number}",
+            densities={3: [0.7], 5: [0.2, 0.8]},
+            seeds=list(seeds),
+            budget=budget,
+        )
+
+
+def enter(database: Engine, study: studies.Study, pid: int = 1) -> int:
+    return roster.register(database, study.id, "host", pid, "cpu", {})
+
+
+def expire_leases(database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(text("UPDATE densitune.jobs SET lease_until = now() - interval '1 s'"))
+
+
+def states(database: Engine) -> list[str]:
+    with database.connect() as connection:
+        return list(connection.scalars(text("SELECT state FROM densitune.jobs ORDER BY id")))

@@ -1,0 +1,107 @@
+"""Studies that are trained by arithmetic: what a worker would measure is a formula."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sqlalchemy import Engine
+
+from optimizer import snapshot
+from optimizer.config.study_file import StudyConfig
+from optimizer.phases.proposer import Proposer
+from optimizer.snapshot import Snapshot
+from storage import jobs, ledger, roster, studies
+from storage.jobs import ClaimedJob
+from storage.ledger import Measurement
+from support.synthetic import configured
+
+Measure = Callable[[ClaimedJob], float | tuple[float, dict[str, Any]]]
+"""A job's metric after its budget, or with what is told beside it; an exception fails the job."""
+TESTED = {"task": "folder", "data": {"folder": "photographs", "test": "others"}}
+"""What makes a study one with a test split."""
+
+
+def small(**changes: Any) -> StudyConfig:
+    """A study of one value with seven trials and a small confirmation."""
+    sections: dict[str, Any] = {
+        "kernel_size": 3,
+        "training": {"budget": 2},
+        "search": {"trials": 7, "seeds": 2, "rungs": [], "in_flight": 4, "sampler": "qmc"},
+        "confirm": {"finalists": 2, "seeds": 24, "batch": 8},
+    }
+    for key, value in changes.items():
+        merge = isinstance(value, dict) and key in sections
+        sections[key] = {**sections[key], **value} if merge else value
+    return configured(**sections)
+
+
+def create(engine: Engine, given: StudyConfig, floor: float = 0.0) -> int:
+    """Store a study as `launch` would, with one floor."""
+    first: studies.Phase = "calibrate" if given.training.lr == "auto" else "search"
+    provenance = {"source": "none", "floors": {"noisy input": floor}, "versions": {}}
+    study, _ = studies.create(engine, given.name, given.document(), "print", provenance, first)
+    return study.id
+
+
+def run(
+    engine: Engine,
+    given: StudyConfig,
+    measure: Measure,
+    *,
+    floor: float = 0.0,
+    workers: int | None = None,
+) -> Snapshot:
+    """Create a study and train it to its end."""
+    study_id = create(engine, given, floor)
+    return go_on(engine, study_id, given, measure, workers=workers)
+
+
+def go_on(
+    engine: Engine,
+    study_id: int,
+    given: StudyConfig,
+    measure: Measure,
+    *,
+    workers: int | None = None,
+) -> Snapshot:
+    """Train what is left of a study until it is finished or stopped.
+
+    All jobs of the queue are trained in order; with a number of workers, each holds one job at a
+    time, and which of them is done first is drawn by lot.
+    """
+    proposer = Proposer(engine, study_id, given)
+    worker = roster.register(engine, study_id, "host", 1, "CPU", {})
+    lot, held = random.Random(workers), list[ClaimedJob]()
+    while studies.state(engine, study_id) == "running":
+        proposer.advance()
+        held += jobs.claim(engine, study_id, worker, (workers or 1000) - len(held), 60)
+        for _ in range(min(1 if workers else 1000, len(held))):
+            train(engine, worker, held.pop(lot.randrange(len(held)) if workers else 0), measure)
+    return snapshot.of(engine, given.name)
+
+
+def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> None:
+    """Do what a worker does with a job, but measure at its end only."""
+    try:
+        measured = measure(job)
+    except ArithmeticError as error:
+        jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
+        return
+    value, extra = measured if isinstance(measured, tuple) else (measured, {})
+    if job.arm.split == "test":
+        extra = {"test": "print", **extra}
+    found = Measurement(job_id=job.id, rung=job.budget, value=value, extra=extra, seconds=1.0)
+    ledger.record(engine, worker, [found], finished=[job.id])
+
+
+def noise(job: ClaimedJob, spread: float) -> float:
+    """What differs between seeds, the same for all arms, and a smaller part that is an arm's own.
+
+    The spread of a paired difference is `spread`.
+    """
+    name = [*np.float64(sum(job.densities.values(), ())).tobytes(), *job.arm.init.encode()]
+    name += np.float64([*job.arm.gain.values(), 0.0]).tobytes()
+    shared = np.random.default_rng(job.seed).standard_normal()
+    own = np.random.default_rng([job.seed, *name]).standard_normal()
+    return float(3 * shared + spread * own / np.sqrt(2))

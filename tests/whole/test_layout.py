@@ -1,0 +1,81 @@
+"""The house itself: packages, their maps and borders."""
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from support.checkout import ROOT
+
+from optimizer.cli.main import app
+
+PACKAGES = ("densitune", "optimizer", "workers", "storage")
+SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+ROOMS = [path.parent.relative_to(ROOT) for path in SOURCES if path.name == "__init__.py"]
+
+
+def named(path: Path) -> str:
+    return str(path.relative_to(ROOT) if path.is_absolute() else path)
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_package_is_that_of_this_checkout(package: str) -> None:
+    found = importlib.import_module(package).__file__
+    assert found is not None
+    assert Path(found).resolve() == (ROOT / package / "__init__.py").resolve()
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    assert {path.parent.relative_to(ROOT) for path in SOURCES} == set(ROOMS)
+
+
+@pytest.mark.parametrize("room", [room for room in ROOMS if room.name != "densitune"], ids=named)
+def test_an_init_is_a_map_and_nothing_else(room: Path) -> None:
+    body = ast.parse((ROOT / room / "__init__.py").read_text()).body
+    assert len(body) == 1
+    assert isinstance(body[0], ast.Expr)
+    assert isinstance(body[0].value, ast.Constant)
+
+
+@pytest.mark.parametrize("room", ROOMS, ids=named)
+def test_a_map_names_every_module_and_only_modules(room: Path) -> None:
+    text = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text())) or ""
+    # An entry starts a line: names, then two spaces or the end of the line.
+    entries = re.findall(r"^([a-z0-9_]+(?:, [a-z0-9_]+)*)(?:  |$)", text, re.MULTILINE)
+    mapped = [name for entry in entries for name in entry.split(", ")]
+    modules = [path.stem for path in (ROOT / room).glob("*.py") if "__" not in path.stem]
+    modules += [path.parent.name for path in (ROOT / room).glob("*/__init__.py")]
+    assert sorted(mapped) == sorted(modules)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=named)
+def test_a_module_is_small_and_so_are_its_functions(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 300
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 60, node.name
+
+
+def test_no_module_hides_one_of_the_standard_library() -> None:
+    names = {path.stem for path in SOURCES if "__" not in path.stem} | {r.name for r in ROOMS}
+    assert not names & sys.stdlib_module_names
+    assert not names & {"utils", "base"}
+
+
+@pytest.mark.parametrize(("package", "most"), [("optimizer", 12), ("workers", 10)])
+def test_the_ground_plan_fits_into_a_glance(package: str, most: int) -> None:
+    found = [path.name for path in (ROOT / package).iterdir() if path.name != "__pycache__"]
+    assert len(found) <= most
+
+
+def test_the_readme_names_every_command() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = typer.main.get_group(app).commands
+    assert {"launch", "worker", "export"} <= commands.keys()
+    for name in commands:
+        assert re.search(rf"\bdensitune {name}\b|`{name}\b", readme), f"{name} is not in README.md"

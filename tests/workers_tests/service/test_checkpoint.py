@@ -1,0 +1,197 @@
+"""Checkpoints: what was saved comes back, and nothing else does."""
+
+import dataclasses
+import hashlib
+import io
+import logging
+import os
+import pickle
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support.synthetic import snapshot
+
+from storage.studies import Study
+from workers.service.checkpoint import Checkpoints
+
+pytestmark = pytest.mark.numerical
+
+JOB, SUBJECT = 7, "a job and its recipe"
+
+
+@pytest.fixture
+def study() -> Study:
+    return snapshot([], []).study
+
+
+@pytest.fixture
+def kept(tmp_path: Path, study: Study) -> Checkpoints:
+    """A folder with the checkpoint of one job."""
+    checkpoints = Checkpoints(tmp_path / "shared", study)
+    checkpoints.save(JOB, SUBJECT, STATE)
+    return checkpoints
+
+
+STATE: dict[str, Any] = {
+    "training": {
+        "steps": 3,
+        "network": {
+            "weight": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
+            "seen": torch.tensor(3),
+        },
+        "optimizer": {0: {"momentum_buffer": torch.tensor([float("nan"), -0.0, 1e-45])}},
+        "generators": {"noise": torch.Generator().get_state()},
+    },
+    "measurements": [{"rung": 1, "score": {"value": 0.1 + 0.2, "extra": {}}, "ending": None}],
+}
+
+
+def only_file(folder: Path) -> Path:
+    [path] = (folder / "shared").iterdir()
+    return path
+
+
+def bits(value: object) -> object:
+    """Return a state with bytes and strides in place of its tensors."""
+    if isinstance(value, torch.Tensor):
+        return value.dtype, value.stride(), value.contiguous().view(-1).numpy().tobytes()
+    if isinstance(value, dict):
+        return {key: bits(item) for key, item in value.items()}
+    return value
+
+
+def test_a_state_comes_back_to_the_last_bit(kept: Checkpoints) -> None:
+    found = kept.load(JOB, SUBJECT)
+    assert bits(found) == bits(STATE)
+
+
+def test_the_last_one_saved_counts_and_a_removed_one_is_gone(
+    kept: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept.save(JOB, SUBJECT, {"steps": 9})
+    assert kept.load(JOB, SUBJECT) == {"steps": 9}
+    kept.remove(JOB)
+    assert list((tmp_path / "shared").iterdir()) == []
+    assert kept.load(JOB, SUBJECT) is None
+    kept.remove(JOB)
+    assert caplog.records == []
+
+
+def test_only_the_same_study_job_and_subject_get_it(
+    kept: Checkpoints, tmp_path: Path, study: Study, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever the name of the file says."""
+    path = only_file(tmp_path)
+    assert kept.load(JOB, "another learning rate") is None
+    path.rename(path.with_name(path.name.replace("07.pt", "08.pt")))
+    assert kept.load(8, SUBJECT) is None
+    path.with_name(path.name.replace("07.pt", "08.pt")).rename(path)
+    made_again = dataclasses.replace(study, created_at=study.created_at + timedelta(seconds=1))
+    others = Checkpoints(tmp_path / "shared", made_again)
+    assert others.load(JOB, SUBJECT) is None
+    assert len(caplog.records) == 2  # that of another study is not even found under its name
+    others.save(JOB, SUBJECT, {})
+    [foreign] = set((tmp_path / "shared").iterdir()) - {path}
+    foreign.replace(path)
+    assert kept.load(JOB, SUBJECT) is None
+
+
+@pytest.mark.parametrize("package", ["torch", "densitune"])
+def test_another_version_starts_again(
+    kept: Checkpoints, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    if package == "torch":
+        monkeypatch.setattr(torch, "__version__", "1.0")
+    else:
+        monkeypatch.setattr("importlib.metadata.version", lambda _: "0.0.1")
+    assert kept.load(JOB, SUBJECT) is None
+
+
+@settings(
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data())
+def test_a_damaged_file_is_named_and_not_used(
+    kept: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture, data: st.DataObject
+) -> None:
+    path = only_file(tmp_path)
+    whole = path.read_bytes()
+    place = data.draw(st.integers(0, len(whole) - 1))
+    if data.draw(st.booleans()):
+        changed = whole[:place]
+    else:
+        changed = bytearray(whole)
+        changed[place] ^= data.draw(st.integers(1, 255))
+    try:
+        path.write_bytes(changed)
+        caplog.clear()
+        assert kept.load(JOB, SUBJECT) is None
+        assert str(path) in caplog.text
+    finally:
+        path.write_bytes(whole)
+
+
+class Bomb:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (str(self._path),)
+
+
+@pytest.mark.parametrize("by", ["torch", "pickle"])
+def test_a_file_of_somebody_else_runs_no_code(
+    kept: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture, by: str
+) -> None:
+    """Even with the right checksum."""
+    evil = {"key": Bomb(tmp_path / "exploded"), "state": {}}
+    stored = io.BytesIO()
+    if by == "torch":
+        torch.save(evil, stored)
+    else:
+        pickle.dump(evil, stored)
+    content = stored.getvalue()
+    only_file(tmp_path).write_bytes(hashlib.sha256(content).digest() + content)
+    with caplog.at_level(logging.WARNING):
+        assert kept.load(JOB, SUBJECT) is None
+    assert not (tmp_path / "exploded").exists()
+    assert "unusable, starting again" in caplog.text
+
+
+def test_a_write_that_fails_leaves_the_earlier_one_and_no_litter(
+    kept: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            kept.save(JOB, SUBJECT, {"steps": 9})
+    assert only_file(tmp_path).suffix == ".pt"
+    assert bits(kept.load(JOB, SUBJECT)) == bits(STATE)
+
+
+def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_after(
+    kept: Checkpoints, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = os.fsync, Path.replace
+
+    def synced(descriptor: int) -> None:
+        done.append("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file")
+        sync(descriptor)
+
+    def renamed(path: Path, target: Path) -> Path:
+        done.append("name")
+        return replace(path, target)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "replace", renamed)
+    kept.save(JOB, SUBJECT, STATE)
+    assert done == ["file", "name", "folder"]

@@ -1,0 +1,219 @@
+"""Arms: a job's own learning rate, init and gain, from the queue to the weights."""
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import Engine, text
+from support.stations import Station, contents, make_bench, make_config, without_time, work
+
+from densitune.weighted_conv import WeightedConv2d
+from optimizer.config.sections import FolderPhotographs
+from storage import jobs, roster, studies, trials
+from storage.arms import Arm
+from workers import preparation
+from workers.networks import proxies
+from workers.networks.proxies import Proxy
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+positive = st.floats(min_value=1e-30, max_value=1e30)
+arms = st.builds(
+    Arm,
+    lr=st.none() | positive,
+    init=st.sampled_from(["library", "compensated"]),
+    gain=st.dictionaries(st.sampled_from([3, 5, 7]), positive),
+    trainable=st.booleans(),
+    split=st.sampled_from(["validation", "test"]),
+)
+
+
+@settings(
+    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(arms)
+def test_an_arm_reaches_the_worker_to_the_last_bit(
+    database: Engine, study: studies.Study, arm: Arm
+) -> None:
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM densitune.trials"))
+        trials.add(
+            connection,
+            study.id,
+            number=0,
+            role="control",
+            label="",
+            densities={3: (1.0,)},
+            seeds=[1],
+            budget=1,
+            arm=arm,
+            origin=7,
+            phase="confirm",
+        )
+        [stored] = trials.all_of(connection, study.id, "confirm")
+        assert trials.all_of(connection, study.id) == []
+    worker = roster.register(database, study.id, "host", 1, "cpu", {})
+    [job] = jobs.claim(database, study.id, worker, 5, 60)
+    assert stored.arm == job.arm == arm
+    assert (stored.origin, stored.optuna_number, job.phase) == (7, None, "confirm")
+
+
+def add(engine: Engine, bench: Station, chosen: dict[float, Arm]) -> None:
+    """Queue one trial per density."""
+    with engine.begin() as connection:
+        for number, (value, arm) in enumerate(chosen.items()):
+            trials.add(
+                connection,
+                bench.study_id,
+                number=number,
+                role="candidate",
+                label="",
+                densities={3: (value,)},
+                seeds=[0, 1],
+                budget=2,
+                arm=arm,
+            )
+
+
+MIXED = {
+    1.0: Arm(),
+    0.5: Arm(lr=0.01),
+    0.6: Arm(init="compensated"),
+    0.999: Arm(gain={3: 0.25}),
+    0.7: Arm(trainable=True),
+}
+
+
+def test_a_pack_of_mixed_arms_measures_what_each_does_alone(database: Engine, cache: Path) -> None:
+    found = []
+    for name, pack in (("alone", 1), ("packed", 8)):
+        bench = make_bench(database, make_config().model_copy(update={"name": name}), cache)
+        add(database, bench, MIXED)
+        work(database, bench, pack=pack)
+        found.append(without_time(contents(database, bench)[1]))
+    assert found[0] == found[1]
+    final = {row[0]: row[3] for row in found[0] if row[1:3] == (0, 2)}
+    assert len(set(final.values())) == len(MIXED)
+    learned = {row[0]: row[4].get("den") for row in found[0] if row[1:3] == (0, 2)}
+    assert [number for number, den in learned.items() if den] == [4]
+    layers = learned[4]["3"]
+    assert len(layers) == 3
+    assert all(den != [pytest.approx(0.7, abs=1e-6)] for den in layers)
+
+
+def test_a_job_on_the_test_split_is_measured_on_its_images_at_the_end(
+    database: Engine, cache: Path
+) -> None:
+    images = Path(str(files("skimage"))) / "data"
+    for name in ("camera.png", "coins.png"):
+        (cache / "others").mkdir(exist_ok=True)
+        shutil.copy(images / name, cache / "others")
+    given = make_config()
+    data = FolderPhotographs(
+        task="folder", folder=cache / "mine", test=cache / "others",
+        patch=8, patches_per_image=2, crop=16,
+    )  # fmt: skip
+    (cache / "mine").mkdir(exist_ok=True)
+    for name in ("brick.png", "grass.png", "gravel.png", "moon.png"):
+        shutil.copy(images / name, cache / "mine")
+    bench = make_bench(database, given.model_copy(update={"data": data}), cache)
+    add(database, bench, {1.0: Arm(), 0.999: Arm(split="test")})
+    assert work(database, bench) == 4
+    _, rows = contents(database, bench)
+    assert [(row.trial, row.seed, row.rung) for row in rows] == [
+        (0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 0, 2), (1, 1, 2),
+    ]  # fmt: skip
+    bank = preparation.bank(data, cache)
+    assert bank.test is not None
+    assert [row.extra.get("test") for row in rows] == [None] * 4 + [bank.test().fingerprint] * 2
+
+
+def test_a_study_whose_data_have_no_test_split_fails_the_job_and_says_so(
+    database: Engine, cache: Path
+) -> None:
+    bench = make_bench(database, make_config(), cache)
+    add(database, bench, {1.0: Arm(), 0.999: Arm(split="test")})
+    work(database, bench, pack=4)
+    done, _ = contents(database, bench)
+    assert [(trial.done, trial.failed) for trial in done] == [(2, 0), (0, 2)]
+    assert "have no test split" in (done[1].error or "")
+
+
+def test_a_jobs_own_rate_and_init_are_those_of_a_recipe_that_has_them(
+    database: Engine, cache: Path
+) -> None:
+    arm = Arm(lr=0.01, init="compensated")
+    own = make_bench(database, make_config(lr=1e-3).model_copy(update={"name": "own"}), cache)
+    add(database, own, {0.5: arm})
+    work(database, own)
+    other = make_bench(database, make_config(lr=0.01).model_copy(update={"name": "other"}), cache)
+    assert other.bench.recipe.lr == 0.01
+    add(database, other, {0.5: Arm(init="compensated")})
+    work(database, other)
+    plain = make_bench(database, make_config(lr=0.01).model_copy(update={"name": "plain"}), cache)
+    add(database, plain, {0.5: Arm()})
+    work(database, plain)
+    first, second, third = (
+        without_time(contents(database, bench)[1]) for bench in (own, other, plain)
+    )
+    assert first == second != third
+
+
+PROXY = Proxy("nafnet", 4, 3, (3, 5), 1, None)
+ONES = {3: (1.0,), 5: (1.0, 1.0)}
+
+
+def test_a_gain_multiplies_the_weights_of_its_kernel_size_and_nothing_else() -> None:
+    plain = proxies.build(PROXY, ONES, init="library", seed=3)
+    gained = proxies.build(PROXY, ONES, init="library", seed=3, gain={5: 0.25})
+    sizes = {
+        f"{name}.weight": module.kernel_size[0]
+        for name, module in plain.named_modules()
+        if isinstance(module, WeightedConv2d)
+    }
+    assert set(sizes.values()) == {3, 5}
+    for name, before in plain.state_dict().items():
+        after = gained.state_dict()[name]
+        assert torch.equal(after, before * (0.25 if sizes.get(name) == 5 else 1.0)), name
+
+
+def test_a_scale_control_starts_with_the_scale_of_its_density_in_every_layer() -> None:
+    """The root mean square of weight * phi, which is a draw for each of them: nearly equal."""
+    proxy = replace(PROXY, width=32, kernel_sizes=(5,))
+    a, b = den = (0.2, 0.8)
+    alpha = np.array([a, b, 1, b, a])
+    rms = float(np.sqrt((np.outer(alpha, alpha) ** 2).mean()))
+    dense = proxies.build(proxy, {5: den}, init="library", seed=3)
+    control = proxies.build(proxy, {5: (1.0, 1.0)}, init="library", seed=3, gain={5: rms})
+    pairs = zip(dense.modules(), control.modules(), strict=True)
+    compared = [
+        (scale_of(one), scale_of(two))
+        for one, two in pairs
+        if isinstance(one, WeightedConv2d) and isinstance(two, WeightedConv2d)
+    ]
+    assert len(compared) > 3
+    for first, second in compared:
+        assert first == pytest.approx(second, rel=0.15)
+
+
+def scale_of(layer: WeightedConv2d) -> float:
+    return (layer.weight * layer.phi).detach().square().mean().sqrt().item()

@@ -237,7 +237,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             trials=all_trials,
             rows=rows,
             results=differences.results(all_trials, rows),
-            workers=roster.roster(connection, study.id),
+            workers=roster.read(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
             calibrate=_phase(connection, study, "calibrate"),
             confirm=_phase(connection, study, "confirm"),

@@ -1,4 +1,4 @@
-"""What can go wrong with the storage; each ends a command with one line."""
+"""What can go wrong with the storage; each ends a command with one line (optimizer.errors)."""
 
 
 class StorageError(Exception):
@@ -15,3 +15,8 @@ class StorageUrlError(StorageError):
     """The storage URL itself cannot be used."""
 
     exit_code = 2
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return the first line of what an error says, or its name if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

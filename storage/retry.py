@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 
+from storage.errors import first_line
+
 FIRST_WAIT, LONGEST_WAIT = 1.0, 20.0
 """Seconds between two attempts; the wait doubles. With the five seconds that connecting may take,
 the longest is short enough for everybody to be back within half a minute of the server."""
@@ -90,7 +92,6 @@ def persist(
             seconds = next(pauses)
             if not is_passing(error) or clock() + seconds > deadline:
                 raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning("storage is away, trying again in %.0f s: %s", seconds, reason)
+            log.warning("storage is away, trying again in %.0f s: %s", seconds, first_line(error))
             if pause(seconds):
                 raise

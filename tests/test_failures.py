@@ -88,7 +88,7 @@ def test_jobs_of_a_process_that_died_are_taken_back_at_once_with_how_it_died(
     assert states(database) == ["waiting", "waiting", "running"]
     with database.connect() as connection:
         [told] = failures.counts(connection, study.id)
-        assert [row.stopped_at is None for row in roster.roster(connection, study.id)] == [
+        assert [row.stopped_at is None for row in roster.read(connection, study.id)] == [
             False,
             True,
         ]

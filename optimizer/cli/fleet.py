@@ -11,8 +11,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-GRACE_SECONDS = 30.0
-"""How long workers may take to leave before they are killed; workers.service.notice takes 25."""
+KILL_SECONDS = 30.0
+"""From telling workers to leave until they are killed; workers.service.notice takes 25."""
 LOOK_SECONDS = 1.0
 """Between two looks at what has become of the processes."""
 
@@ -78,7 +78,7 @@ class Fleet:
                 process.send_signal(signal.SIGTERM)
         for process, _ in self._workers:
             try:
-                process.wait(GRACE_SECONDS)
+                process.wait(KILL_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

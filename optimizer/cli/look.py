@@ -15,7 +15,7 @@ from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import document, exports, reruns
 from optimizer.presets.document import Preset
-from optimizer.show import terminal
+from optimizer.show import terminal, words
 from optimizer.show.confirmation_table import confirmation_table
 from optimizer.snapshot import Snapshot
 from storage import studies
@@ -136,7 +136,7 @@ def report(
     terminal.console().print(f"report: {path}", soft_wrap=True)
 
 
-def examine(
+def doctor(
     name: Annotated[
         str | None,
         typer.Argument(help="Name of the study.", metavar="STUDY", show_default="all studies"),
@@ -146,20 +146,19 @@ def examine(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Find what is wrong with studies, database and this machine; exit with 1 if anything is."""
-    from optimizer.cli import doctor
+    from optimizer.cli.doctor import embedded, examine, mend, to_document, to_lines
 
     home = environment.home()
-    found = list(doctor.embedded(home)) if storage is None else []
-    engine = doctor.open_storage(storage)
-    mended, failed = doctor.mend(engine, home, name) if fix else ([], [])
-    found += doctor.examine(engine, home, name)
-    wrong = [finding for finding in found if not finding.note]
+    diagnoses = list(embedded(home)) if storage is None else []
+    engine = environment.connect(storage)
+    mended, failed = mend(engine, home, name) if fix else ([], [])
+    diagnoses += examine(engine, home, name)
     if as_json:
-        print(json.dumps(doctor.document(found, mended, failed), indent=2))
+        print(json.dumps(to_document(diagnoses, mended, failed), indent=2))
     else:
-        for line in doctor.lines(found, mended, failed):
+        for line in to_lines(diagnoses, mended, failed):
             terminal.console().print(line, soft_wrap=True)
-    if wrong:
+    if not all(diagnosis.note for diagnosis in diagnoses):
         raise typer.Exit(1)
 
 
@@ -183,7 +182,7 @@ def verify(
         verification.check_folding(kernel_size, den)
     terminal.console().print(
         f"{path}: schema, hash and folding are in order; densities "
-        f"{terminal.density_text(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
+        f"{words.densities(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
         soft_wrap=True,
     )
     if rerun is not None:

@@ -12,7 +12,7 @@ from sqlalchemy.exc import DBAPIError
 
 from optimizer.cli import look, train
 from optimizer.errors import EvidenceError, StudyFailedError, UsageError
-from storage.errors import StorageError
+from storage.errors import StorageError, first_line
 
 app = typer.Typer(
     help="Tune the density function of weighted convolutions.",
@@ -30,7 +30,7 @@ app.command()(look.stop)
 app.command()(look.delete)
 app.command()(look.export)
 app.command()(look.report)
-app.command("doctor")(look.examine)
+app.command()(look.doctor)
 app.command()(look.verify)
 app.command()(look.dashboard)
 
@@ -42,7 +42,7 @@ def main() -> None:
     except (UsageError, StudyFailedError, EvidenceError, StorageError) as error:
         code, message = error.exit_code, str(error)
     except DBAPIError as error:
-        code, message = StorageError.exit_code, f"PostgreSQL: {str(error.orig).splitlines()[0]}"
+        code, message = StorageError.exit_code, f"PostgreSQL: {first_line(error.orig)}"
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     finally:

@@ -58,6 +58,10 @@ class FinalistVerdict(Part):
     seeds_to_settle: int | None = None
     """An estimate of the seeds that would settle an open question."""
 
+    def by_kernel_size(self) -> dict[int, tuple[float, ...]]:
+        """Return the densities as the other modules have them."""
+        return {int(size): tuple(den) for size, den in self.densities.items()}
+
 
 class Holdout(Part):
     """What identity and the winner reach on the test split, read once, after the verdict."""

@@ -12,7 +12,7 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
@@ -155,6 +155,11 @@ def prepare(engine: Engine) -> None:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS densitune"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def has_table(engine: Engine, name: str) -> bool:
+    """Tell whether there is a table of this name where Optuna keeps its own."""
+    return inspect(engine).has_table(name)
 
 
 @contextmanager

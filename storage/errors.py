@@ -15,8 +15,3 @@ class StorageUrlError(StorageError):
     """The storage URL itself cannot be used."""
 
     exit_code = 2
-
-
-def first_line(error: BaseException | None) -> str:
-    """Return the first line of what an error says, or its name if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

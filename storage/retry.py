@@ -12,8 +12,6 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 
-from storage.errors import first_line
-
 FIRST_WAIT, LONGEST_WAIT = 1.0, 20.0
 """Seconds between two attempts; the wait doubles. With the five seconds that connecting may take,
 the longest is short enough for everybody to be back within half a minute of the server."""
@@ -95,3 +93,9 @@ def persist(
             log.warning("storage is away, trying again in %.0f s: %s", seconds, first_line(error))
             if pause(seconds):
                 raise
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return what an error says before it quotes statements and hints, or else its name."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()

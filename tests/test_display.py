@@ -20,7 +20,7 @@ from synthetic import (
 )
 
 from optimizer.show import terminal, words
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
 from storage.arms import Arm
 from storage.studies import StudyOverview
@@ -318,7 +318,7 @@ def test_the_document_for_programs_is_json_with_the_same_numbers() -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) -> None:
-    text = rendered(confirmation_table(decided()), width)
+    text = rendered(arms_table(decided()), width)
     cells = rows(text)
     assert cells[0] == ["identity", "4", "27.505", "0 (the baseline)", ""]
     shown = [" ".join(filter(None, column)) for column in zip(*cells, strict=True)]

@@ -15,11 +15,11 @@ from typing import Any
 
 from sqlalchemy import Engine
 
+from optimizer import snapshot
 from optimizer.cli import doctor_checks
 from optimizer.cli.doctor_checks import Diagnosis
-from optimizer.errors import UsageError
 from storage import inspection, studies
-from storage.errors import first_line
+from storage.retry import first_line
 from storage.studies import Study
 from workers.service import spool
 from workers.service.spool import Spool
@@ -34,11 +34,11 @@ def embedded(home: Path) -> Iterator[Diagnosis]:
     """Tell whether the embedded server was killed; to be asked before anybody starts it again."""
     lock = home / "postgresql" / "postmaster.pid"
     try:
-        pid = int(lock.read_text().splitlines()[0])
+        pid = int(lock.read_text().partition("\n")[0])
         os.kill(pid, 0)
     except (FileNotFoundError, PermissionError):  # no lock file; somebody else's live process
         return
-    except (ProcessLookupError, ValueError, IndexError):  # gone, or cut off by a crash
+    except (ProcessLookupError, ValueError):  # gone, or cut off by a crash
         yield Diagnosis(
             where=str(lock.parent),
             what="the embedded PostgreSQL was not shut down",
@@ -113,11 +113,10 @@ def _plain(diagnosis: Diagnosis) -> dict[str, Any]:
 
 
 def _chosen(engine: Engine, name: str | None) -> list[Study]:
-    names = [study.name for study in studies.overview(engine)]
-    if name is not None and name not in names:
-        raise UsageError(f"there is no study {name} here; there are: {', '.join(names) or 'none'}")
-    chosen = [studies.find(engine, other) for other in names if name in (None, other)]
-    return [study for study in chosen if study is not None]  # None: deleted just now
+    if name is not None:
+        return [snapshot.stored(engine, name)]
+    listed = [studies.find(engine, study.name) for study in studies.overview(engine)]
+    return [study for study in listed if study is not None]  # None: deleted just now
 
 
 def _disk(home: Path) -> Iterator[Diagnosis]:

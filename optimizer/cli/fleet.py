@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
 KILL_SECONDS = 30.0
@@ -67,12 +66,7 @@ class Fleet:
                 self._workers.append((self._start(device, log), path))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for process, _ in self._workers:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)

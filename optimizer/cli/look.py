@@ -16,7 +16,7 @@ from optimizer.errors import UsageError
 from optimizer.presets import document, exports, reruns
 from optimizer.presets.document import Preset
 from optimizer.show import terminal, words
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import studies
 
@@ -65,7 +65,7 @@ def status(
 def _status(now: Snapshot) -> RenderableType:
     if now.study.phase != "decided":
         return terminal.status(now)
-    return Group(terminal.status(now), confirmation_table(now))
+    return Group(terminal.status(now), arms_table(now))
 
 
 def stop(name: StudyName, storage: Storage = None) -> None:
@@ -203,12 +203,12 @@ def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
         device=device,
     )
     limits = reruns.limits(preset, told.differences, bench.kind)
-    found = []
+    repeated = []
     for seed in seeds:
         metrics = bench.metrics(told.arms, seed, told.budget)
-        found.append(reruns.compare(told, seed, metrics, limits))
-        terminal.console().print(found[-1].line(preset.task.unit), soft_wrap=True)
-    terminal.console().print(reruns.summary(found, preset, bench.kind), soft_wrap=True)
+        repeated.append(reruns.compare(told, seed, metrics, limits))
+        terminal.console().print(repeated[-1].line(preset.task.unit), soft_wrap=True)
+    terminal.console().print(reruns.summary(repeated, preset, bench.kind), soft_wrap=True)
 
 
 def dashboard(

@@ -11,8 +11,9 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from optimizer.cli import look, train
-from optimizer.errors import EvidenceError, StudyFailedError, UsageError
-from storage.errors import StorageError, first_line
+from optimizer.errors import OptimizerError
+from storage.errors import StorageError
+from storage.retry import first_line
 
 app = typer.Typer(
     help="Tune the density function of weighted convolutions.",
@@ -39,7 +40,7 @@ def main() -> None:
     """Run the command line; errors of our own end it with one line and their exit code."""
     try:
         app()
-    except (UsageError, StudyFailedError, EvidenceError, StorageError) as error:
+    except (OptimizerError, StorageError) as error:
         code, message = error.exit_code, str(error)
     except DBAPIError as error:
         code, message = StorageError.exit_code, f"PostgreSQL: {first_line(error.orig)}"

@@ -14,7 +14,7 @@ from optimizer.snapshot import Snapshot
 from storage.trials import TrialRow
 
 
-def confirmation_table(snapshot: Snapshot) -> Table:
+def arms_table(snapshot: Snapshot) -> Table:
     """Return the arms of a decided confirmation with intervals, and the verdicts in words."""
     config = snapshot.config
     sentences = [words.verdict(finalist) for finalist in snapshot.verdicts] or [

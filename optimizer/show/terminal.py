@@ -144,12 +144,12 @@ def final_table(snapshot: Snapshot) -> Table:
     table.add_column(f"{config.metric}, {config.unit}", justify="right")
     table.add_column("minus identity", justify="right")
     ranked = differences.ranked(snapshot.results)
-    known = sorted(
+    anchors = sorted(
         (result for result in ranked if result.role != "candidate"), key=lambda r: r.number
     )
-    for name, floor in snapshot.floors.items() if known else ():
+    for name, floor in snapshot.floors.items() if anchors else ():
         table.add_row("no network", name, f"{floor:.3f}", "")
-    _add_rows(table, known)
+    _add_rows(table, anchors)
     table.add_section()
     _add_rows(table, ranked[:BEST_SHOWN], rank=True)
     return table
@@ -245,10 +245,10 @@ def _learning_rate(snapshot: Snapshot) -> str:
     if lr is None:
         calibrates = snapshot.study.phase == "calibrate"
         return "learning rate not yet calibrated" if calibrates else "the family's learning rate"
-    found = ", ".join(
+    others = ", ".join(
         f"{rate:g}: {score:.3f}" for rate, score in sorted(snapshot.calibration.items())
     )
-    return f"learning rate {lr:g}" + (f" (identity at {found})" if found else "")
+    return f"learning rate {lr:g}" + (f" (identity at {others})" if others else "")
 
 
 def _name(trial: TrialRow) -> str:
@@ -262,7 +262,7 @@ def console() -> Console:
 
     Brackets and colons in what is printed, such as those of densities and paths, are only that.
     """
-    found = Console(highlight=False, markup=False, emoji=False)
-    if not found.is_terminal:
-        found.width = 110
-    return found
+    plain = Console(highlight=False, markup=False, emoji=False)
+    if not plain.is_terminal:
+        plain.width = 110
+    return plain

@@ -90,8 +90,8 @@ def measure(url: str, server: int, load: Load) -> Found:
     times = Times()
     for part, _ in simulated:
         times.add(part)
-    for error in sorted(set(times.errors))[:3]:
-        print(f"  error: {error.splitlines()[0]}")
+    for error in sorted({said.partition("\n")[0] for said in times.errors})[:3]:
+        print(f"  error: {error}")
     done, rate = _done(engine, study_id)
     engine.dispose()
     return Found(

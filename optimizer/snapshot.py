@@ -12,7 +12,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import baseline, differences, verdicts
 from optimizer.evidence.cautions import cautions
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import FinalistVerdict, Holdout
+from optimizer.evidence.verdicts import FinalistVerdict, Holdout, PresetVerdict
 from optimizer.phases import calibration, learned
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
@@ -74,13 +74,14 @@ class Snapshot:
 
         Also None for a study from before calibration, which took the family's usual rate.
         """
-        given = self.config.training.lr
-        return given if given != "auto" else self.study.lr
+        lr = self.config.training.lr
+        return lr if lr != "auto" else self.study.lr
 
     @property
     def verdicts(self) -> list[FinalistVerdict]:
         """Return the verdicts on the finalists; none before the study is decided."""
-        return [FinalistVerdict.model_validate(one) for one in self.study.verdicts or []]
+        stored = self.study.verdicts or []
+        return [FinalistVerdict.model_validate(verdict) for verdict in stored]
 
     @property
     def winner(self) -> FinalistVerdict | None:
@@ -88,15 +89,15 @@ class Snapshot:
         return verdicts.best(self.verdicts)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> PresetVerdict:
         """Return the verdict on what is exported."""
         return "unconfirmed" if self.winner is None else self.winner.verdict
 
     @property
     def holdout(self) -> Holdout | None:
         """Return what the test split said about the winner; None if it was not read (yet)."""
-        found = self.study.holdout
-        return None if found is None else Holdout.model_validate(found)
+        stored = self.study.holdout
+        return None if stored is None else Holdout.model_validate(stored)
 
     @property
     def learned(self) -> TrialResult | None:
@@ -173,7 +174,7 @@ class Snapshot:
             "lr": self.lr,
             "calibration": [{"lr": lr, "value": value} for lr, value in self.calibration.items()],
             "verdict": self.verdict,
-            "verdicts": [one.model_dump() for one in self.verdicts],
+            "verdicts": [verdict.model_dump() for verdict in self.verdicts],
             "learned": None if self.learned is None else _result(self.learned),
             "test": None if self.holdout is None else self.holdout.model_dump(),
             "floors": self.floors,
@@ -208,17 +209,23 @@ class Snapshot:
 
 def find(engine: Engine, name: str) -> tuple[Study, StudyConfig]:
     """Return a study and its configuration; UsageError if there is none of this name."""
+    study = stored(engine, name)
+    return study, study_file.parse(study.config, origin=f"of study {name}")
+
+
+def stored(engine: Engine, name: str) -> Study:
+    """Return a study, whatever its configuration; UsageError if there is none of this name."""
     study = studies.find(engine, name)
     if study is None:
-        names = ", ".join(found.name for found in studies.overview(engine)) or "none"
+        names = ", ".join(other.name for other in studies.overview(engine)) or "none"
         raise UsageError(f"there is no study {name} here; there are: {names}")
-    return study, study_file.parse(study.config, origin=f"of study {name}")
+    return study
 
 
 def precision(study: Study) -> Literal["full", "bfloat16"]:
     """Return the arithmetic of a study; before there was a choice it was `full`."""
-    stored: Literal["full", "bfloat16"] = study.provenance.get("precision", "full")
-    return stored
+    kept: Literal["full", "bfloat16"] = study.provenance.get("precision", "full")
+    return kept
 
 
 def of(engine: Engine, name: str) -> Snapshot:
@@ -237,7 +244,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             trials=all_trials,
             rows=rows,
             results=differences.results(all_trials, rows),
-            workers=roster.roster(connection, study.id),
+            workers=roster.read(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
             calibrate=_phase(connection, study, "calibrate"),
             confirm=_phase(connection, study, "confirm"),

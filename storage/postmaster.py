@@ -205,12 +205,12 @@ def _create(data: Path, owner: Account | None) -> None:
 def _check_version(data: Path) -> None:
     """Raise StorageError unless the data folder is of our PostgreSQL version."""
     try:
-        found = (data / "PG_VERSION").read_text().strip()
+        version = (data / "PG_VERSION").read_text().strip()
     except FileNotFoundError:
-        found = "none"
-    if found != str(VERSION):
+        version = "none"
+    if version != str(VERSION):
         raise StorageError(
-            f"{data} is not a data folder of PostgreSQL {VERSION} (version found: {found}); move "
+            f"{data} is not a data folder of PostgreSQL {VERSION} (version found: {version}); move "
             "it away, or set DENSITUNE_HOME to another folder"
         )
 

@@ -90,7 +90,12 @@ def persist(
             seconds = next(pauses)
             if not is_passing(error) or clock() + seconds > deadline:
                 raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning("storage is away, trying again in %.0f s: %s", seconds, reason)
+            log.warning("storage is away, trying again in %.0f s: %s", seconds, first_line(error))
             if pause(seconds):
                 raise
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return what an error says before it quotes statements and hints, or else its name."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()

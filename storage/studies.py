@@ -8,8 +8,7 @@ from typing import Any, Literal, get_args
 from sqlalchemy import Connection, Engine, Row, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from storage import tables
-from storage.roster import GRACE_SECONDS
+from storage import leases, tables
 
 State = Literal["running", "stopped", "finished"]
 Phase = Literal["calibrate", "search", "confirm", "decided"]
@@ -94,11 +93,10 @@ def find(engine: Engine, name: str) -> Study | None:
 
 def overview(engine: Engine) -> list[StudyOverview]:
     """Return all studies, oldest first."""
-    query = text("""
+    query = text(f"""
         SELECT name, state, phase, created_at, counted.*,
                (SELECT count(*) FROM densitune.workers
-                WHERE study_id = studies.id AND stopped_at IS NULL
-                  AND seen_at > now() - make_interval(secs => :grace)) AS workers
+                WHERE study_id = studies.id AND {leases.ALIVE}) AS workers
         FROM densitune.studies AS studies, LATERAL (
             SELECT count(*) AS trials,
                    count(*) FILTER (WHERE trials.state = 'running') AS running,
@@ -111,7 +109,7 @@ def overview(engine: Engine) -> list[StudyOverview]:
         ORDER BY studies.id
     """)
     with engine.connect() as connection:
-        rows = connection.execute(query, {"grace": GRACE_SECONDS})
+        rows = connection.execute(query, leases.arguments())
         return [StudyOverview(**row._mapping) for row in rows]
 
 

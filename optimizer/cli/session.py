@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from optimizer import snapshot
 from optimizer.cli.fleet import Fleet
-from optimizer.config.changes import differences
+from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig, parse
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.phases import extension, optuna_study
@@ -74,7 +74,7 @@ def create(
             return study
     check_fingerprint(study, source, fingerprint)
     stored = parse(study.config, origin=f"of study {study.name}")  # with defaults newer than it
-    changed = differences(stored.document(), config.document())
+    changed = changes.between(stored.document(), config.document())
     if extension.is_asked_for(stored, config):
         return extension.extend(engine, study, config)
     if changed:
@@ -198,10 +198,10 @@ def _check_workers(fleet: Fleet, now: Snapshot) -> None:
 
 
 def _again(engine: Engine, study: Study) -> Study:
-    found = studies.find(engine, study.name)
-    if found is None or found.id != study.id:
+    now = studies.find(engine, study.name)
+    if now is None or now.id != study.id:
         raise UsageError(f"study {study.name} has been deleted by another process")
-    return found
+    return now
 
 
 @contextmanager

@@ -4,7 +4,7 @@ Unknown keys are errors. Defaults stand here and nowhere else.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,13 +19,15 @@ from pydantic import (
     model_validator,
 )
 
+from optimizer.config.choices import Color, LabelKind
+
 Goal = Literal["classification", "denoising"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Values = tuple[float, ...]
 # Tags are no identifiers, so that messages can tell them from keys.
 Included = Annotated[
     Annotated[Values, Tag("a list")] | Annotated[dict[int, Values], Tag("a mapping")],
-    Discriminator(lambda given: "a mapping" if isinstance(given, dict) else "a list"),
+    Discriminator(lambda value: "a mapping" if isinstance(value, dict) else "a list"),
 ]
 
 
@@ -65,7 +67,7 @@ class Denoising(Section):
 
     goal: ClassVar[Goal] = "denoising"
 
-    color: Literal["gray", "rgb"] = "gray"
+    color: Color = "gray"
     sigma: Annotated[FiniteFloat, Field(gt=0, le=255)] = 25.0
     """Standard deviation of the noise on the 0-255 scale."""
     patch: Annotated[int, Field(ge=8, le=512)] = 40
@@ -88,7 +90,7 @@ class Cifar100Data(Classification):
     download: bool = True
     verify: bool = True
     """False accepts a partial copy, whose MD5 sums differ."""
-    labels: Literal["fine", "coarse"] = "fine"
+    labels: LabelKind = "fine"
     validation: Share = 0.1
     """Share of the training split that is held out; the test split is read once, after the
     verdict."""
@@ -105,7 +107,7 @@ class Div2kData(Denoising):
     download: bool = True
     verify: bool = True
     """False accepts an archive whose MD5 sum differs."""
-    color: Literal["gray", "rgb"] = "rgb"
+    color: Color = "rgb"
     validation: Share = 0.1
 
 
@@ -138,7 +140,7 @@ class FolderClasses(Classification):
     task: Literal["folder"]
     kind: Literal["classes"]
     folder: Path
-    color: Literal["gray", "rgb"] = "rgb"
+    color: Color = "rgb"
     size: Annotated[int, Field(ge=8, le=512)] = 32
     """Images are resized and cropped to size x size pixels."""
     validation: Share = 0.2
@@ -165,6 +167,13 @@ DATA_BY_TAG: dict[str, type[Section]] = {
     "task folder": FolderPhotographs,
     "task folder of classes": FolderClasses,
 }
+TASKS = tuple(
+    dict.fromkeys(
+        task
+        for section in DATA_BY_TAG.values()
+        for task in get_args(section.model_fields["task"].annotation)
+    )
+)
 Data = Annotated[
     Annotated[Cifar100Data, Tag("task cifar100")]
     | Annotated[Div2kData, Tag("task div2k")]

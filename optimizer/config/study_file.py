@@ -18,6 +18,7 @@ from optimizer import design
 from optimizer.config import problems
 from optimizer.config.sections import (
     DATA_BY_TAG,
+    TASKS,
     Box,
     Confirm,
     Data,
@@ -31,7 +32,6 @@ from optimizer.errors import UsageError
 
 FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
-TASKS = ("cifar100", "div2k", "photos", "folder")
 # The sections as the locations of pydantic's errors name them.
 _SECTIONS: dict[str, type[Section]] = {
     "proxy": Proxy,
@@ -81,8 +81,8 @@ class StudyConfig(Section):
             raise ValueError("input should be a mapping of keys to values")
         if isinstance(data, dict) and data.get("task") not in TASKS:
             task = data.get("task")
-            found = "task is missing" if task is None else f"task = {task!r} is unknown"
-            raise ValueError(f"{found}; take one of {', '.join(TASKS)}")
+            fault = "task is missing" if task is None else f"task = {task!r} is unknown"
+            raise ValueError(f"{fault}; take one of {', '.join(TASKS)}")
         return data
 
     @field_validator("name")
@@ -112,8 +112,8 @@ class StudyConfig(Section):
     def included(self) -> list[Densities]:
         """Return the densities that the user wants trained in any case."""
         return [
-            {self.kernel_size[0]: given} if isinstance(given, tuple) else dict(given)
-            for given in self.density.include
+            {self.kernel_size[0]: values} if isinstance(values, tuple) else dict(values)
+            for values in self.density.include
         ]
 
     @property
@@ -122,8 +122,8 @@ class StudyConfig(Section):
         return [
             *design.anchors(self.kernel_size),
             *(
-                design.Anchor("candidate", f"given {number}", given)
-                for number, given in enumerate(self.included, start=1)
+                design.Anchor("candidate", f"given {number}", densities)
+                for number, densities in enumerate(self.included, start=1)
             ),
         ]
 
@@ -192,10 +192,10 @@ def _check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
 
 def _check_included(config: StudyConfig) -> None:
     sizes = list(config.kernel_size)
-    for number, given in enumerate(config.density.include):
-        if isinstance(given, tuple) and len(sizes) > 1:
+    for number, values in enumerate(config.density.include):
+        if isinstance(values, tuple) and len(sizes) > 1:
             raise ValueError(
-                f"density.include[{number}] is {list(given)}, but the study has the kernel sizes "
+                f"density.include[{number}] is {list(values)}, but the study has the kernel sizes "
                 f"{sizes}; write {{size: [values], ...}} with each of them"
             )
     for number, densities in enumerate(config.included):

@@ -6,8 +6,11 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
+"""What fresh seeds say about a finalist."""
+PresetVerdict = Literal[Verdict, "unconfirmed"]
+"""What a preset says: of a density that no fresh seeds were spent on as well."""
 
-MEANING: dict[str, str] = {
+MEANING: dict[PresetVerdict, str] = {
     "better": "better than identity and than its scale control",
     "scale_only": "NOT a reason for a density: not shown to beat its scale control",
     "no_evidence": "NOT shown to help",
@@ -57,6 +60,10 @@ class FinalistVerdict(Part):
     """The compensated arm minus identity: what is left at identity's initial scale."""
     seeds_to_settle: int | None = None
     """An estimate of the seeds that would settle an open question."""
+
+    def by_kernel_size(self) -> dict[int, tuple[float, ...]]:
+        """Return the densities as the other modules have them."""
+        return {int(size): tuple(den) for size, den in self.densities.items()}
 
 
 class Holdout(Part):

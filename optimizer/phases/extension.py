@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from optimizer.config.changes import differences
+from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from storage import studies
@@ -20,7 +20,7 @@ SEEDS = "confirm.seeds"
 
 def is_asked_for(stored: StudyConfig, given: StudyConfig) -> bool:
     """Tell whether a config differs from its study's in more seeds of the confirmation alone."""
-    changed = differences(stored.document(), given.document())
+    changed = changes.between(stored.document(), given.document())
     more = given.confirm.seeds > stored.confirm.seeds
     return more and [line.partition(":")[0] for line in changed] == [SEEDS]
 

@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine
 
 from densitune import density
 from densitune.density import Densities
@@ -193,7 +193,7 @@ def optuna_storage(engine: Engine) -> optuna.storages.RDBStorage:
     It borrows our pool, so that a process has at most two connections whatever it does.
     """
     url = engine.url.render_as_string(hide_password=False)
-    if not inspect(engine).has_table("alembic_version"):  # the last of its tables
+    if not database.has_table(engine, "alembic_version"):  # the last of its tables
         # Optuna does not cope with several processes that make its tables at once. It takes two
         # connections for that, and one of our pool's holds the lock.
         once = engine.pool.recreate()

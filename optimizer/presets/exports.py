@@ -9,7 +9,13 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import baseline
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import MEANING, FinalistVerdict, Holdout, PairedDifference
+from optimizer.evidence.verdicts import (
+    MEANING,
+    FinalistVerdict,
+    Holdout,
+    PairedDifference,
+    PresetVerdict,
+)
 from optimizer.presets.document import (
     CONVENTION,
     SCHEMA,
@@ -25,7 +31,7 @@ from optimizer.snapshot import Snapshot, precision
 from storage.ledger import LedgerRow
 from storage.studies import Study
 
-NOTES = {
+NOTES: dict[PresetVerdict, str] = {
     "unconfirmed": (
         "Chosen by a search on validation data and not confirmed: the best of many noisy results "
         "looks better than it is, and a density also changes the scale of the initial weights. "
@@ -146,7 +152,7 @@ def _task(snapshot: Snapshot) -> PresetTask:
 
 def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
-    verdict = "unconfirmed" if finalist is None else finalist.verdict
+    verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     return Evidence(
         verdict=verdict,
         note=_note(snapshot, verdict),
@@ -192,7 +198,7 @@ def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
     )
 
 
-def _note(snapshot: Snapshot, verdict: str) -> str:
+def _note(snapshot: Snapshot, verdict: PresetVerdict) -> str:
     healthy = _complaint(snapshot) is None
     return NOTES[verdict] if healthy else f"{UNHEALTHY} {NOTES[verdict]}"
 

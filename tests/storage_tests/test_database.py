@@ -17,7 +17,14 @@ from sqlalchemy.exc import IntegrityError
 from optimizer.phases.optuna_study import optuna_storage
 from storage import jobs, ledger, roster, studies, tables, trials
 from storage.arms import Arm
-from storage.database import connect, masked, prepare, proposer_lock, translated
+from storage.database import (
+    connect,
+    masked,
+    prepare,
+    proposer_lock,
+    translated,
+    with_password,
+)
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
 
 
@@ -311,3 +318,14 @@ def test_proposers_transaction_is_all_or_nothing(study: studies.Study, database:
     assert studies.find(database, study.name) == study
     rename_and_divide(1)
     assert studies.find(database, "renamed") is not None
+
+
+@pytest.mark.parametrize("url", ["postgresql://host:port/", "no url", ""])
+def test_an_unreadable_url_takes_no_password(url: str) -> None:
+    assert with_password(url, "secret") == url
+
+
+def test_a_password_is_put_into_its_place() -> None:
+    url = with_password("postgresql://user@host:5432/database", "p@ss:word")
+    assert url == "postgresql://user:p%40ss%3Aword@host:5432/database"
+    assert make_url(url).password == "p@ss:word"

@@ -1,6 +1,7 @@
 """Failures: each is kept, and what follows depends on its kind and on nobody's name."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import optuna
@@ -88,7 +89,7 @@ def test_jobs_of_a_process_that_died_are_taken_back_at_once_with_how_it_died(
     assert states(database) == ["waiting", "waiting", "running"]
     with database.connect() as connection:
         [told] = failures.counts(connection, study.id)
-        assert [row.stopped_at is None for row in roster.roster(connection, study.id)] == [
+        assert [row.stopped_at is None for row in roster.read(connection, study.id)] == [
             False,
             True,
         ]
@@ -307,6 +308,8 @@ def test_status_says_how_often_jobs_failed_in_which_way_and_where_last(database:
     [entry] = now.document()["failures"]
     assert entry["failed_at"] == count.failed_at.isoformat(timespec="seconds")
     assert entry["error"].endswith(f"OSError: no image {last.seed}")
+    mute = replace(count, error=" \n")
+    assert terminal.failure_line(mute) == terminal.failure_line(replace(count, error=None))
 
 
 def test_failures_of_other_studies_are_not_counted(database: Engine, study: studies.Study) -> None:

@@ -98,7 +98,7 @@ def test_late_result_counts_once_and_frees_the_new_holder(
     ledger.record(database, new, [at(again, 4)], [again.id])
     assert values(database, study) == [(1, 4, 1.0)]
     with database.connect() as connection:
-        done = {row.id: row.jobs_done for row in roster.roster(connection, study.id)}
+        done = {row.id: row.jobs_done for row in roster.read(connection, study.id)}
     assert done == {old: 1, new: 0}
 
 
@@ -110,7 +110,7 @@ def test_a_cut_job_is_over_like_a_done_one(database: Engine, study: studies.Stud
     assert values(database, study) == [(1, 2, 1.0), (2, 4, 1.0)]
     assert jobs.heartbeat(database, worker, 60).held == {open_.claim}
     with database.connect() as connection:
-        assert [row.jobs_done for row in roster.roster(connection, study.id)] == [2]
+        assert [row.jobs_done for row in roster.read(connection, study.id)] == [2]
 
 
 def test_the_first_end_of_a_job_stays(database: Engine, study: studies.Study) -> None:

@@ -66,7 +66,7 @@ def test_a_worker_does_all_that_workers_do(granted: Engine, study: studies.Study
         roster.retire(engine, worker)
     with granted.connect() as connection:
         assert len(ledger.read(connection, study.id)) == 2
-        gone_row, row = roster.roster(connection, study.id)
+        gone_row, row = roster.read(connection, study.id)
         assert (gone_row.jobs_done, row.jobs_done, row.live) == (0, 2, False)
 
 

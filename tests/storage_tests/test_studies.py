@@ -95,7 +95,7 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
             text("UPDATE densitune.workers SET seen_at = now() - interval '1 day' WHERE id = :id"),
             {"id": silent},
         )
-        workers = roster.roster(connection, study.id)
+        workers = roster.read(connection, study.id)
     assert [(row.id, row.live) for row in workers] == [
         (live, True),
         (silent, False),

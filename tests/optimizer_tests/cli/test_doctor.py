@@ -20,7 +20,7 @@ from support import simulated
 from typer.testing import CliRunner
 
 from optimizer.cli import doctor, main
-from optimizer.cli.doctor_checks import Finding
+from optimizer.cli.doctor_checks import Diagnosis
 from optimizer.errors import UsageError
 from optimizer.phases.optuna_study import optuna_storage
 from optimizer.phases.proposer import Proposer
@@ -115,7 +115,7 @@ def ask(database: Engine, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def wrong(database: Engine, home: Path, name: str | None = None) -> list[Finding]:
+def wrong(database: Engine, home: Path, name: str | None = None) -> list[Diagnosis]:
     return [finding for finding in doctor.examine(database, home, name) if not finding.note]
 
 

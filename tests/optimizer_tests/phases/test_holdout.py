@@ -14,7 +14,7 @@ from optimizer.phases.proposer import Proposer
 from optimizer.presets import exports
 from optimizer.presets.document import Preset
 from optimizer.show import words
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot, of
 from storage import studies
 from storage.jobs import ClaimedJob
@@ -194,7 +194,7 @@ def test_the_words_say_how_far_it_is_and_what_came_out(database: Engine) -> None
     assert line.endswith(f"({found.value:.3f} against {found.identity:.3f}, 8 seeds)")
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(confirmation_table(now))
+        console.print(arms_table(now))
     assert line in shown.get()
     document = json.loads(json.dumps(now.document(), allow_nan=False))
     assert document["test"]["difference"]["mean"] == found.difference.mean

@@ -13,7 +13,7 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.phases import confirmation
 from optimizer.presets import exports
 from optimizer.presets.document import Preset
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage.jobs import ClaimedJob
 
@@ -124,7 +124,7 @@ def test_what_is_practically_a_finalist_or_identity_is_not_confirmed_again(
 def shown(now: Snapshot) -> str:
     console = Console(width=250)
     with console.capture() as captured:
-        console.print(confirmation_table(now))
+        console.print(arms_table(now))
     return captured.get()
 
 

@@ -16,6 +16,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
+from storage.retry import first_line
 
 CONNECTIONS = 2
 """How many a process keeps at most."""
@@ -225,10 +226,10 @@ def _place(url: URL) -> str:
 
 def _reason(error: DBAPIError) -> str:
     """Return what PostgreSQL or libpq said, in one line."""
-    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
     # libpq reports every address it tried, and what went wrong after "failed: ".
+    lines = str(error.orig).splitlines()
     tried = [line.partition(" failed: ")[2] for line in lines if " failed: " in line]
-    return (tried or lines)[-1 if tried else 0].removeprefix("FATAL:").strip()
+    return (tried[-1] if tried else first_line(error.orig)).removeprefix("FATAL:").strip()
 
 
 def _alembic() -> Config:

@@ -94,6 +94,16 @@ def stop(data: Path) -> None:
         )  # fmt: skip
 
 
+def was_killed(data: Path) -> bool:
+    """Tell whether the server's process ended without shutting down; False if it is not ours."""
+    lock = data / "postmaster.pid"
+    try:
+        pid, _ = _read(lock)
+        return lock.exists() and not (pid is not None and _exists(pid))
+    except PermissionError:
+        return False
+
+
 def _listener(data: Path) -> Path | None:
     """Return the folder of the socket at which a server listens, None if there is no server.
 

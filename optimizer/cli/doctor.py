@@ -4,7 +4,6 @@ Part of the command line, as the modules of its commands are: here the workers' 
 and the study meet.
 """
 
-import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -18,7 +17,7 @@ from sqlalchemy import Engine
 from optimizer import snapshot
 from optimizer.cli import doctor_checks
 from optimizer.cli.doctor_checks import Diagnosis
-from storage import inspection, studies
+from storage import inspection, postmaster, server, studies
 from storage.retry import first_line
 from storage.studies import Study
 from workers.service import spool
@@ -32,15 +31,10 @@ ABANDONED_SECONDS = 3600.0
 
 def embedded(home: Path) -> Iterator[Diagnosis]:
     """Tell whether the embedded server was killed; to be asked before anybody starts it again."""
-    lock = home / "postgresql" / "postmaster.pid"
-    try:
-        pid = int(lock.read_text().partition("\n")[0])
-        os.kill(pid, 0)
-    except (FileNotFoundError, PermissionError):  # no lock file; somebody else's live process
-        return
-    except (ProcessLookupError, ValueError):  # gone, or cut off by a crash
+    data = server.data_folder(home)
+    if postmaster.was_killed(data):
         yield Diagnosis(
-            where=str(lock.parent),
+            where=str(data),
             what="the embedded PostgreSQL was not shut down",
             remedy="it was started again and has recovered",
             note=True,

@@ -117,7 +117,7 @@ def export(
     engine = environment.open_storage(storage)
     now = snapshot.of(engine, name)
     path, preset = exports.export(now, folder, trial, require_better=require is not None)
-    terminal.console().print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
+    terminal.console().print(f"preset: {path} ({words.preset_verdict(preset)})", soft_wrap=True)
 
 
 def report(

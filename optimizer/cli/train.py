@@ -37,7 +37,7 @@ from optimizer.cli.terms import Terms
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.presets import exports
-from optimizer.show import terminal
+from optimizer.show import terminal, words
 from optimizer.show.confirmation_table import arms_table
 from storage import database, retry, studies
 from storage.studies import Phase, Study
@@ -211,7 +211,7 @@ def _run(
     if now.study.phase == "decided":
         console.print(arms_table(now))
     path, preset = exports.export(now, folder)
-    console.print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
+    console.print(f"preset: {path} ({words.preset_verdict(preset)})", soft_wrap=True)
 
 
 def _work(

@@ -20,6 +20,7 @@ from pydantic import (
 )
 
 from optimizer.config.choices import Color, LabelKind
+from optimizer.learning_rates import Family
 
 Goal = Literal["classification", "denoising"]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -187,7 +188,7 @@ Data = Annotated[
 class Proxy(Section):
     """The small network that stands for the real one."""
 
-    family: Literal["vgg", "resnet", "dncnn", "nafnet"]
+    family: Family
     width: Annotated[int, Field(ge=1, le=1024)]
     """Channels of the first stage."""
     depth: Annotated[int, Field(ge=1, le=200)]

@@ -100,14 +100,6 @@ def export(
     return write(preset, folder), preset
 
 
-def in_words(preset: Preset) -> str:
-    """Return a preset's verdict and what it means, for a line."""
-    verdict = preset.evidence.verdict
-    words = f"{verdict}: {MEANING[verdict]}"
-    unhealthy = preset.evidence.note.startswith(UNHEALTHY)
-    return f"{words}; but identity was no healthy baseline" if unhealthy else words
-
-
 def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
     """Return the trial that is handed over: the one asked for, or the study's winner.
 

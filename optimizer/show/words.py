@@ -6,6 +6,8 @@ from densitune.density import Densities
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
 from optimizer.phases import holdout
+from optimizer.presets import exports
+from optimizer.presets.document import Preset
 from optimizer.snapshot import Snapshot
 
 
@@ -63,6 +65,14 @@ def verdict(finalist: FinalistVerdict) -> str:
     if finalist.seeds_to_settle is not None and finalist.verdict in ("no_evidence", "scale_only"):
         text += f"; about {finalist.seeds_to_settle} seeds might settle it"
     return f"{text}."
+
+
+def preset_verdict(preset: Preset) -> str:
+    """Return a preset's verdict and what it means, for a line."""
+    stated = preset.evidence.verdict
+    text = f"{stated}: {MEANING[stated]}"
+    unhealthy = preset.evidence.note.startswith(exports.UNHEALTHY)
+    return f"{text}; but identity was no healthy baseline" if unhealthy else text
 
 
 def verdict_with_numbers(finalist: FinalistVerdict, unit: str) -> str:

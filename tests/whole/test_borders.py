@@ -101,6 +101,12 @@ def test_every_border_was_seen_to_stop_something() -> None:
     assert {name for *_, names in PLANTED for name in names} == {one["name"] for one in contracts()}
 
 
+def test_who_lives_and_whose_lease_has_run_out_is_said_once() -> None:
+    storage = [path.read_text(encoding="utf-8") for path in (ROOT / "storage").glob("*.py")]
+    for condition in (r"\bseen_at\s*[<>]", r"\bgreatest\(lease_until\b"):
+        assert sum(len(re.findall(condition, text)) for text in storage) == 1, condition
+
+
 def sql_of(source: str) -> set[str]:
     """What in a module speaks to the database by itself, or has the means to.
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from densitune import density
 from densitune.weighted_conv import WeightedConv2d, apply_densities
+from optimizer.learning_rates import Family
 from workers.networks.classifiers import VGG, ResNet
 from workers.networks.denoisers import DnCNN, NAFNet
 from workers.seeds import generator
@@ -24,7 +25,7 @@ from workers.seeds import generator
 class Proxy:
     """A network by its family and numbers; `depth` and the stages are the family's own."""
 
-    family: Literal["vgg", "resnet", "dncnn", "nafnet"]
+    family: Family
     width: int
     """Channels of the first stage."""
     depth: int

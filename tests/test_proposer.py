@@ -16,7 +16,7 @@ from optimizer.phases import optuna_study
 from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, roster, studies, trials
 from storage.jobs import ClaimedJob
-from storage.ledger import LedgerRow, Measurement
+from storage.ledger import Entry, LedgerRow
 from storage.trials import TrialRow
 
 
@@ -45,7 +45,9 @@ def make_config(
 
 def create(engine: Engine, given: StudyConfig) -> int:
     """A study that ends with its search."""
-    study_id = studies.create(engine, given.name, given.document(), "fingerprint", {})[0].id
+    study_id = studies.create(engine, given.name, given.document(), "fingerprint", {}, "search")[
+        0
+    ].id
     studies.go_on(engine, study_id, "search", force=False)
     return study_id
 
@@ -59,7 +61,7 @@ def finish(engine: Engine, worker: int, job: ClaimedJob) -> None:
     found = []
     for rung in (1, 2, 4):
         at_rung = value(job, rung)
-        found.append(Measurement(job_id=job.id, rung=rung, value=at_rung, extra={}, seconds=rung))
+        found.append(Entry(job_id=job.id, rung=rung, value=at_rung, extra={}, seconds=rung))
         if at_rung < job.bars.get(rung, at_rung):
             ledger.record(engine, worker, found, finished=[], cut=[job.id])
             return
@@ -83,7 +85,9 @@ def enlist(engine: Engine, study_id: int) -> int:
 
 def contents(engine: Engine, study_id: int) -> tuple[list[TrialRow], list[LedgerRow]]:
     with engine.connect() as connection:
-        return trials.all_of(connection, study_id), ledger.read(connection, study_id)
+        return trials.all_of(connection, study_id, "search"), ledger.read(
+            connection, study_id, "search"
+        )
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -220,8 +224,7 @@ def advance_to_bars(
 def reach_the_end(database: Engine, worker: int, job: ClaimedJob) -> None:
     """Record what clears every bar."""
     found = [
-        Measurement(job_id=job.id, rung=rung, value=40.0, extra={}, seconds=1.0)
-        for rung in (1, 2, 4)
+        Entry(job_id=job.id, rung=rung, value=40.0, extra={}, seconds=1.0) for rung in (1, 2, 4)
     ]
     ledger.record(database, worker, found, finished=[job.id])
 

@@ -25,9 +25,9 @@ from storage.ledger import LedgerRow
 from storage.studies import Study
 from storage.trials import TrialRow
 from workers import preparation
+from workers.preparation import Bench
 from workers.service import heartbeat, loop, pack
 from workers.service.checkpoint import Checkpoints
-from workers.service.pack import Bench
 from workers.service.shift import Shift
 from workers.training import devices
 from workers.training.tasks import Draws, Score, Task
@@ -84,7 +84,7 @@ class Station:
 
 def make_bench(engine: Engine, given: StudyConfig, cache: Path) -> Station:
     bank = preparation.bank(given.data, cache)
-    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {})
+    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {}, "search")
     device = torch.device("cpu")
     task, recipe = (
         preparation.task(given, bank, device),
@@ -101,6 +101,7 @@ def add(engine: Engine, bench: Station, densities: list[float], budget: int = 2)
             trials.add(
                 connection,
                 bench.study_id,
+                "search",
                 number=number,
                 optuna_number=number,
                 role="candidate",
@@ -113,7 +114,9 @@ def add(engine: Engine, bench: Station, densities: list[float], budget: int = 2)
 
 def contents(engine: Engine, bench: Station) -> tuple[list[TrialRow], list[LedgerRow]]:
     with engine.connect() as connection:
-        return trials.all_of(connection, bench.study_id), ledger.read(connection, bench.study_id)
+        return trials.all_of(connection, bench.study_id, "search"), ledger.read(
+            connection, bench.study_id, "search"
+        )
 
 
 def work(
@@ -173,8 +176,8 @@ def test_a_diverged_job_is_failed_and_the_worker_goes_on(database: Engine, cache
     assert work(database, bench, pack=2) == 4
     done, _ = contents(database, bench)
     assert all(trial.failed == 2 for trial in done)
-    assert done[0].error is not None
-    assert "diverged" in done[0].error
+    assert done[0].error_text is not None
+    assert "diverged" in done[0].error_text
 
 
 def test_jobs_below_their_bar_are_cut_and_others_take_their_place(
@@ -293,7 +296,7 @@ def test_an_exception_fails_the_job_that_raises_it_alone(
     work(database, bench, pack=pack)
     done, rows = contents(database, bench)
     assert [(trial.done, trial.failed) for trial in done] == [(1, 1), (1, 1)]
-    assert done[0].error == "RuntimeError: the device has caught fire"
+    assert done[0].error_text == "RuntimeError: the device has caught fire"
     assert {row.seed for row in rows} == {0}
 
 

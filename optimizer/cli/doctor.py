@@ -18,7 +18,7 @@ from sqlalchemy import Engine, text
 from optimizer.cli import doctor_checks, environment
 from optimizer.cli.doctor_checks import Finding
 from optimizer.errors import UsageError
-from storage import database, server, studies
+from storage import database, retry, server, studies
 from storage.studies import Study
 from workers.service import spool
 from workers.service.spool import Spool
@@ -82,7 +82,7 @@ def mend(engine: Engine, home: Path, name: str | None) -> tuple[list[Finding], l
             try:
                 finding.fix()
             except Exception as error:  # it must not keep the others from being mended
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                reason = retry.first_line(error)
                 failed.append(f"{finding.where}: {finding.what}: {reason}")
             else:
                 mended.append(finding)

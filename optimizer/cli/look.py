@@ -193,23 +193,25 @@ def verify(
 def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
     """Train recorded seeds again, with a line for each; StudyFailedError if one differs."""
     from workers import verification
+    from workers.training import devices
 
     told = reruns.recorded(preset, data)
     seeds = told.seeds(count)
-    bench = verification.Bench.prepare(
+    bench = verification.prepare(
         told.config,
         environment.home(),
         fingerprint=preset.task.fingerprint,
         precision=told.precision,
         device=device,
     )
-    limits = reruns.limits(preset, told.differences, bench.kind)
+    kind = devices.describe(bench.device)
+    limits = reruns.limits(preset, told.differences, kind)
     found = []
     for seed in seeds:
-        metrics = bench.metrics(told.arms, seed, told.budget)
+        metrics = verification.metrics(bench, told.arms, seed, told.budget)
         found.append(reruns.compare(told, seed, metrics, limits))
         terminal.console().print(found[-1].line(preset.task.unit), soft_wrap=True)
-    terminal.console().print(reruns.summary(found, preset, bench.kind), soft_wrap=True)
+    terminal.console().print(reruns.summary(found, preset, kind), soft_wrap=True)
 
 
 def dashboard(

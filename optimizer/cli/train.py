@@ -40,7 +40,8 @@ from optimizer.presets import exports
 from optimizer.show import terminal
 from optimizer.show.confirmation_table import confirmation_table
 from storage import database, retry, studies
-from storage.studies import Phase, Study
+from storage.states import Phase
+from storage.studies import Study
 
 if TYPE_CHECKING:
     from optimizer.cli.fleet import Fleet
@@ -220,7 +221,6 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, te
     from workers import preparation
     from workers.service import checkpoint, loop
     from workers.service.notice import INTERRUPTED, Notice
-    from workers.service.pack import Bench
     from workers.service.shift import Shift
     from workers.training import devices
 
@@ -238,7 +238,7 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, te
         with Notice(shift.hand_back) as notice:
             done = loop.work(
                 shift,
-                Bench(preparation.task(given, bank, device), recipe, device),
+                preparation.Bench(preparation.task(given, bank, device), recipe, device),
                 checkpoint.Checkpoints(terms.checkpoints, study),
                 pack=terms.pack,
                 stop=notice.stop,

@@ -67,7 +67,7 @@ def _add_finalist(
 
 
 def _difference(arm: TrialRow, own: Mapping[int, float], identity: Mapping[int, float]) -> str:
-    if arm.error is not None:
+    if arm.failed:
         return "failed"
     found = differences.paired(own, identity)
     return f"{found.mean:+.3f} ± {found.standard_error:.3f}"

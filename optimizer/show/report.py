@@ -13,6 +13,7 @@ from densitune.density import Densities
 from optimizer.errors import UsageError
 from optimizer.evidence import baseline, differences
 from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
+from optimizer.phases import calibration
 from optimizer.presets import exports
 from optimizer.show import search, words
 from optimizer.show.figures_arms import Row, intervals, mask, rates
@@ -206,9 +207,9 @@ def _name(one: FinalistVerdict) -> str:
 def _calibration(snapshot: Snapshot) -> list[Element]:
     values = differences.final_values(snapshot.calibrate.rows)
     scores = {
-        arm.arm.lr: values.get(arm.number, {})
-        for arm in snapshot.calibrate.trials
-        if arm.arm.lr is not None
+        lr: values.get(trial.number, {})
+        for trial in snapshot.calibrate.trials
+        if (lr := calibration.rate(trial)) is not None
     }
     if not scores:
         return []

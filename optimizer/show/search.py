@@ -130,7 +130,12 @@ def _trials(snapshot: Snapshot) -> Element:
     ranked = differences.ranked(snapshot.results)
     rows = [[r.label, density_text(r.densities), f"{r.mean:.3f}", signed(r)] for r in ranked]
     rows += [
-        [trial.label, density_text(trial.densities), "", trial.reason or "cut at a rung"]
+        [
+            trial.label,
+            density_text(trial.densities),
+            "",
+            trial.failure or trial.reason or "cut at a rung",
+        ]
         for trial in snapshot.trials
         if trial.state in ("pruned", "failed")
     ]

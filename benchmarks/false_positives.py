@@ -37,9 +37,9 @@ from optimizer.snapshot import Snapshot
 from storage import server
 from workers import preparation, seeds
 from workers.data.bank import Bank
+from workers.preparation import Bench
 from workers.service.checkpoint import Checkpoints
 from workers.service.loop import work
-from workers.service.pack import Bench
 from workers.service.shift import Shift
 from workers.training import devices, loop, member
 from workers.training.recipe import Job, Recipe

@@ -25,6 +25,7 @@ from scipy.stats import spearmanr
 
 from densitune.density import Densities, length
 from optimizer import design
+from optimizer.arms import Arm
 from optimizer.cli import environment
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
@@ -50,7 +51,7 @@ def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densitie
     train(
         preparation.task(given, bank, device),
         preparation.recipe(given, bank, precision),
-        [Job(densities, seed, given.training.budget)],
+        [Job(Arm(densities), seed, given.training.budget)],
         device,
         on_rung=lambda _, measurement: values.append(measurement.score.value),
         on_failure=refuse,

@@ -2,15 +2,15 @@
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, get_args
 
 from sqlalchemy import Connection, Engine
 
+from optimizer.arms import Precision
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.evidence import baseline, differences, verdicts
-from optimizer.evidence.cautions import cautions
+from optimizer.evidence import baseline, cautions, differences, verdicts
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import FinalistVerdict, Holdout, PresetVerdict
 from optimizer.phases import calibration, learned
@@ -18,7 +18,8 @@ from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
-from storage.studies import Phase, Study
+from storage.states import JobState, Phase
+from storage.studies import Study
 from storage.trials import TrialRow
 
 
@@ -32,8 +33,10 @@ class PhaseRows:
     @property
     def jobs(self) -> dict[str, int]:
         """Return the number of jobs queued so far and by state."""
-        states = ("waiting", "running", "done", "cut", "failed")
-        counted = {state: sum(getattr(trial, state) for trial in self.trials) for state in states}
+        counted = {
+            state: sum(getattr(trial, state) for trial in self.trials)
+            for state in get_args(JobState)
+        }
         return {"queued": sum(trial.jobs for trial in self.trials), **counted}
 
 
@@ -104,8 +107,8 @@ class Snapshot:
         """Return what a trainable arm learned, as one more trial; None without one."""
         if not self.results:
             return None
-        arms, rows = self.confirm.trials, self.confirm.rows
-        return learned.result(self.config, arms, rows, self.results[0])
+        trained, rows = self.confirm.trials, self.confirm.rows
+        return learned.result(self.config, trained, rows, self.results[0])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -138,7 +141,9 @@ class Snapshot:
     def cautions(self) -> list[str]:
         """Return signs that the differences mean little."""
         extended_from = self.study.provenance.get("extended", {}).get("seeds")
-        return cautions(self.config, self.results, self.floors, self.calibration, extended_from)
+        return cautions.signs(
+            self.config, self.results, self.floors, self.calibration, extended_from
+        )
 
     @property
     def live_workers(self) -> list[WorkerRow]:
@@ -222,9 +227,9 @@ def stored(engine: Engine, name: str) -> Study:
     return study
 
 
-def precision(study: Study) -> Literal["full", "bfloat16"]:
+def precision(study: Study) -> Precision:
     """Return the arithmetic of a study; before there was a choice it was `full`."""
-    kept: Literal["full", "bfloat16"] = study.provenance.get("precision", "full")
+    kept: Precision = study.provenance.get("precision", "full")
     return kept
 
 
@@ -236,14 +241,13 @@ def of(engine: Engine, name: str) -> Snapshot:
 def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
     """Read a snapshot of a study."""
     with engine.connect() as connection:
-        rows = ledger.read(connection, study.id)
-        all_trials = trials.all_of(connection, study.id)
+        searched = _phase(connection, study, "search")
         return Snapshot(
             study=study,
             config=config,
-            trials=all_trials,
-            rows=rows,
-            results=differences.results(all_trials, rows),
+            trials=searched.trials,
+            rows=searched.rows,
+            results=differences.results(searched.trials, searched.rows),
             workers=roster.read(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
             calibrate=_phase(connection, study, "calibrate"),

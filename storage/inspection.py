@@ -8,7 +8,7 @@ from sqlalchemy import Engine, text
 from storage import leases
 from storage.failures import Kind
 from storage.jobs import Claim
-from storage.studies import Phase
+from storage.states import Phase
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -171,8 +171,8 @@ def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[D
     """Compare what Optuna was told with the ledger. Ours is read first: Optuna is told before."""
     where = f"study {study.name}"
     with engine.connect() as connection:
-        rows = trials.all_of(connection, study.id)
-        measured = ledger.read(connection, study.id)
+        rows = trials.all_of(connection, study.id, "search")
+        measured = ledger.read(connection, study.id, "search")
     if not rows:
         return
     if not optuna_study.exists(engine, study.name):
@@ -233,7 +233,7 @@ def _differences(measured: list[LedgerRow], trial: TrialRow) -> dict[int, float]
     """Return what Optuna is told of a trial by rung; KeyError or ValueError if that is lost."""
     if trial.state == "failed":
         return {}
-    by_rung = differences.differences(measured, trial.number)
+    by_rung = differences.by_rung(measured, trial.number)
     if not by_rung:
         raise KeyError(trial.number)
     return by_rung

@@ -192,23 +192,25 @@ def verify(
 def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
     """Train recorded seeds again, with a line for each; StudyFailedError if one differs."""
     from workers import verification
+    from workers.training import devices
 
     told = reruns.recorded(preset, data)
     seeds = told.seeds(count)
-    bench = verification.Bench.prepare(
+    bench = verification.prepare(
         told.config,
         environment.home(),
         fingerprint=preset.task.fingerprint,
         precision=told.precision,
         device=device,
     )
-    limits = reruns.limits(preset, told.differences, bench.kind)
+    kind = devices.describe(bench.device)
+    limits = reruns.limits(preset, told.differences, kind)
     repeated = []
     for seed in seeds:
-        metrics = bench.metrics(told.arms, seed, told.budget)
+        metrics = verification.metrics(bench, told.arms, seed, told.budget)
         repeated.append(reruns.compare(told, seed, metrics, limits))
         terminal.console().print(repeated[-1].line(preset.task.unit), soft_wrap=True)
-    terminal.console().print(reruns.summary(repeated, preset, bench.kind), soft_wrap=True)
+    terminal.console().print(reruns.summary(repeated, preset, kind), soft_wrap=True)
 
 
 def dashboard(

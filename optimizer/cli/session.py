@@ -24,8 +24,8 @@ from optimizer.phases.proposer import Proposer
 from optimizer.show import terminal
 from optimizer.snapshot import Snapshot
 from storage import jobs, retry, studies
-from storage.errors import StorageUnreachableError
-from storage.studies import Phase, Study
+from storage.states import Phase
+from storage.studies import Study
 
 STEP_SECONDS = 0.2
 """Between two looks at the ledger."""
@@ -161,15 +161,8 @@ def _patiently(attempt: Callable[[], Result], study: Study) -> Result:
     Every step of the proposer begins with what is stored, so it may be repeated.
     StorageUnreachableError after retry.OUTAGE_SECONDS.
     """
-    try:
-        return retry.persist(attempt, retry.OUTAGE_SECONDS)
-    except Exception as error:
-        if not retry.is_passing(error):
-            raise
-        raise StorageUnreachableError(
-            f"PostgreSQL was away for {retry.OUTAGE_SECONDS:.0f} s; once it is back, continue "
-            f"with: densitune resume {study.name}"
-        ) from error
+    advice = f"once it is back, continue with: densitune resume {study.name}"
+    return retry.patiently(attempt, retry.OUTAGE_SECONDS, advice)
 
 
 def attend(engine: Engine, study: Study, fleet: Fleet) -> int:

@@ -40,7 +40,8 @@ from optimizer.presets import exports
 from optimizer.show import terminal, words
 from optimizer.show.confirmation_table import arms_table
 from storage import database, retry, studies
-from storage.studies import Phase, Study
+from storage.states import Phase
+from storage.studies import Study
 
 if TYPE_CHECKING:
     from optimizer.cli.fleet import Fleet
@@ -222,7 +223,6 @@ def _work(
     from workers import preparation
     from workers.service import checkpoint, loop
     from workers.service.notice import INTERRUPTED, Notice
-    from workers.service.pack import Bench
     from workers.service.shift import Shift
     from workers.training import devices
 
@@ -240,7 +240,7 @@ def _work(
         with Notice(shift.hand_back) as notice:
             done = loop.work(
                 shift,
-                Bench(preparation.task(config, bank, device), recipe, device),
+                preparation.Bench(preparation.task(config, bank, device), recipe, device),
                 checkpoint.Checkpoints(terms.checkpoints, study),
                 pack=terms.pack,
                 stop=notice.stop,

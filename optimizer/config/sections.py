@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from optimizer.arms import Precision
 from optimizer.config.choices import Color, LabelKind
 from optimizer.learning_rates import Family
 
@@ -57,13 +58,13 @@ def _has_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-class Classification(Section):
+class ClassificationData(Section):
     """What all classification data have in common."""
 
     goal: ClassVar[Goal] = "classification"
 
 
-class Denoising(Section):
+class DenoisingData(Section):
     """What all denoising data have in common: white Gaussian noise on patches of photographs."""
 
     goal: ClassVar[Goal] = "denoising"
@@ -80,7 +81,7 @@ class Denoising(Section):
     """Share of the images that is held out."""
 
 
-class Cifar100Data(Classification):
+class Cifar100Data(ClassificationData):
     """CIFAR-100, read through torchvision."""
 
     has_test: ClassVar[bool] = True
@@ -97,7 +98,7 @@ class Cifar100Data(Classification):
     verdict."""
 
 
-class Div2kData(Denoising):
+class Div2kData(DenoisingData):
     """DIV2K's high-resolution images; the official validation images are the test split."""
 
     has_test: ClassVar[bool] = True
@@ -112,7 +113,7 @@ class Div2kData(Denoising):
     validation: Share = 0.1
 
 
-class PhotosData(Denoising):
+class PhotosData(DenoisingData):
     """The photographs that come with scikit-image: nothing to download, but no test split."""
 
     has_test: ClassVar[bool] = False
@@ -120,7 +121,7 @@ class PhotosData(Denoising):
     task: Literal["photos"]
 
 
-class FolderPhotographs(Denoising):
+class FolderPhotographs(DenoisingData):
     """A folder of the user's own images, for denoising."""
 
     task: Literal["folder"]
@@ -135,7 +136,7 @@ class FolderPhotographs(Denoising):
         return self.test is not None
 
 
-class FolderClasses(Classification):
+class FolderClasses(ClassificationData):
     """A folder of the user's own images, one sub-folder per class."""
 
     task: Literal["folder"]
@@ -185,7 +186,7 @@ Data = Annotated[
 ]
 
 
-class Proxy(Section):
+class ProxyShape(Section):
     """The small network that stands for the real one."""
 
     family: Family
@@ -244,8 +245,8 @@ class Training(Section):
     """Epochs."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     lr: Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"] = "auto"
-    """Peak learning rate; auto is the family's usual one (docs/method.md)."""
-    precision: Literal["auto", "full", "bfloat16"] = "auto"
+    """Peak learning rate; auto is calibrated on identity before the search (docs/method.md)."""
+    precision: Literal["auto", Precision] = "auto"
     """Arithmetic of the networks. full is float32; auto takes bfloat16 where the device that
     launches the study gains by it, and the whole study keeps to that."""
 

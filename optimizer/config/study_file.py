@@ -7,7 +7,7 @@ the study, so that a worker needs nothing but the study's name.
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
@@ -15,6 +15,7 @@ from pydantic import ValidationError, field_validator, model_validator
 from densitune import density
 from densitune.density import Densities
 from optimizer import design
+from optimizer.arms import Init
 from optimizer.config import problems
 from optimizer.config.sections import (
     DATA_BY_TAG,
@@ -22,7 +23,7 @@ from optimizer.config.sections import (
     Box,
     Confirm,
     Data,
-    Proxy,
+    ProxyShape,
     Search,
     Section,
     Training,
@@ -34,7 +35,7 @@ FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
 # The sections as the locations of pydantic's errors name them.
 _SECTIONS: dict[str, type[Section]] = {
-    "proxy": Proxy,
+    "proxy": ProxyShape,
     "density": Box,
     "training": Training,
     "search": Search,
@@ -48,10 +49,10 @@ class StudyConfig(Section):
 
     name: str
     data: Data
-    proxy: Proxy
+    proxy: ProxyShape
     kernel_size: tuple[int, ...]
     density: Box = Box()
-    init: Literal["library", "compensated"] = "library"
+    init: Init = "library"
     training: Training
     search: Search
     confirm: Confirm = Confirm()
@@ -174,7 +175,7 @@ class StudyConfig(Section):
         return self.model_dump(mode="json")
 
 
-def _check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
+def _check_kernel_sizes(sizes: tuple[int, ...], proxy: ProxyShape) -> None:
     for k in sizes:
         if not 3 <= k <= 31 or k % 2 == 0:
             raise ValueError(

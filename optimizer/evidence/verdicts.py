@@ -83,11 +83,11 @@ class Holdout(Part):
     """The winner minus identity."""
 
 
-def best(found: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
+def best(verdicts: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
     """Return the best `better` finalist, else the one with the largest difference to identity."""
 
-    def rank(one: FinalistVerdict) -> tuple[bool, float]:
-        mean = float("-inf") if one.to_identity is None else one.to_identity.mean
-        return one.verdict == "better", mean
+    def rank(verdict: FinalistVerdict) -> tuple[bool, float]:
+        mean = float("-inf") if verdict.to_identity is None else verdict.to_identity.mean
+        return verdict.verdict == "better", mean
 
-    return max(found, key=rank, default=None)
+    return max(verdicts, key=rank, default=None)

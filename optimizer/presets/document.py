@@ -126,10 +126,10 @@ class Preset(Part):
 
     @field_validator("densities")
     @classmethod
-    def _densities_are_valid(cls, given: dict[str, list[float]]) -> dict[str, list[float]]:
-        for size, den in given.items():
+    def _densities_are_valid(cls, densities: dict[str, list[float]]) -> dict[str, list[float]]:
+        for size, den in densities.items():
             density.validate(den, int(size))
-        return given
+        return densities
 
     def by_kernel_size(self) -> Densities:
         """Return the densities as densitune.weighted_conv.apply_densities takes them."""

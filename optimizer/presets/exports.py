@@ -109,17 +109,17 @@ def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
     """
     if trial is None and snapshot.winner is not None:
         trial = snapshot.winner.trial
-    found = snapshot.best
+    result = snapshot.best
     if trial is not None:
-        known = [*snapshot.results, *filter(None, [snapshot.learned])]
-        found = next((result for result in known if result.number == trial), None)
-    if found is None:
+        results = [*snapshot.results, *filter(None, [snapshot.learned])]
+        result = next((other for other in results if other.number == trial), None)
+    if result is None:
         which = "no trial" if trial is None else f"no result of trial {trial}"
         raise UsageError(
             f"study {snapshot.study.name} has {which} to export yet; "
             f"look at: densitune status {snapshot.study.name}"
         )
-    return found
+    return result
 
 
 def _task(snapshot: Snapshot) -> PresetTask:

@@ -66,7 +66,7 @@ def _add_finalist(
 
 
 def _difference(arm: TrialRow, own: Mapping[int, float], identity: Mapping[int, float]) -> str:
-    if arm.error is not None:
+    if arm.failed:
         return "failed"
     difference = differences.paired(own, identity)
     return words.signed(difference.mean, difference.standard_error)

@@ -12,6 +12,7 @@ from densitune import density
 from optimizer.errors import UsageError
 from optimizer.evidence import baseline, differences
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict
+from optimizer.phases import calibration
 from optimizer.presets import exports
 from optimizer.show import search, words
 from optimizer.show.figures_arms import Row, intervals, mask, rates
@@ -184,9 +185,9 @@ def _name(finalist: FinalistVerdict) -> str:
 def _calibration(snapshot: Snapshot) -> list[Element]:
     values = differences.final_values(snapshot.calibrate.rows)
     scores = {
-        arm.arm.lr: values.get(arm.number, {})
-        for arm in snapshot.calibrate.trials
-        if arm.arm.lr is not None
+        lr: values.get(trial.number, {})
+        for trial in snapshot.calibrate.trials
+        if (lr := calibration.rate(trial)) is not None
     }
     if not scores:
         return []

@@ -132,7 +132,12 @@ def _trials(snapshot: Snapshot) -> Element:
         for r in ranked
     ]
     rows += [
-        [trial.label, words.densities(trial.densities), "", trial.reason or "cut at a rung"]
+        [
+            trial.label,
+            words.densities(trial.densities),
+            "",
+            trial.failure or trial.reason or "cut at a rung",
+        ]
         for trial in snapshot.trials
         if trial.state in ("pruned", "failed")
     ]

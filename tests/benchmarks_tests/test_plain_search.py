@@ -18,6 +18,7 @@ from support.checkout import ROOT
 from support.synthetic import configured
 from torch import nn
 
+from optimizer.arms import Arm
 from optimizer.errors import UsageError
 from workers.data.bank import Arrays, Bank
 from workers.networks.proxies import Proxy
@@ -105,7 +106,7 @@ def of_densitune(
     def fail(_: int, error: Exception) -> None:
         raise error
 
-    job = Job(densities, 5, how.rungs[-1])
+    job = Job(Arm(densities), 5, how.rungs[-1])
     outputs = judged(
         task,
         lambda: train(task, how, [job], CPU, on_rung=keep, on_failure=fail),

@@ -14,9 +14,9 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 
+from optimizer.arms import Arm
 from optimizer.phases.optuna_study import optuna_storage
 from storage import jobs, ledger, roster, studies, tables, trials
-from storage.arms import Arm
 from storage.database import (
     connect,
     masked,
@@ -240,16 +240,18 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     worker = roster.register(engine, study.id, "host", 1, "cpu", {})
     [job] = jobs.claim(engine, study.id, worker, 5, 60)
     assert (job.trial, job.bars, job.phase) == (1, {}, "search")
-    assert job.arm == Arm(init="compensated")  # as its config says
+    assert Arm.of(job.densities, job.arm) == Arm(
+        job.densities, init="compensated"
+    )  # as its config says
     assert (study.phase, study.lr, study.verdicts, study.forced) == ("search", None, None, False)
     assert study.holdout is None
     ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
     with engine.begin() as connection:
-        trials.finish(connection, study.id, 1, "pruned")
-        first, second = trials.all_of(connection, study.id)
+        trials.finish(connection, study.id, "search", 1, "pruned")
+        first, second = trials.all_of(connection, study.id, "search")
         assert (first.state, second.state) == ("complete", "pruned")
-        assert (first.failed, first.kind, first.error) == (1, "code", "it went wrong")
-        assert [row.value for row in ledger.read(connection, study.id)] == [30.5]
+        assert (first.failed, first.kind, first.error_text) == (1, "code", "it went wrong")
+        assert [row.value for row in ledger.read(connection, study.id, "search")] == [30.5]
     engine.dispose()
 
 
@@ -284,7 +286,7 @@ def test_optuna_lives_beside_in_the_same_database(empty_url: str, optuna_first: 
             )
         )
         assert list(schemas) == ["densitune", "public"]
-    studies.create(engine, "a", {}, "", {})
+    studies.create(engine, "a", {}, "", {}, "search")
     storage.engine.dispose()
     engine.dispose()
 

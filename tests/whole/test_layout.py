@@ -15,7 +15,7 @@ from support.checkout import ROOT
 
 from optimizer.cli import options
 from optimizer.cli.main import app
-from storage import studies
+from storage import states
 
 PACKAGES = ("densitune", "optimizer", "workers", "storage")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -94,7 +94,7 @@ def test_a_closed_set_is_spelt_out_once() -> None:
 
 def test_a_study_may_stop_after_phases_that_there_are() -> None:
     [stops, _] = get_args(get_args(options.Until)[0])
-    assert get_args(stops) == get_args(studies.Phase)[: len(get_args(stops))]
+    assert get_args(stops) == get_args(states.Phase)[: len(get_args(stops))]
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:

@@ -203,12 +203,12 @@ def test_the_arms_are_those_of_the_confirmation() -> None:
     alpha = [*den, 1.0, *reversed(den)]
     rms = math.sqrt(statistics.fmean((a * b) ** 2 for a in alpha for b in alpha))
     assert list(told.arms) == ["density", "identity", "its scale control"]
-    densities, arm = told.arms["density"]
-    assert (densities, arm.lr, arm.init, arm.gain) == ({5: den}, 0.01, "library", {})
-    densities, arm = told.arms["identity"]
-    assert (densities, arm.lr, arm.init, arm.gain) == ({5: (1.0, 1.0)}, 0.01, "library", {})
-    densities, arm = told.arms["its scale control"]
-    assert (densities, arm.lr, arm.init) == ({5: (1.0, 1.0)}, 0.01, "library")
+    arm = told.arms["density"]
+    assert (arm.densities, arm.lr, arm.init, arm.gain) == ({5: den}, 0.01, "library", {})
+    arm = told.arms["identity"]
+    assert (arm.densities, arm.lr, arm.init, arm.gain) == ({5: (1.0, 1.0)}, 0.01, "library", {})
+    arm = told.arms["its scale control"]
+    assert (arm.densities, arm.lr, arm.init) == ({5: (1.0, 1.0)}, 0.01, "library")
     assert arm.gain == pytest.approx({5: rms})
     assert told.budget == decided().config.confirm_budget == 8
 
@@ -226,7 +226,7 @@ def test_precision_and_initialisation_are_those_of_the_preset() -> None:
     study = usual(given=configured(init="compensated"), provenance=known)
     told = reruns.recorded(of(study), None)
     assert told.precision == "bfloat16"
-    assert told.arms["density"][1].init == "compensated"
+    assert told.arms["density"].init == "compensated"
 
 
 def test_what_was_learned_and_not_confirmed_is_learned_again() -> None:
@@ -234,12 +234,12 @@ def test_what_was_learned_and_not_confirmed_is_learned_again() -> None:
     known = of(usual())
     provenance = known.provenance.model_copy(update={"optuna_trial": None})
     told = reruns.recorded(known.model_copy(update={"provenance": provenance}), None)
-    densities, arm = told.arms["density"]
-    assert (densities, arm.trainable) == ({5: (1.0, 1.0)}, True)
-    assert not told.arms["identity"][1].trainable
+    arm = told.arms["density"]
+    assert (arm.densities, arm.trainable) == ({5: (1.0, 1.0)}, True)
+    assert not told.arms["identity"].trainable
     confirmed = of(decided()).model_copy(update={"provenance": provenance})
-    densities, arm = reruns.recorded(confirmed, None).arms["density"]
-    assert (densities, arm.trainable) == ({5: decided().trials[6].densities[5]}, False)
+    arm = reruns.recorded(confirmed, None).arms["density"]
+    assert (arm.densities, arm.trainable) == ({5: decided().trials[6].densities[5]}, False)
 
 
 def test_more_seeds_than_were_recorded_are_refused() -> None:

@@ -15,16 +15,18 @@ from typing import Any
 
 import torch
 
+from optimizer.arms import Arm
 from optimizer.errors import StudyFailedError, UsageError
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
+from workers.preparation import Bench
 from workers.service.checkpoint import Checkpoints
 from workers.service.shift import Shift
 from workers.training import devices, loop
 from workers.training.loop import StoppedError
 from workers.training.member import DivergedError, State
-from workers.training.recipe import Job, Measurement, Recipe
-from workers.training.tasks import Score, Task
+from workers.training.recipe import Job, Measurement
+from workers.training.tasks import Score
 
 LOOK_SECONDS = 1.0
 """Between two looks for jobs that could join."""
@@ -32,15 +34,6 @@ PROBATION = 3
 """Failures after which a worker leaves if none of its jobs ever came to an end."""
 
 log = logging.getLogger("densitune.worker")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a worker trains with: a study's task and recipe on a device."""
-
-    task: Task
-    recipe: Recipe
-    device: torch.device
 
 
 @dataclass
@@ -68,8 +61,8 @@ class Place:
 
 
 @dataclass
-class _Open:
-    """A job that has not ended."""
+class _Training:
+    """A job in training."""
 
     claimed: ClaimedJob
     job: Job
@@ -105,7 +98,7 @@ def train(place: Place, claimed: Sequence[ClaimedJob], *, places: int) -> bool:
         if len(pack.open) == 1:
             pack.fail(next(iter(pack.open)), error)
             return place.tally.proven or not full
-        apart = [one.claimed for one in pack.open.values()]
+        apart = [member.claimed for member in pack.open.values()]
     for job in apart:
         train(place, [job], places=0)
     return True
@@ -138,7 +131,7 @@ class _Pack:
 
     def __init__(self, place: Place, claimed: Sequence[ClaimedJob], places: int) -> None:
         self._place, self._places = place, places
-        self.open: dict[int, _Open] = {}
+        self.open: dict[int, _Training] = {}
         self._arrived = 0
         self._looked = time.monotonic()
         self._first = self._join(claimed)
@@ -162,13 +155,13 @@ class _Pack:
 
     def release(self) -> None:
         """Hand the open jobs back."""
-        self._place.shift.release(one.claimed for one in self.open.values())
+        self._place.shift.release(member.claimed for member in self.open.values())
 
     def fail(self, number: int, error: Exception) -> None:
         """Note that a job failed for a reason of its own; StudyFailedError if all of them do."""
-        one, kind, reason = self.open[number], _kind(error), _said(error)
-        log.warning("%s failed: %s", _name(one.claimed), reason)
-        self._place.shift.fail(one.claimed, reason, kind)
+        member, kind, reason = self.open[number], _kind(error), _said(error)
+        log.warning("%s failed: %s", _name(member.claimed), reason)
+        self._place.shift.fail(member.claimed, reason, kind)
         self._end(number)
         tally = self._place.tally
         tally.failed += kind != "diverged"
@@ -182,13 +175,13 @@ class _Pack:
         return self._place.stop.is_set() or self._place.shift.study_state != "running"
 
     def _record(self, number: int, measurement: Measurement) -> None:
-        one = self.open[number]
-        one.made.append(measurement)
-        self._place.shift.record(one.claimed, one.made, one.told)
-        one.told = len(one.made)
+        member = self.open[number]
+        member.made.append(measurement)
+        self._place.shift.record(member.claimed, member.made, member.told)
+        member.told = len(member.made)
         log.info(
             "%s: %.4f after %d of %d epochs, %.1f s%s",
-            _name(one.claimed), measurement.score.value, measurement.rung, one.job.budget,
+            _name(member.claimed), measurement.score.value, measurement.rung, member.job.budget,
             measurement.seconds, ", cut" if measurement.ending == "cut" else "",
         )  # fmt: skip
         if measurement.ending:
@@ -207,55 +200,51 @@ class _Pack:
         return self._join(self._place.shift.claim_more(free))
 
     def _join(self, claimed: Sequence[ClaimedJob]) -> list[Job]:
-        joining = [_Open(one, _job(one)) for one in claimed]
+        joining = [_Training(job, _job(job)) for job in claimed]
         self.open |= dict(enumerate(joining, start=self._arrived))
         self._arrived += len(joining)
-        return [one.job for one in joining]
+        return [member.job for member in joining]
 
     def _drop_lost(self) -> list[int]:
-        lost = [n for n, one in self.open.items() if self._place.shift.lost(one.claimed)]
+        lost = [n for n, member in self.open.items() if self._place.shift.lost(member.claimed)]
         for number in lost:
             log.warning("%s is no longer this worker's", _name(self.open.pop(number).claimed))
         return lost
 
     def _save(self, number: int, state: State) -> None:
         """Save a job that stops here, unless nobody will go on with it."""
-        shift, one = self._place.shift, self.open[number]
-        if shift.lost(one.claimed) or shift.study_state not in ("running", "stopped"):
+        shift, member = self._place.shift, self.open[number]
+        if shift.lost(member.claimed) or shift.study_state not in ("running", "stopped"):
             return
-        saved = {"training": state, "measurements": [asdict(made) for made in one.made]}
+        saved = {"training": state, "measurements": [asdict(made) for made in member.made]}
         try:
-            self._place.checkpoints.save(one.claimed.id, self._subject(one), saved)
+            self._place.checkpoints.save(member.claimed.id, self._subject(member), saved)
         except OSError as error:
-            log.warning("%s is not saved: %s", _name(one.claimed), error)
+            log.warning("%s is not saved: %s", _name(member.claimed), error)
 
     def _restore(self, number: int) -> State | None:
-        one = self.open[number]
-        found = self._place.checkpoints.load(one.claimed.id, self._subject(one))
+        member = self.open[number]
+        found = self._place.checkpoints.load(member.claimed.id, self._subject(member))
         if found is None:
             return None
-        one.made = [_measurement(made) for made in found["measurements"]]
-        log.info("%s goes on from its checkpoint", _name(one.claimed))
+        member.made = [_measurement(made) for made in found["measurements"]]
+        log.info("%s goes on from its checkpoint", _name(member.claimed))
         state: State = found["training"]
         return state
 
-    def _subject(self, one: _Open) -> str:
-        return repr((one.job, self._place.bench.recipe, self._place.bench.device.type))
+    def _subject(self, training: _Training) -> str:
+        """Return all that a job's result depends on, in the words of the first checkpoints."""
+        job, bench = training.job, self._place.bench
+        arm = vars(job.arm)
+        told = {"densities": arm["densities"], "seed": job.seed, "budget": job.budget}
+        told |= {"bars": job.bars} | arm
+        words = ", ".join(f"{name}={value!r}" for name, value in told.items())
+        return f"(Job({words}), {bench.recipe!r}, {bench.device.type!r})"
 
 
 def _job(claimed: ClaimedJob) -> Job:
-    arm = claimed.arm
-    return Job(
-        claimed.densities,
-        claimed.seed,
-        claimed.budget,
-        claimed.bars,
-        lr=arm.lr,
-        init=arm.init,
-        gain=arm.gain,
-        trainable=arm.trainable,
-        split=arm.split,
-    )
+    arm = Arm.of(claimed.densities, claimed.arm)
+    return Job(arm, claimed.seed, claimed.budget, claimed.bars)
 
 
 def _measurement(saved: dict[str, Any]) -> Measurement:

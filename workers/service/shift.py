@@ -19,11 +19,11 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage import jobs, ledger, retry, roster, studies
-from storage.errors import StorageUnreachableError
 from storage.failures import Kind
 from storage.jobs import Claim, ClaimedJob
+from storage.retry import first_line
 from storage.studies import Study
-from workers.service.heartbeat import LEASE, Heart, first_line
+from workers.service.heartbeat import LEASE, Heart
 from workers.service.spool import Delivery, Spool
 from workers.training import devices
 from workers.training.recipe import Measurement
@@ -73,17 +73,13 @@ class Shift:
     ) -> Result:
         """Return an attempt's result, trying again while the storage is away and `stop` is not set.
 
-        StorageUnreachableError after `limit` seconds, or when `stop` is set.
+        StorageUnreachableError after `limit` seconds (--outage-limit), or when `stop` is set.
         """
-        try:
-            return retry.persist(attempt, limit, pause=stop.wait)
-        except Exception as error:
-            if not retry.is_passing(error):
-                raise
-            raise StorageUnreachableError(
-                f"PostgreSQL was away for {limit:.0f} s (--outage-limit): {first_line(error)}; "
-                f"what was measured waits in {self._folder} for the next worker on this machine"
-            ) from error
+        advice = (
+            f"what was measured waits in {self._folder} for the next worker on this machine "
+            f"(--outage-limit waits longer)"
+        )
+        return retry.patiently(attempt, limit, advice, pause=stop.wait)
 
     def claim(self, count: int) -> list[ClaimedJob]:
         """Claim up to `count` jobs; what the storage raises comes through."""
@@ -162,12 +158,12 @@ class Shift:
     def _recorded(self, deliveries: Sequence[Delivery]) -> bool:
         """Store measurements of one job; False if the storage is away."""
         last = deliveries[-1]
-        ended = [last.measurement.job_id]
+        ended = [last.entry.job_id]
         try:
             ledger.record(
                 self._engine,
                 self._worker_id,
-                [delivery.measurement for delivery in deliveries],
+                [delivery.entry for delivery in deliveries],
                 finished=ended if last.ending == "done" else [],
                 cut=ended if last.ending == "cut" else [],
             )
@@ -177,13 +173,11 @@ class Shift:
         return True
 
     def _delivery(self, job: ClaimedJob, made: Measurement) -> Delivery:
-        row = ledger.Measurement(
+        entry = ledger.Entry(
             job_id=job.id,
             rung=made.rung,
             value=made.score.value,
             extra=made.score.extra,
             seconds=made.seconds,
         )
-        return Delivery(
-            worker_id=self._worker_id, epoch=job.epoch, measurement=row, ending=made.ending
-        )
+        return Delivery(worker_id=self._worker_id, fence=job.fence, entry=entry, ending=made.ending)

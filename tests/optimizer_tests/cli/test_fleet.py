@@ -41,10 +41,10 @@ def make_study(engine: Engine, budget: int, seeds: Sequence[int] = (0,)) -> Stud
     """A study with a waiting job for each seed."""
     given = make_config(budget=budget)
     bank = preparation.bank(given.data, environment.home())
-    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {})
+    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {}, "search")
     with engine.begin() as connection:
         trials.add(
-            connection, study.id, number=0, optuna_number=0, role="candidate", label="",
+            connection, study.id, "search", number=0, optuna_number=0, role="candidate", label="",
             densities={3: (0.5,)}, seeds=seeds, budget=budget,
         )  # fmt: skip
     return given

@@ -36,8 +36,8 @@ def helps(job: ClaimedJob) -> float:
 def scales(job: ClaimedJob) -> float:
     """Nothing but the scale of the initial weights counts, and 0.6's is the best."""
     a = job.densities[3][0]
-    scale = job.arm.gain.get(3, 1.0)
-    if job.arm.init == "library":
+    scale = job.arm["gain"].get("3", 1.0)
+    if job.arm["init"] == "library":
         scale *= (2 * a**2 + 1) / 3
     return 30 - 4 * (scale - (2 * 0.36 + 1) / 3) ** 2 + noise(job, SPREAD)
 
@@ -100,17 +100,17 @@ def test_arms_are_identity_finalists_scale_controls_and_compensated_ones(
     identity, *others = now.confirm.trials
     assert (identity.role, identity.densities, identity.origin) == ("identity", {3: (1.0,)}, None)
     assert [arm.role for arm in others] == 2 * ["finalist", "control", "compensated"]
-    assert all(arm.arm.lr == now.study.lr is not None for arm in now.confirm.trials)
+    assert all(arm.arm["lr"] == now.study.lr is not None for arm in now.confirm.trials)
     searched = {trial.number: trial for trial in now.trials}
     for finalist, control, compensated in (others[:3], others[3:]):
         origin = searched[finalist.origin or 0]
         assert finalist.densities == compensated.densities == origin.densities
-        assert (finalist.arm.init, finalist.arm.gain) == ("library", {})
-        assert (compensated.arm.init, compensated.arm.gain) == ("compensated", {})
+        assert (finalist.arm["init"], finalist.arm["gain"]) == ("library", {})
+        assert (compensated.arm["init"], compensated.arm["gain"]) == ("compensated", {})
         [a] = finalist.densities[3]
         phi = np.outer([a, 1, a], [a, 1, a])
         assert control.densities == {3: (1.0,)}
-        assert control.arm.gain == pytest.approx({3: np.sqrt((phi**2).mean())})
+        assert control.arm["gain"] == pytest.approx({"3": np.sqrt((phi**2).mean())})
         assert {control.origin, compensated.origin} == {finalist.origin}
     assert {row.budget for row in now.confirm.rows} == {2 * given.training.budget}
 
@@ -189,7 +189,9 @@ def thorough() -> StudyConfig:
 
 def learning(job: ClaimedJob) -> tuple[float, dict[str, Any]]:
     """What `split` measures; layers learn something between 0.3 and 0.4."""
-    return split(job), {"den": {"3": [[0.3 + job.seed / 100], [0.4]]}} if job.arm.trainable else {}
+    return split(job), {"den": {"3": [[0.3 + job.seed / 100], [0.4]]}} if job.arm[
+        "trainable"
+    ] else {}
 
 
 def test_verdicts_and_ledger_do_not_depend_on_who_finishes_first(database: Engine) -> None:

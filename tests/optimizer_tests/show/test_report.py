@@ -20,7 +20,6 @@ from optimizer.show.axes import Axis, spanning
 from optimizer.show.figures_search import Mark, limits
 from optimizer.show.page import table, tag
 from optimizer.snapshot import PhaseRows, Snapshot
-from storage.arms import Arm
 
 VOID = {"meta", "br"}
 
@@ -132,10 +131,10 @@ def calibrated(**changes: Any) -> Snapshot:
     """A study that looked for its learning rate; the last rate of three diverged."""
     found = usual(given=configured(training={"lr": "auto"}), lr=0.0021, **changes)
     arms = [
-        trial(n, {5: (1.0, 1.0)}, role="rate", label=f"lr {lr:g}", arm=Arm(lr=lr))
+        trial(n, {5: (1.0, 1.0)}, role="rate", label=f"lr {lr:g}", arm={"lr": lr})
         for n, lr in enumerate((0.001, 0.003))
     ]
-    lost: dict[str, Any] = {"role": "rate", "label": "lr 0.01", "arm": Arm(lr=0.01)}
+    lost: dict[str, Any] = {"role": "rate", "label": "lr 0.01", "arm": {"lr": 0.01}}
     arms.append(trial(2, {5: (1.0, 1.0)}, state="failed", done=0, failed=2, **lost))
     rows = [*measured(0, {0: 24.0, 1: 24.5}), *measured(1, {0: 24.25, 1: 25.0})]
     calibrate = PhaseRows(arms, rows)

@@ -22,7 +22,6 @@ from support.synthetic import (
 from optimizer.show import terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
-from storage.arms import Arm
 from storage.studies import StudyOverview
 
 WIDTHS = [80, 120]
@@ -347,7 +346,7 @@ def calibrating(**changes: object) -> Snapshot:
     """Two of five rates are done."""
     identity = {5: (1.0, 1.0)}
     arms = [
-        trial(n, identity, role="rate", arm=Arm(lr=lr), **done)
+        trial(n, identity, role="rate", arm={"lr": lr}, **done)
         for n, (lr, done) in enumerate(
             [(1e-4, {}), (1e-3, {}), (1e-2, {"state": "running", "done": 0, "waiting": 2})]
         )

@@ -99,8 +99,8 @@ def test_a_file_holds_a_measurement_to_the_last_bit(
     given = Delivery(worker_id=5, fence=1, entry=measured, ending=ending)
     found_key, found = spool._decoded(spool._encoded(key, given))
     assert (found_key, found) == (key, given)
-    assert found.measurement.value.hex() == value.hex()  # which tells 0.0 from -0.0
-    assert found.measurement.seconds.hex() == seconds.hex()
+    assert found.entry.value.hex() == value.hex()  # which tells 0.0 from -0.0
+    assert found.entry.seconds.hex() == seconds.hex()
 
 
 @given(st.data())

@@ -168,7 +168,10 @@ def _prepare(config: StudyConfig) -> "Bank":
                 shown.enter_context(progress)
             progress.update(bar, completed=done, total=total)
 
-        return preparation.bank(config.data, environment.home(), show)
+        bank = preparation.bank(config.data, environment.home(), show)
+    for line in bank.taken:
+        terminal.console().print(line, soft_wrap=True)
+    return bank
 
 
 def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":

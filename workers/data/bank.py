@@ -98,6 +98,8 @@ class Bank(Arrays):
     split has one of its own."""
     source: str
     """One sentence for people."""
+    taken: tuple[str, ...] = ()
+    """Lines for people: how many images of which folder, and what was passed over there."""
     test: Callable[[], Held] | None = None
     """Opens the test split, where there is one. It is read once, after the verdict."""
 

@@ -4,7 +4,7 @@ A second folder of the same kind may be given as the test split.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,8 @@ from PIL import Image, ImageOps
 from optimizer.config.choices import Color
 from optimizer.errors import UsageError
 from workers.data.bank import Arrays, Bank, Held, Pixels, cached, key_of
-from workers.data.images import CHANNELS, decode, image_files, pixels, read, visible
+from workers.data.images import CHANNELS, decode, pixels, read
+from workers.data.listing import image_files, passed_over, told, visible
 from workers.data.patches import PatchPlan, Photograph, crops, cut
 from workers.data.sources import stamps
 from workers.data.splits import stratified_split
@@ -34,13 +35,17 @@ def load_photographs(folder: Path, plan: PatchPlan, cache: Path, test: Path | No
         plan=asdict(plan),
         test=None if held is None else stamps(held),
     )
-    return cached(
+    bank = cached(
         cache,
         key,
         f"photographs in {folder}",
         lambda: cut(_readable(files, plan), plan),
         None if held is None else lambda: Held(crops(_readable(held, plan), plan)),
     )
+    taken = [told(f"photographs in {folder}", len(files), [folder])]
+    if test is not None and held is not None:
+        taken.append(told(f"test photographs in {test}", len(held), [test]))
+    return replace(bank, taken=tuple(taken))
 
 
 def load_classes(
@@ -86,13 +91,17 @@ def load_classes(
             classes=len(groups),
         )
 
-    return cached(
+    bank = cached(
         cache,
         key,
         f"{len(groups)} classes in {folder}",
         build,
         None if held is None else partial(_test_squares, *held, color, size),
     )
+    taken = [told(f"{len(groups)} classes in {folder}", len(files), groups, folder)]
+    if test is not None and held is not None:
+        taken.append(told(f"test images in {test}", len(held[0]), _folders(test), test))
+    return replace(bank, taken=tuple(taken))
 
 
 def _other(test: Path, folder: Path) -> Path:
@@ -106,7 +115,9 @@ def _other(test: Path, folder: Path) -> Path:
 def _photographs(folder: Path) -> list[Path]:
     files = image_files(folder)
     if not files:
-        raise UsageError(f"no images in {folder}; put photographs (png, jpg, tif, ...) there")
+        raise UsageError(
+            f"no images in {folder}{_without([folder])}; put photographs (png, jpg, tif, ...) there"
+        )
     return files
 
 
@@ -115,13 +126,22 @@ def _readable(files: Sequence[Path], plan: PatchPlan) -> list[Photograph]:
 
 
 def _classes(folder: Path) -> list[Path]:
-    groups = [entry for entry in visible(folder) if entry.is_dir()]
+    groups = _folders(folder)
     if len(groups) < 2:
         raise UsageError(
-            f"{folder} has {len(groups)} class folder(s) where classification needs at least 2; "
-            "give each class a sub-folder of its images"
+            f"{folder} has {len(groups)} class folder(s) where classification needs at least 2"
+            f"{_without([], folder)}; give each class a sub-folder of its images"
         )
     return groups
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [entry for entry in visible(folder) if entry.is_dir()]
+
+
+def _without(folders: Sequence[Path], parent: Path | None = None) -> str:
+    passed = passed_over(folders, parent)
+    return f" (passed over: {passed})" if passed else ""
 
 
 def _labelled(groups: Sequence[Path], least: int) -> tuple[list[Path], list[int]]:
@@ -133,7 +153,7 @@ def _labelled(groups: Sequence[Path], least: int) -> tuple[list[Path], list[int]
         if len(members) < least:
             raise UsageError(
                 f"class {group.name} in {group.parent} has {len(members)} image(s) where at least "
-                f"{least} are needed; add images or remove the sub-folder"
+                f"{least} are needed{_without([group])}; add images or remove the sub-folder"
             )
         files += members
         labels += [label] * len(members)
@@ -143,7 +163,7 @@ def _labelled(groups: Sequence[Path], least: int) -> tuple[list[Path], list[int]
 def _tested(test: Path, classes: Sequence[Path]) -> tuple[list[Path], list[int]]:
     """Return the images of the test folder, and their places among the classes trained on."""
     names = [group.name for group in classes]
-    groups = [entry for entry in visible(test) if entry.is_dir()]
+    groups = _folders(test)
     foreign = [group.name for group in groups if group.name not in names]
     if foreign or not groups:
         found = f"class {foreign[0]}, which is not trained on" if foreign else "no class folder"

@@ -1,43 +1,26 @@
 """Image files as arrays of pixels, with a line for people when a file cannot be used."""
 
 import warnings
+from contextlib import ExitStack
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
+from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
 from optimizer.config.choices import Color
 from optimizer.errors import UsageError
+from workers.data import metadata
 from workers.data.bank import Pixels
 
 CHANNELS: dict[Color, int] = {"gray": 1, "rgb": 3}
 _MODES: dict[Color, str] = {"gray": "L", "rgb": "RGB"}
-_SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"),
-)
-# Of the suffixes above. Left to itself Pillow goes by the content, and would hand PostScript that
-# calls itself a .png to Ghostscript.
+# Of the suffixes in `listing`. Left to itself Pillow goes by the content, and would hand PostScript
+# that calls itself a .png to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
-
-
-def image_files(folder: Path) -> list[Path]:
-    """Return the folder's image files in the order of their names, hidden ones left out."""
-    return [file for file in visible(folder) if file.suffix.lower() in _SUFFIXES and file.is_file()]
-
-
-def visible(folder: Path) -> list[Path]:
-    """Return the folder's entries in the order of their names, hidden ones left out.
-
-    UsageError if it is missing or cannot be read.
-    """
-    try:
-        entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
-    except OSError as error:
-        raise UsageError(
-            f"cannot read the image folder {folder}: {error.strerror}; give an existing folder"
-        ) from error
-    return sorted(entries, key=lambda entry: entry.name)
 
 
 def decode(file: Path | BinaryIO, name: str, color: Color) -> Image.Image:
@@ -48,28 +31,55 @@ def decode(file: Path | BinaryIO, name: str, color: Color) -> Image.Image:
     decompression bombs (`Image.MAX_IMAGE_PIXELS`).
     """
     try:
-        with warnings.catch_warnings():
+        with ExitStack() as stack:
+            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")  # odd metadata is no reason to bother anyone
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=_FORMATS) as opened:
-                opened.load()
-                upright = ImageOps.exif_transpose(opened)
-                mode = upright.mode
-                converted = upright.convert(_MODES[color])
+            stream = stack.enter_context(file.open("rb")) if isinstance(file, Path) else file
+            content = _content(stream)
+            pixels = stream if content is None else BytesIO(metadata.bare(content))
+            opened = stack.enter_context(Image.open(pixels, formats=_FORMATS))
+            _refuse_other_depths(opened, name)
+            opened.load()
+            return metadata.upright(opened, content).convert(_MODES[color])
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise UsageError(
             f"{name} has more than the {Image.MAX_IMAGE_PIXELS:,} pixels an image may have; "
             "shrink or remove it"
         ) from error
+    except UsageError:
+        raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
         raise UsageError(
             f"{name} is not a readable image: {error}; remove or replace it"
         ) from error
-    if mode.startswith(("I", "F")):  # Pillow would clip these to 255
-        raise UsageError(
-            f"{name} has more than 8 bits a channel (mode {mode}); convert it to 8 bits"
-        )
-    return converted
+
+
+def _content(stream: BinaryIO) -> bytes | None:
+    """Return all of a PNG or JPEG; None, with the stream at its start, of other kinds."""
+    start = stream.read(len(metadata.PNG))
+    stream.seek(0)
+    return stream.read() if start.startswith((metadata.PNG, metadata.JPEG)) else None
+
+
+def _refuse_other_depths(opened: Image.Image, name: str) -> None:
+    """Raise UsageError where Pillow would cut or clip samples to 8 bits, or mistake their sign."""
+    found = None
+    if opened.mode.startswith(("I", "F")):
+        found = f"mode {opened.mode}"
+    elif isinstance(opened, TiffImageFile):
+        bits, kinds = (opened.tag_v2.get(tag, (1,)) for tag in (BITSPERSAMPLE, SAMPLEFORMAT))
+        if set(kinds) - {1, 4}:
+            raise UsageError(f"{name} has samples with a sign; convert them to 0 to 255")
+        found = f"{max(bits)} bits" if max(bits) > 8 else None
+    elif isinstance(opened, ImageFile) and opened.tile:
+        match opened.tile[0].args:
+            case str(layout) if opened.format == "PNG" and ";16" in layout:
+                found = f"mode {layout}"
+            case (_, int(most)) if opened.format == "PPM" and most > 255:
+                found = f"values up to {most}"
+    if found:
+        raise UsageError(f"{name} has more than 8 bits a channel ({found}); convert it to 8 bits")
 
 
 def pixels(image: Image.Image) -> Pixels:

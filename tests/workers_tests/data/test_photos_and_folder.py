@@ -18,7 +18,8 @@ from optimizer.errors import UsageError
 from workers.data import photos
 from workers.data.bank import Pixels
 from workers.data.folder import load_classes, load_photographs
-from workers.data.images import image_files, read
+from workers.data.images import read
+from workers.data.listing import image_files
 from workers.data.patches import PatchPlan, Photograph, crops, cut
 from workers.data.splits import split
 

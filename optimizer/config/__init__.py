@@ -5,5 +5,6 @@ sections     its sections, one model each
 choices      what some of their keys may say
 changes      what differs between two configurations
 problems     what is wrong with a file, in one line
-strict_yaml  YAML in which no key is given twice
+documents    one reader for documents from anywhere, and its limits
+strict_yaml  YAML that is refused where PyYAML would guess
 """

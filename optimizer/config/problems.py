@@ -7,6 +7,8 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 _MAPPING = "input should be a mapping of keys to values"
+_MOST = 300
+"""Characters of a value, a key or a message that are shown."""
 # What pydantic says with the names of Python types.
 _WORDS = {
     "tuple_type": "input should be a list",
@@ -28,15 +30,15 @@ def first(error: ValidationError, keys: Mapping[str, Sequence[str]] | None = Non
     where, value = _path(problem), problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {where}{_hint(problem['loc'], keys or {})}"
+            return f"unknown key {_short(where)}{_hint(problem['loc'], keys or {})}"
         case "invalid_key":  # not even a text
-            return f"unknown key {value!r}"
+            return f"unknown key {_short(repr(value))}"
         case "missing":
             return f"{where} is missing"
         case "value_error":
             message = str(problem["ctx"]["error"])
             # What concerns a whole section names its keys itself.
-            return message if isinstance(value, dict) else _line(where, value, message)
+            return _short(message) if isinstance(value, dict) else _line(where, value, message)
         case _:
             # A value that may be of several kinds has a problem with each of them.
             messages = [_in_words(detail) for detail in details if _path(detail) == where]
@@ -44,7 +46,13 @@ def first(error: ValidationError, keys: Mapping[str, Sequence[str]] | None = Non
 
 
 def _line(where: str, value: object, message: str) -> str:
-    return f"{where} = {value!r}: {message}"
+    return f"{_short(where)} = {_short(repr(value))}: {_short(message)}"
+
+
+def _short(text: str) -> str:
+    """Return a text as one line of bounded length."""
+    plain = text if text.isprintable() else repr(text)
+    return plain if len(plain) <= _MOST else f"{plain[:_MOST]}..."
 
 
 def _in_words(problem: ErrorDetails) -> str:
@@ -71,7 +79,7 @@ def _path(problem: ErrorDetails) -> str:
 def _hint(location: tuple[int | str, ...], keys: Mapping[str, Sequence[str]]) -> str:
     """Return the key that the unknown one was probably meant to be, or all that are known."""
     known = keys.get("" if len(location) == 1 else str(location[-2]), ())
-    close = difflib.get_close_matches(str(location[-1]), known, n=1)
+    close = difflib.get_close_matches(str(location[-1])[:_MOST], known, n=1)
     if close:
         return f"; did you mean {close[0]}?"
     return f"; known are {', '.join(known)}" if known else ""

@@ -16,7 +16,7 @@ from densitune import density
 from densitune.density import Densities
 from optimizer import design
 from optimizer.arms import Init
-from optimizer.config import problems
+from optimizer.config import documents, problems, strict_yaml
 from optimizer.config.sections import (
     DATA_BY_TAG,
     TASKS,
@@ -28,7 +28,6 @@ from optimizer.config.sections import (
     Section,
     Training,
 )
-from optimizer.config.strict_yaml import OneValuePerKey
 from optimizer.errors import UsageError
 
 FRESH = 1_000_000_000
@@ -175,13 +174,18 @@ class StudyConfig(Section):
         return self.model_dump(mode="json")
 
 
+def check_kernel_size(k: int) -> None:
+    """Raise ValueError if no study may have this kernel size: memory grows with its square."""
+    if not 3 <= k <= 31 or k % 2 == 0:
+        raise ValueError(
+            f"kernel_size {k} is not an odd size from 3 to 31; the nearest is "
+            f"{min(max(3, k - 1 + k % 2), 31)}"
+        )
+
+
 def _check_kernel_sizes(sizes: tuple[int, ...], proxy: ProxyShape) -> None:
     for k in sizes:
-        if not 3 <= k <= 31 or k % 2 == 0:
-            raise ValueError(
-                f"kernel_size {k} is not an odd size from 3 to 31; the nearest is "
-                f"{min(max(3, k - 1 + k % 2), 31)}"
-            )
+        check_kernel_size(k)
     if not sizes or len(set(sizes)) != len(sizes):
         raise ValueError(f"kernel_size {list(sizes)} must name at least one size, each once")
     if len(sizes) > proxy.stages:
@@ -251,11 +255,13 @@ def load(path: Path) -> StudyConfig:
     UsageError with one line if the file is not readable, not YAML, or not a valid study.
     """
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), OneValuePerKey)
-    except (OSError, UnicodeDecodeError) as error:
+        text = documents.read(path).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"config {path} cannot be read: {reason}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: dates and numbers that are none
+    try:
+        raw = strict_yaml.load(text)
+    except (yaml.YAMLError, ValueError) as error:
         raise UsageError(f"config {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict):
         raise UsageError(
@@ -264,7 +270,7 @@ def load(path: Path) -> StudyConfig:
         )
     config = parse(raw, origin=str(path))
     absolute = {
-        key: (path.parent / os.path.expanduser(folder)).resolve()
+        key: Path(os.path.realpath(path.parent / os.path.expanduser(folder)))
         for key in ("folder", "test")
         if (folder := getattr(config.data, key, None))
     }

@@ -14,7 +14,8 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_vali
 
 from densitune import density
 from densitune.density import Densities
-from optimizer.config import problems
+from optimizer.config import documents, problems
+from optimizer.config.study_file import check_kernel_size
 from optimizer.errors import UsageError
 from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
 
@@ -128,7 +129,9 @@ class Preset(Part):
     @classmethod
     def _densities_are_valid(cls, densities: dict[str, list[float]]) -> dict[str, list[float]]:
         for size, den in densities.items():
-            density.validate(den, int(size))
+            k = documents.whole(size)
+            check_kernel_size(k)
+            density.validate(den, k)
         return densities
 
     def by_kernel_size(self) -> Densities:
@@ -161,16 +164,18 @@ def write(preset: Preset, folder: Path) -> Path:
 def load(path: Path) -> Preset:
     """Read a preset; UsageError with one line if it is not one, or of a newer version."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        text = documents.read(path).decode("utf-8-sig")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"preset {path} cannot be read: {reason}") from error
-    except json.JSONDecodeError as error:
+    try:
+        content = documents.from_json(text)
+    except ValueError as error:
         raise UsageError(f"preset {path} is not JSON: {error}") from error
     schema = content.get("schema") if isinstance(content, dict) else None
-    version = re.fullmatch(r"densitune/preset/([1-9][0-9]*)", str(schema))
+    version = re.fullmatch(r"densitune/preset/([1-9][0-9]{0,8})", str(schema))
     if version is None:
-        raise UsageError(f"preset {path} has schema {schema!r}; expected {SCHEMA}")
+        raise UsageError(f"preset {path} has schema {repr(schema)[:60]}; expected {SCHEMA}")
     if int(version[1]) > VERSION:
         raise UsageError(
             f"preset {path} has schema {schema}, but this densitune reads versions up to "

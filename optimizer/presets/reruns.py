@@ -6,6 +6,7 @@ each arm that it was compared with.
 """
 
 import importlib.metadata
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -105,13 +106,17 @@ def recorded(preset: Preset, data: Path | None) -> Recorded:
         differences = {IDENTITY: confirmed.by_seed}
         if confirmation.to_control is not None:
             differences[CONTROL] = confirmation.to_control.by_seed
+    _check_numbers(preset, config, differences)
     trained = _arms(preset, config, confirmed=confirmed is not None)
     return Recorded(
         config=config,
         precision="bfloat16" if preset.task.training.get("precision") == "bfloat16" else "full",
         budget=budget,
         arms={name: trained[name] for name in (DENSITY, *differences)},
-        differences={name: _by_number(by_seed) for name, by_seed in differences.items()},
+        differences={
+            name: {int(seed): difference for seed, difference in by_seed.items()}
+            for name, by_seed in differences.items()
+        },
     )
 
 
@@ -164,13 +169,14 @@ def summary(reruns: Sequence[Rerun], preset: Preset, device: str) -> str:
 
 def _config(preset: Preset, data: Path | None) -> StudyConfig:
     document = preset.provenance.config
-    section: dict[str, Any] = dict(document["data"])
-    if section["task"] == "folder" and data is None:
+    given = document.get("data")
+    section: dict[str, Any] = dict(given) if isinstance(given, dict) else {}
+    if section.get("task") == "folder" and data is None:
         raise UsageError(
             f"preset {preset.name} was recorded with images of one's own ({preset.task.source}), "
             f"and a preset does not tell where they lie; name their folder: --data FOLDER"
         )
-    if section["task"] == "photos" and data is not None:
+    if section.get("task") == "photos" and data is not None:
         raise UsageError(
             f"--data {data} has no use: the photographs of preset {preset.name} come with "
             f"scikit-image; leave it out"
@@ -180,9 +186,29 @@ def _config(preset: Preset, data: Path | None) -> StudyConfig:
     return study_file.parse({**document, "data": section}, origin=f"in preset {preset.name}")
 
 
+def _check_numbers(
+    preset: Preset, config: StudyConfig, differences: Mapping[str, Mapping[str, float]]
+) -> None:
+    """Raise UsageError if what a preset says of densities and seeds does not fit together."""
+    seeds = list(differences[IDENTITY])
+    if not all(re.fullmatch("[0-9]{1,10}", seed) for seed in seeds) or any(
+        by_seed.keys() != set(seeds) for by_seed in differences.values()
+    ):
+        raise UsageError(
+            f"preset {preset.name}: by_seed is not by the same seeds, whole numbers of at most 10 "
+            "digits, in all comparisons; it was altered, export it again"
+        )
+    sizes = sorted(preset.by_kernel_size())
+    if sizes != sorted(config.kernel_size):
+        raise UsageError(
+            f"preset {preset.name}: densities of kernel sizes {sizes}, but provenance.config has "
+            f"{sorted(config.kernel_size)}; it was altered, export it again"
+        )
+
+
 def _arms(preset: Preset, config: StudyConfig, *, confirmed: bool) -> dict[str, Arm]:
     """Return the density and all arms that a difference may be to, as a study trains them."""
-    densities, rate = preset.by_kernel_size(), preset.task.training["lr"]
+    densities, rate = preset.by_kernel_size(), preset.task.training.get("lr", "auto")
     lr = None if isinstance(rate, str) else float(rate)
     own = Arm(densities, lr, config.init)
     if preset.provenance.optuna_trial is None and not confirmed:  # learned: what was trained then
@@ -192,7 +218,3 @@ def _arms(preset: Preset, config: StudyConfig, *, confirmed: bool) -> dict[str, 
         IDENTITY: arms.identity(densities, lr),
         CONTROL: arms.scale_control(densities, lr),
     }
-
-
-def _by_number(by_seed: Mapping[str, float]) -> dict[int, float]:
-    return {int(seed): difference for seed, difference in by_seed.items()}

@@ -6,6 +6,7 @@ prepared beside them, where it is there: a partial copy may be without.
 
 import contextlib
 import http.client
+import os
 import pickle
 import pickletools
 import shutil
@@ -87,7 +88,7 @@ def load(
 
 def _find(folder: Path) -> Path | None:
     for home in (folder / _FOLDER, folder):
-        if all((home / name).is_file() for name in _FILES):
+        if all(os.path.isfile(home / name) for name in _FILES):  # which never raises
             return home
     return None
 
@@ -102,7 +103,7 @@ def _obtain(folder: Path, download: bool) -> Path:
     root = folder.parent if folder.name == _FOLDER else folder
     packed = root / CIFAR100.filename
     if not download:
-        if not packed.is_file():
+        if not os.path.isfile(packed):
             raise UsageError(
                 f"no CIFAR-100 in {folder}: looked for {_FOLDER}/train and {_FOLDER}/meta, then "
                 "for train and meta; give the folder that holds them or set download: true"

@@ -133,8 +133,8 @@ def _place(
 ) -> Path | None:
     """Return the archive, or else the unpacked folder; None if it may not be downloaded."""
     packed, unpacked = folder / archive.name, folder / archive.folder
-    if not packed.is_file():
-        if unpacked.is_dir():
+    if not os.path.isfile(packed):  # which never raises
+        if os.path.isdir(unpacked):
             return unpacked
         if not download:
             return None

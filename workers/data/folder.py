@@ -3,6 +3,7 @@
 A second folder of the same kind may be given as the test split.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -105,7 +106,7 @@ def load_classes(
 
 
 def _other(test: Path, folder: Path) -> Path:
-    if test.resolve() == folder.resolve():
+    if os.path.realpath(test) == os.path.realpath(folder):
         raise UsageError(
             f"test = {test} is the folder that is trained on; give one with images of its own"
         )
@@ -136,7 +137,7 @@ def _classes(folder: Path) -> list[Path]:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [entry for entry in visible(folder) if entry.is_dir()]
+    return [entry for entry in visible(folder) if os.path.isdir(entry)]
 
 
 def _without(folders: Sequence[Path], parent: Path | None = None) -> str:

@@ -23,7 +23,7 @@ _OTHER, _UNIMPORTANT = "of other kinds", "hidden"
 
 def image_files(folder: Path) -> list[Path]:
     """Return the folder's image files in the order of their names, hidden ones left out."""
-    return [file for file in visible(folder) if _is_image(file) and file.is_file()]
+    return [file for file in visible(folder) if _is_image(file) and os.path.isfile(file)]
 
 
 def visible(folder: Path) -> list[Path]:
@@ -49,11 +49,11 @@ def passed_over(folders: Iterable[Path], parent: Path | None = None) -> str:
     found: dict[str, list[str]] = defaultdict(list)
     kinds, below = Counter[str](), 0
     for entry in () if parent is None else _entries(parent):
-        if not entry.is_dir():
+        if not os.path.isdir(entry):
             found[_why_not(entry) or "images beside the sub-folders"].append(entry.name)
     for folder in folders:
         for entry in _entries(folder):
-            if entry.is_dir():
+            if os.path.isdir(entry):
                 below += _images_below(entry)
             elif why := _why_not(entry):
                 found[why].append(entry.name)
@@ -73,11 +73,11 @@ def passed_over(folders: Iterable[Path], parent: Path | None = None) -> str:
 def _why_not(entry: Path) -> str | None:
     """Return why an entry that is no folder is not taken, None if it is."""
     hidden = entry.name.startswith(".")
-    if entry.is_symlink() and not entry.exists():
+    if os.path.islink(entry) and not os.path.exists(entry):
         return "dangling links"
     if not _is_image(entry):
         return _UNIMPORTANT if hidden else _OTHER
-    if not entry.is_file():
+    if not os.path.isfile(entry):
         return "entries that are no plain files"
     return "hidden images" if hidden else None
 
@@ -106,4 +106,5 @@ def _images_below(folder: Path) -> int:
 def _some(names: list[str]) -> str:
     """Return the first of several names."""
     more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more:,} more" if more > 0 else "")
+    shown = (name if name.isprintable() else ascii(name) for name in names[:_NAMED])
+    return ", ".join(shown) + (f" and {more:,} more" if more > 0 else "")

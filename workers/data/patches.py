@@ -1,5 +1,6 @@
 """Patches of photographs to train on and crops to judge on, for denoising."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -85,9 +86,9 @@ def _room(count: int, side: int, plan: PatchPlan) -> Pixels:
     shape = (count, CHANNELS[plan.color], side, side)
     try:
         return np.empty(shape, dtype=np.uint8)
-    except (MemoryError, ValueError) as error:
+    except (MemoryError, ValueError, OverflowError) as error:
         raise UsageError(
-            f"{count:,} patches of {side}x{side} need {np.prod(shape, dtype=float) / 2**30:,.0f} "
+            f"{count:,} patches of {side}x{side} need {math.prod(map(float, shape)) / 2**30:,.0f} "
             "GiB of memory; lower patches_per_image or patch"
         ) from error
 

@@ -5,17 +5,18 @@ import copy
 import dataclasses
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.synthetic import configured, decided, measured, snapshot, trial, usual, worker
 
 from optimizer.errors import EvidenceError, UsageError
-from optimizer.presets import document, exports
+from optimizer.presets import document, exports, reruns
 from optimizer.presets.document import Preset
 from optimizer.show import words
 from optimizer.snapshot import Snapshot
@@ -406,7 +407,7 @@ DAMAGED: list[tuple[str, Any, str]] = [
 # Damage that only the reader finds.
 WRONG: list[tuple[str, Any, str]] = [
     ("densities/5", [0.2], "density [0.2] has 1 values; kernel size 5 takes 2"),
-    ("densities", {"4": [0.2]}, "kernel size 4 has no centre; use an odd size such as 3 or 5"),
+    ("densities", {"4": [0.2]}, "kernel_size 4 is not an odd size from 3 to 31; the nearest is 3"),
     ("densities/5", [float("nan"), 1.0], "densities.5[0] = nan: input should be a finite number"),
     ("evidence/value", float("inf"), "evidence.value = inf: input should be a finite number"),
     (
@@ -480,3 +481,76 @@ def test_the_schema_accepts_presets() -> None:
 @pytest.mark.parametrize(("path", "value", "expected"), DAMAGED)
 def test_the_schema_rejects_damaged_presets(path: str, value: Any, expected: str) -> None:
     assert not validator().is_valid(damaged(path, value))
+
+
+def places(value: Any, above: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """All places below the top of a JSON value, as keys and numbers."""
+    below: list[tuple[Any, Any]] = []
+    if isinstance(value, dict | list):
+        below = list(value.items() if isinstance(value, dict) else enumerate(value))
+    found = [(*above, key) for key, _ in below]
+    return found + [place for key, inner in below for place in places(inner, (*above, key))]
+
+
+CONTENTS = [
+    json.loads(exports.compose(study, exports.chosen(study)).text())
+    for study in (usual(), decided())
+]
+ODD = [None, {}, [], "", "x", -1, 0, 10**99, 1e300, "9" * 5_000, [[1]], {"a\nb": 1}, True, [15_001]]
+
+
+@given(st.data())
+@settings(max_examples=400, deadline=None)
+def test_no_altered_value_of_a_preset_ends_in_another_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    """Nor does the rerun of one whose hash was made to fit."""
+    content = copy.deepcopy(data.draw(st.sampled_from(CONTENTS)))
+    *above, last = data.draw(st.sampled_from(places(content)))
+    inside = content
+    for key in above:
+        inside = inside[key]
+    inside[last] = data.draw(st.sampled_from(ODD))
+    with suppress(TypeError):
+        content["provenance"]["config_sha256"] = document.sha256(content["provenance"]["config"])
+    path = tmp_path_factory.getbasetemp() / "altered.json"
+    path.write_text(json.dumps(content))
+    try:
+        preset = document.load(path)
+        document.check_hash(preset)
+        told = reruns.recorded(preset, Path("images"))
+        reruns.limits(preset, told.differences, "another device")
+        for seed in told.seeds(1):
+            reruns.compare(told, seed, dict.fromkeys(told.arms, 1.0), {})
+    except UsageError as error:
+        assert "\n" not in str(error)  # noqa: PT017 (either outcome is right)
+        assert len(str(error)) < 1_500  # noqa: PT017
+
+
+@pytest.mark.parametrize("size", ["15001", "33", "1", "9" * 5_000])
+def test_a_kernel_that_no_study_has_is_refused_before_it_costs_memory(
+    tmp_path: Path, size: str
+) -> None:
+    content = copy.deepcopy(CONTENTS[0])
+    content["densities"] = {size: [1.0] * (7_500 if size == "15001" else 1)}
+    path = tmp_path / "preset.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        UsageError, match=r"preset\.json: (kernel_size|a number has 5,000)"
+    ) as caught:
+        document.load(path)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_what_a_rerun_needs_has_to_fit_together() -> None:
+    content = copy.deepcopy(CONTENTS[1])
+    content["provenance"]["config"]["kernel_size"] = [3]
+    content["provenance"]["config"]["density"]["include"] = []
+    with pytest.raises(UsageError, match=r"but provenance\.config has"):
+        reruns.recorded(Preset.model_validate(content), None)
+    content = copy.deepcopy(CONTENTS[1])
+    by_seed = content["evidence"]["confirmation"]["to_identity"]["by_seed"]
+    by_seed["a"] = by_seed.pop(next(iter(by_seed)))
+    with pytest.raises(UsageError, match="by_seed is not by the same seeds, whole numbers"):
+        reruns.recorded(Preset.model_validate(content), None)

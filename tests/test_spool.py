@@ -99,8 +99,16 @@ def test_a_file_holds_a_measurement_to_the_last_bit(
     given = Delivery(worker_id=5, fence=1, entry=measured, ending=ending)
     found_key, found = spool._decoded(spool._encoded(key, given))
     assert (found_key, found) == (key, given)
-    assert found.measurement.value.hex() == value.hex()  # which tells 0.0 from -0.0
-    assert found.measurement.seconds.hex() == seconds.hex()
+    assert found.entry.value.hex() == value.hex()  # which tells 0.0 from -0.0
+    assert found.entry.seconds.hex() == seconds.hex()
+
+
+def test_a_file_has_the_keys_that_earlier_versions_wrote() -> None:
+    key = StudyKey("a study", 3, "2026-01-02T03:04:05.000006+00:00")
+    content = json.loads(spool._encoded(key, delivery((7, 1), value=27.25)))["content"]
+    assert content.keys() == {"study", "delivery"}
+    assert content["delivery"].keys() == {"worker_id", "epoch", "measurement", "ending"}
+    assert content["delivery"]["epoch"] == 1
 
 
 @given(st.data())

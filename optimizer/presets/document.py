@@ -16,7 +16,7 @@ from densitune import density
 from densitune.density import Densities
 from optimizer.config import problems
 from optimizer.errors import UsageError
-from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part
+from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, Verdict
 
 VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
@@ -69,7 +69,7 @@ class Evidence(Part):
     densities of their own.
     """
 
-    verdict: Literal["better", "scale_only", "no_evidence", "worse", "unconfirmed"]
+    verdict: Literal[Verdict, "unconfirmed"]
     note: str
     confirmation: Confirmation | None = None
     test: Holdout | None = None

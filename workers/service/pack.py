@@ -20,6 +20,7 @@ from optimizer.errors import StudyFailedError, UsageError
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
 from workers.preparation import Bench
+from workers.service import checkpoint
 from workers.service.checkpoint import Checkpoints
 from workers.service.shift import Shift
 from workers.training import devices, loop
@@ -232,14 +233,9 @@ class _Pack:
         state: State = found["training"]
         return state
 
-    def _subject(self, training: _Training) -> str:
-        """Return all that a job's result depends on, in the words of the first checkpoints."""
-        job, bench = training.job, self._place.bench
-        arm = vars(job.arm)
-        told = {"densities": arm["densities"], "seed": job.seed, "budget": job.budget}
-        told |= {"bars": job.bars} | arm
-        words = ", ".join(f"{name}={value!r}" for name, value in told.items())
-        return f"(Job({words}), {bench.recipe!r}, {bench.device.type!r})"
+    def _subject(self, member: _Training) -> str:
+        bench = self._place.bench
+        return checkpoint.subject(member.job, bench.recipe, bench.device)
 
 
 def _job(claimed: ClaimedJob) -> Job:

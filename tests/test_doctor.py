@@ -389,7 +389,7 @@ def test_checkpoints_of_ended_jobs_are_removed_and_others_stay(
     database: Engine, opened: Open, home: Path
 ) -> None:
     ended, open_, _ = opened.jobs
-    ledger.record(database, opened.worker, [delivery(ended, 1).measurement], [ended.id])
+    ledger.record(database, opened.worker, [delivery(ended, 1).entry], [ended.id])
     key = spool.key_of(opened.study)
     elsewhere = replace(key, created_at="2020-01-01T00:00:00+00:00")
     folder = home / "checkpoints"

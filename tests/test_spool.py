@@ -178,7 +178,7 @@ def test_what_was_committed_before_a_crash_is_not_counted_twice(
     assert queue.deliver(database) == 1
     path.write_bytes(content)  # the process died between the commit and the removal
     again = delivery(claims[0], value=2.0)
-    again.record(database)
+    spool.record(database, [again])
     assert Spool(folder, study).deliver(database) == 1
     assert recorded(database) == [(claims[0][0], 4, 1.0)]
 

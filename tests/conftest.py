@@ -21,6 +21,10 @@ _home = tempfile.TemporaryDirectory(prefix="dt-")
 os.environ["DENSITUNE_HOME"] = _home.name
 os.environ.pop("DENSITUNE_STORAGE", None)
 
+# numpy's matrices here are small: threads of OpenBLAS that wait for each other take three times the
+# CPU time, more where two processes test. It reads this once, when a test file imports numpy.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 # A shell that runs the tests in the background ignores SIGINT, and every process would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores this one

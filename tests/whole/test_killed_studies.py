@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
-from support.shell import command, environment, query, run, write_config
+from support.shell import Here, command, environment, query, run, write_config
 from support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
@@ -64,15 +64,15 @@ def kill_in(phase: str, folder: Path, url: str, database: Engine) -> None:
 
 
 def test_a_study_killed_in_every_phase_gives_the_verdict_and_preset_of_an_undisturbed_one(
-    tmp_path: Path, database: Engine, database_url: str
+    tmp_path: Path, database: Engine, database_url: str, here: Here
 ) -> None:
     confirm = {"finalists": 1, "seeds": 6, "batch": 3, "budget": 3}
     write_config(tmp_path, "killed", training=TRAINING, confirm=confirm)
-    calm = run(tmp_path, database_url, "launch", "killed.yaml", "--force")
+    calm = run(tmp_path, database_url, "launch", "killed.yaml", "--force", "--workers", "1")
     assert calm.returncode == 0, calm.stderr
     expected = preset(tmp_path)
     (tmp_path / "presets" / "killed.json").unlink()
-    assert run(tmp_path, database_url, "delete", "killed", "--yes").returncode == 0
+    assert here.run(tmp_path, database_url, "delete", "killed", "--yes").returncode == 0
 
     for phase in PHASES:
         kill_in(phase, tmp_path, database_url, database)

@@ -21,6 +21,7 @@ from support.databases import temporary
 from support.synthetic import configured, decided, usual
 
 from densitune.weighted_conv import WeightedConv2d
+from optimizer.arms import Arm
 from optimizer.cli import main
 from optimizer.config import study_file
 from optimizer.errors import StudyFailedError, UsageError
@@ -28,7 +29,9 @@ from optimizer.presets import exports, reruns
 from optimizer.presets.document import Preset
 from storage.database import connect
 from workers import verification
+from workers.preparation import Bench
 from workers.training import devices
+from workers.training.recipe import Job
 
 pytestmark = pytest.mark.numerical
 
@@ -299,7 +302,7 @@ def test_a_seed_reproduces_if_every_difference_is_within_its_limit(
     one = reruns.Rerun(
         seed=7,
         recorded={"identity": a, "its scale control": b},
-        found={"identity": a + off, "its scale control": b + off_control},
+        repeated={"identity": a + off, "its scale control": b + off_control},
         limits={"identity": limit, "its scale control": limit_control},
     )
     away, away_control = abs((a + off) - a), abs((b + off_control) - b)
@@ -310,6 +313,16 @@ def test_a_seed_reproduces_if_every_difference_is_within_its_limit(
     else:
         with pytest.raises(StudyFailedError, match="1 of 1 seeds are not reproduced"):
             reruns.summary([one], SHOWN, "CPU")
+
+
+def test_an_arm_is_trained_again_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an arm may say, on which split it is measured too."""
+    arm = Arm({3: (0.5,)}, 0.01, "compensated", {3: 2.0}, trainable=True, split="test")
+    trained: list[Job] = []
+    monkeypatch.setattr(verification, "train", lambda *given, **_: trained.extend(given[2]))
+    bench: Any = Bench(None, None, torch.device("cpu"))  # type: ignore[arg-type]
+    verification.metrics(bench, {"density": arm}, 7, 4)
+    assert trained == [Job(arm, 7, 4)]
 
 
 # Layers

@@ -448,6 +448,19 @@ def test_the_table_has_every_trial_that_has_ended() -> None:
     assert "loss is not finite" in cells
 
 
+def test_a_failure_is_told_in_words_that_depend_on_no_machine() -> None:
+    """A report is handed on, and an error's text may name somebody's folders."""
+    changes: dict[str, Any] = {
+        "state": "failed", "kind": "data", "reason": "OSError: /home/ann/x.png",
+        "error_text": "OSError: /home/ann/x.png", "done": 0, "failed": 2,
+    }  # fmt: skip
+    known = usual()
+    trials = [*known.trials, trial(12, {5: (0.4, 0.4)}, **changes)]
+    text = report.render(dataclasses.replace(known, trials=trials))
+    assert "/home/ann" not in text
+    assert "its data could not be read, twice" in Reader(text).of("td")
+
+
 # The model
 
 

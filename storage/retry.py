@@ -35,6 +35,14 @@ PASSING_CODES = (
     "55P03",  # a lock took too long
 )
 
+# Nothing that a statement brings along can be blamed for these.
+DATABASE_CLASSES = (
+    "28",  # nobody of this name and password
+    "3D", "3F",  # no such database, no such schema
+    "42",  # no such table, or no right to it
+    "XX",  # a fault within the server
+)  # fmt: skip
+
 Result = TypeVar("Result")
 
 log = logging.getLogger("densitune.storage")
@@ -57,6 +65,12 @@ def is_passing(error: BaseException | None) -> bool:
             return code.startswith(PASSING_CLASSES) or code in PASSING_CODES
         error = error.__cause__
     return False
+
+
+def is_of_the_database(error: BaseException) -> bool:
+    """Tell whether an error would meet any other statement too, until somebody mends the server."""
+    code = getattr(error.orig, "pgcode", None) if isinstance(error, DBAPIError) else None
+    return code is not None and code.startswith(DATABASE_CLASSES)
 
 
 def waits(uniform: Callable[[float, float], float] = random.uniform) -> Iterator[float]:

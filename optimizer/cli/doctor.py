@@ -163,7 +163,7 @@ def _remove(files: Iterable[Path]) -> None:
 def _spooled(engine: Engine, folder: Path, name: str | None) -> Iterator[Diagnosis]:
     """Find measurements that wait on this machine for a worker to deliver them."""
     try:
-        waiting, damaged = spool.survey(folder)
+        waiting, aside = spool.survey(folder)
     except OSError as error:
         yield Diagnosis(
             where=str(error.filename),
@@ -187,9 +187,10 @@ def _spooled(engine: Engine, folder: Path, name: str | None) -> Iterator[Diagnos
             else f"name its database with --storage, or, if it was deleted, remove {key.short}-*",
             fix=partial(Spool(folder, study).deliver, engine) if study and ours else None,
         )
-    for path in damaged:
+    for path in aside:
+        how = "refused by the database" if path.suffix == ".refused" else "damaged"
         yield Diagnosis(
             where=str(path),
-            what="this measurement was damaged and is not delivered; its job is trained again",
+            what=f"this measurement was {how} and is not delivered; its job is trained again",
             remedy="remove the file when you have looked at it",
         )

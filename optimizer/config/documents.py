@@ -25,13 +25,18 @@ def read(path: Path) -> bytes:
     return content
 
 
-def from_json(stored: str | bytes) -> Any:
-    """Return the value of a JSON document; ValueError if it is none, or beyond the limits."""
+def from_json(stored: str | bytes, *, any_text: bool = False) -> Any:
+    """Return the value of a JSON document; ValueError if it is none, or beyond the limits.
+
+    any_text: texts are not looked at (see `checked`).
+    """
+    if len(stored) > MOST_BYTES:
+        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
     try:
         value = json.loads(stored, parse_int=whole, object_pairs_hook=_mapping)
     except RecursionError:
         raise too_deep() from None
-    return checked(value)
+    return checked(value, any_text=any_text)
 
 
 def whole(digits: str, base: int = 10) -> int:
@@ -41,7 +46,7 @@ def whole(digits: str, base: int = 10) -> int:
     return int(digits, base)
 
 
-def checked(value: Any) -> Any:
+def checked(value: Any, *, any_text: bool = False) -> Any:
     """Return a document's value; ValueError if it is nested too deep or a text has no use.
 
     Neither paths nor the database can hold the character NUL, nor half a surrogate pair.
@@ -49,7 +54,7 @@ def checked(value: Any) -> Any:
     parts, levels = [value], 0
     while parts:
         for part in parts:
-            if isinstance(part, str):
+            if isinstance(part, str) and not any_text:
                 _check_text(part)
         collections = [part for part in parts if isinstance(part, dict | list | tuple | set)]
         levels += bool(collections)

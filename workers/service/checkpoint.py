@@ -50,12 +50,13 @@ class Checkpoints:
         path = self._path(job)
         try:
             found = _read(path)
+            known = bool(found["key"] == self._key(job, subject))  # of tensors, this may raise
         except FileNotFoundError:
             return None
         except Exception as error:  # what somebody else's file may bring about is anybody's guess
             log.warning("checkpoint %s is unusable, starting again: %s", path, error)
             return None
-        if found["key"] != self._key(job, subject):
+        if not known:
             log.warning("checkpoint %s is not of this job, or of another version", path)
             return None
         state: dict[str, Any] = found["state"]

@@ -6,26 +6,29 @@ committed what it holds. Delivering twice is harmless (storage.ledger keeps what
 finds a file delivers it, also a worker that was started later.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
 from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
 
-from storage import ledger, studies
+from optimizer.config import documents
+from storage import ledger, retry, studies
 from storage.ledger import Entry
 from storage.studies import Study
 from workers.service import durable
+from workers.service.spooled import left_aside, set_aside, taken
 from workers.training.recipe import Ending
 
 MOST_FILES = 10_000
@@ -89,6 +92,9 @@ def key_of(study: Study) -> StudyKey:
     return StudyKey(study.name, study.id, study.created_at.astimezone(UTC).isoformat())
 
 
+_KEY, _DELIVERY = TypeAdapter(StudyKey), TypeAdapter(Delivery)
+
+
 class Spool:
     """The measurements of one study that wait in a folder; any thread may call any method.
 
@@ -124,8 +130,8 @@ class Spool:
         """Record what waits, in order; return how many measurements that were.
 
         What the database raises comes through, and what is not recorded stays. Nothing is recorded
-        if the study has been deleted, even if there is one of its name again. A damaged file is set
-        aside as *.damaged and named in the log.
+        if the study has been deleted, even if there is one of its name again. What is damaged, or
+        what the database will never take, is set aside as *.damaged or *.refused, and logged.
         """
         files = self.pending()
         if not (files or self._held):
@@ -136,31 +142,34 @@ class Spool:
         delivered = sum(self._deliver_file(path, engine) for path in files)
         with self._lock:
             while self._held:
-                record(engine, self._held[:1])
+                if refusal := _refusal(engine, self._held[0]):
+                    log.error("a measurement is refused and dropped: %s", refusal)
+                delivered += not refusal
                 del self._held[0]
-                delivered += 1
         return delivered
 
     def _deliver_file(self, path: Path, engine: Engine) -> bool:
-        """Record one file's measurement, unless another process has taken it or it is damaged.
+        """Record one file's measurement, unless another process has taken it or it is of no use.
 
-        A job of which an earlier measurement is damaged does not end: it has to be trained again.
+        A job of which an earlier measurement is aside does not end: it has to be trained again.
         """
         earlier = self._earlier(path)
         if any(other.suffix == ".json" for other in earlier):
             return False  # another process is at it
         try:
-            with _taken(path) as content:
+            with taken(path) as content:
                 if content is None:
                     return False
                 try:
                     delivery = self._own(content)
                 except DamagedError as error:
-                    _set_aside(path, error)
+                    set_aside(path, "damaged", error)
                     return False
-                if earlier:
-                    delivery = replace(delivery, ending=None)
-                record(engine, [delivery])
+                if refusal := _refusal(
+                    engine, replace(delivery, ending=None) if earlier else delivery
+                ):
+                    set_aside(path, "refused", refusal)
+                    return False
                 path.unlink(missing_ok=True)
         except OSError as error:
             log.error("cannot take the spooled measurement %s: %s", path, error.strerror)
@@ -168,9 +177,9 @@ class Spool:
         return True
 
     def _earlier(self, path: Path) -> list[Path]:
-        """Return what is left, whole or damaged, of the measurements that the job made before."""
+        """Return what is left, or aside, of the measurements that the job made before."""
         job = path.name.rpartition("-")[0]
-        left = (*self._folder.glob(f"{job}-*.json"), *self._folder.glob(f"{job}-*.damaged"))
+        left = (*self._folder.glob(f"{job}-*.json"), *left_aside(self._folder, f"{job}-"))
         return [other for other in left if other.name < path.name]
 
     def _own(self, content: bytes) -> Delivery:
@@ -182,20 +191,36 @@ class Spool:
 
 
 def survey(folder: Path) -> tuple[dict[StudyKey, int], list[Path]]:
-    """Return how many measurements of which studies wait, and the damaged files, aside or not yet.
+    """Return how many measurements of which studies wait, and what is aside or will be.
 
     OSError if a file cannot be read.
     """
     waiting: dict[StudyKey, int] = defaultdict(int)
-    damaged = list(folder.glob("*.damaged"))
+    aside = left_aside(folder)
     for path in folder.glob("*.json"):
         try:
-            waiting[_decoded(path.read_bytes())[0]] += 1
-        except DamagedError:
-            damaged.append(path)
+            if not os.path.isfile(path):  # a pipe would be waited for
+                raise DamagedError("it is no plain file")
+            waiting[_decoded(documents.read(path))[0]] += 1
+        except (DamagedError, ValueError):
+            aside.append(path)
         except FileNotFoundError:  # delivered just now
             continue
-    return dict(waiting), sorted(damaged)
+    return dict(waiting), sorted(aside)
+
+
+def _refusal(engine: Engine, delivery: Delivery) -> str | None:
+    """Record a measurement; return why the database will never take it, if so.
+
+    What is passing comes through, and so does what is no fault of the measurement's.
+    """
+    try:
+        record(engine, [delivery])
+    except SQLAlchemyError as error:
+        if retry.is_passing(error) or retry.is_of_the_database(error):
+            raise
+        return retry.first_line(error)
+    return None
 
 
 def _write(folder: Path, key: StudyKey, delivery: Delivery) -> None:
@@ -246,18 +271,16 @@ def _encoded(key: StudyKey, delivery: Delivery) -> bytes:
 def _decoded(stored: bytes) -> tuple[StudyKey, Delivery]:
     """Return what a file holds; DamagedError if it was truncated or altered."""
     try:
-        document = json.loads(stored)
+        document = documents.from_json(
+            stored, any_text=True
+        )  # what is in `extra` the database says
         content = document["content"]
         if document["sha256"] != _digest(content):
             raise DamagedError("its checksum does not match")
         made = content["delivery"]
-        delivery = Delivery(
-            worker_id=made["worker_id"],
-            fence=made["epoch"],
-            entry=Entry(**made["measurement"]),
-            ending=made["ending"],
-        )
-        return StudyKey(**content["study"]), delivery
+        told = {**made, "fence": made["epoch"], "entry": made["measurement"]}
+        key = _KEY.validate_python(documents.checked(content["study"]))
+        return key, _DELIVERY.validate_python(told)
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError("it is no measurement, or only a part of one") from error
 
@@ -265,31 +288,3 @@ def _decoded(stored: bytes) -> tuple[StudyKey, Delivery]:
 def _digest(content: Mapping[str, Any]) -> str:
     """Return the SHA-256 of a JSON value's canonical text, in hex."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-@contextmanager
-def _taken(path: Path) -> Iterator[bytes | None]:
-    """Yield a file's content while no other process may take it; None if one does or did.
-
-    A process that dies lets go of it.
-    """
-    try:
-        file = path.open("r+b")  # flock needs a writable file on NFS
-    except FileNotFoundError:
-        yield None
-        return
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield None
-            return
-        delivered = os.fstat(file.fileno()).st_nlink == 0  # between our opening and our locking
-        yield None if delivered else file.read()
-
-
-def _set_aside(path: Path, reason: DamagedError) -> None:
-    aside = path.with_suffix(".json.damaged")
-    with suppress(FileNotFoundError):  # another process was faster
-        path.rename(aside)
-        log.error("a spooled measurement is damaged and is not delivered: %s (%s)", aside, reason)

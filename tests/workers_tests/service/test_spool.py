@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, create_engine, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, ProgrammingError
 
 from storage import jobs, ledger, roster, studies, trials
 from storage.ledger import Entry
@@ -404,3 +404,122 @@ def test_files_without_their_name_yet_do_not_count(study: Study, folder: Path) -
     path.rename(path.with_suffix(".123.part"))
     assert queue.pending() == []
     assert spool.survey(folder) == ({}, [])
+
+
+def test_what_the_database_will_never_take_is_set_aside_and_the_others_arrive(
+    database: Engine,
+    study: Study,
+    claims: list[jobs.Claim],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also in memory, where the first one waits because its folder was none."""
+    (first, _), second, third = claims
+    folder.parent.mkdir()
+    folder.write_text("no folder")
+    queue = Spool(folder, study)
+    queue.put(delivery((first, 1), rung=2, note="a\0b"))
+    assert (queue.deliver(database), queue.held) == (0, 0)
+    assert "a measurement is refused and dropped: " in caplog.text
+    folder.unlink()
+    queue.put(delivery((first, 1), rung=2, note="a\0b"))
+    queue.put(delivery((first, 1), rung=4))
+    queue.put(delivery(second, value=10.0**300))
+    queue.put(delivery(third, rung=10**12))
+    assert queue.deliver(database) >= 1
+    assert (first, 4, 1.5) in recorded(database)
+    assert queue.pending() == []
+    waiting, aside = spool.survey(folder)
+    assert waiting == {}
+    assert {path.suffix for path in aside} == {".refused"}
+    assert sum(str(path) in caplog.text for path in aside) == len(aside) >= 2
+    assert states(database)[0] == "running"  # with its rung 2 missing it does not end
+    assert queue.deliver(database) == 0
+
+
+def test_what_is_the_databases_fault_stays(
+    database: Engine, study: Study, claims: list[jobs.Claim], folder: Path
+) -> None:
+    queue = Spool(folder, study)
+    queue.put(delivery(claims[0]))
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE densitune.measurements RENAME TO elsewhere"))
+    with pytest.raises(ProgrammingError):
+        queue.deliver(database)
+    with database.begin() as connection:
+        connection.execute(text("ALTER TABLE densitune.elsewhere RENAME TO measurements"))
+    assert (len(queue.pending()), queue.deliver(database)) == (1, 1)
+
+
+def signed(content: Any) -> str:
+    """A file of the spool, whatever it holds, with a checksum that is right."""
+    return json.dumps({"sha256": spool._digest(content), "content": content})
+
+
+def altered(key: StudyKey, place: str, value: Any) -> str:
+    content = json.loads(spool._encoded(key, delivery((7, 1))))["content"]
+    *above, last = place.split("/")
+    inside = content
+    for part in above:
+        inside = inside[part]
+    inside[last] = value
+    return signed(content)
+
+
+STUDY = StudyKey("a study", 3, "2026-01-02T03:04:05.000006+00:00")
+FOREIGN = {
+    "deep lists": "[" * 100_000,
+    "deep mappings": '{"a":' * 20_000,
+    "many digits": "9" * 5_000,
+    "too much": " " * (2 * 2**20),
+    "no mapping": "[]",
+    "a list for a study": signed({"study": [], "delivery": {}}),
+    "a name with NUL": altered(STUDY, "study/name", "a\0b"),
+    "a name that is none": altered(STUDY, "study/name", {}),
+    "an id that is none": altered(STUDY, "study/id", [1]),
+    "a job that is none": altered(STUDY, "delivery/measurement/job_id", "x"),
+    "a value that is none": altered(STUDY, "delivery/measurement/value", {"a": 1}),
+    "more that is none": altered(STUDY, "delivery/measurement/extra", [1]),
+    "an unknown end": altered(STUDY, "delivery/ending", "lost"),
+    "deep in more": altered(
+        STUDY, "delivery/measurement/extra", {"a": json.loads("[" * 90 + "]" * 90)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_foreign_file_is_damaged_and_nothing_else(
+    database: Engine,
+    study: Study,
+    claims: list[jobs.Claim],
+    folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    queue = Spool(folder, study)
+    queue.put(delivery(claims[2]))
+    path = folder / f"{spool.key_of(study).short}-{claims[0][0]:012d}-000004.json"
+    path.write_text(FOREIGN[name])
+    assert spool.survey(folder) == ({spool.key_of(study): 1}, [path])
+    assert queue.deliver(database) == 1
+    assert recorded(database) == [(claims[2][0], 4, 1.5)]
+    aside = path.with_suffix(".json.damaged")
+    assert spool.survey(folder) == ({}, [aside])
+    assert str(aside) in caplog.text
+
+
+def test_a_pipe_in_the_folder_is_not_waited_for(
+    database: Engine, study: Study, claims: list[jobs.Claim], folder: Path
+) -> None:
+    queue = Spool(folder, study)
+    queue.put(delivery(claims[2]))
+    pipe = folder / f"{spool.key_of(study).short}-{claims[0][0]:012d}-000004.json"
+    os.mkfifo(pipe)
+    assert queue.deliver(database) == 1
+    assert spool.survey(folder) == ({}, [pipe])
+
+
+@given(st.binary(max_size=200) | st.text(st.sampled_from('[]{}:",019eE\\u\0'), max_size=60))
+def test_no_file_ends_in_another_error(stored: bytes | str) -> None:
+    with pytest.raises(DamagedError):
+        spool._decoded(stored if isinstance(stored, bytes) else stored.encode())

@@ -4,6 +4,7 @@ Part of the command line, as the modules of its commands are: here the workers' 
 and the study meet.
 """
 
+import re
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -140,8 +141,9 @@ def _abandoned(home: Path) -> Iterator[Diagnosis]:
 def _checkpoints(engine: Engine, folder: Path, study: Study) -> Iterator[Diagnosis]:
     """Find checkpoints of jobs that have ended: somebody else has finished them."""
     files = {
-        int(path.stem.partition("-")[2]): path
+        int(job): path
         for path in folder.glob(f"{spool.key_of(study).short}-*.pt")
+        if re.fullmatch("[0-9]{12,18}", job := path.stem.partition("-")[2])
     }
     useless = [files[job] for job in inspection.ended_jobs(engine, files)]
     if useless:
@@ -187,10 +189,12 @@ def _spooled(engine: Engine, folder: Path, name: str | None) -> Iterator[Diagnos
             else f"name its database with --storage, or, if it was deleted, remove {key.short}-*",
             fix=partial(Spool(folder, study).deliver, engine) if study and ours else None,
         )
-    for path in aside:
-        how = "refused by the database" if path.suffix == ".refused" else "damaged"
-        yield Diagnosis(
-            where=str(path),
-            what=f"this measurement was {how} and is not delivered; its job is trained again",
-            remedy="remove the file when you have looked at it",
-        )
+    for refused in (False, True):
+        if paths := [path for path in aside if (path.suffix == ".refused") is refused]:
+            yield Diagnosis(
+                where=str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else ""),
+                what=f"{len(paths)} measurements "
+                f"{'that the database refused' if refused else 'that were damaged'} "
+                "are not delivered; their jobs are trained again",
+                remedy="the workers' logs say why; remove what you have looked at",
+            )

@@ -22,16 +22,7 @@ import numpy as np
 
 from optimizer.config.choices import LabelKind
 from optimizer.errors import UsageError
-from workers.data.bank import (
-    Arrays,
-    Bank,
-    Held,
-    Labels,
-    Pixels,
-    alone_in,
-    cached,
-    key_of,
-)
+from workers.data.bank import Arrays, Bank, Held, Labels, Pixels, alone_in, cached, key_of
 from workers.data.sources import md5_of, stamps
 from workers.data.splits import stratified_split
 
@@ -271,6 +262,12 @@ def _new_array(*_: object) -> _PickledArray:
     return _PickledArray()
 
 
+def _array_from(raw: bytes, dtype: object, shape: tuple[int, ...], order: str) -> _PickledArray:
+    array = _PickledArray()
+    array.__setstate__((1, shape, dtype, order == "F", raw))
+    return array
+
+
 def _encode_latin1(text: str, _: str) -> bytes:
     return text.encode("latin1")
 
@@ -281,6 +278,8 @@ class _Unpickler(pickle.Unpickler):
     _stand_ins: ClassVar[dict[str, Callable[..., object]]] = {
         "numpy.core.multiarray._reconstruct": _new_array,
         "numpy._core.multiarray._reconstruct": _new_array,  # the name since NumPy 2
+        "numpy.core.numeric._frombuffer": _array_from,  # protocol 5
+        "numpy._core.numeric._frombuffer": _array_from,
         "numpy.ndarray": _PickledArray,
         "numpy.dtype": _PickledByte,
         "_codecs.encode": _encode_latin1,  # how Python 3 writes bytes for Python 2

@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import io
 import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -50,7 +51,8 @@ class Checkpoints:
         path = self._path(job)
         try:
             found = _read(path)
-            known = bool(found["key"] == self._key(job, subject))  # of tensors, this may raise
+            # Of tensors, this may raise.
+            known = bool(found["key"] == self._key(job, subject)) and type(found["state"]) is dict
         except FileNotFoundError:
             return None
         except Exception as error:  # what somebody else's file may bring about is anybody's guess
@@ -106,5 +108,8 @@ def _read(path: Path) -> dict[str, Any]:
     digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum does not match")
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:  # as torch writes it, nothing compressed
+        if sum(part.file_size for part in archive.infolist()) > len(content):
+            raise ValueError("it unpacks to more than it has")
     loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     return {"key": loaded["key"], "state": loaded["state"]}

@@ -385,6 +385,31 @@ def test_a_damaged_measurement_is_named(database: Engine, opened: Open, home: Pa
     assert str(path) in beyond_repair(database, home)
 
 
+def test_measurements_of_no_use_are_counted_by_what_they_are(
+    database: Engine, opened: Open, home: Path
+) -> None:
+    """A line for each kind, however many there are and whatever is in them."""
+    queue = Spool(home / "spool", opened.study)
+    for job in opened.jobs:
+        queue.put(delivery(job, opened.worker))
+    first, second, third = queue.pending()
+    first.write_text("[" * 100_000)
+    second.write_text("9" * 5_000)
+    third.rename(third.with_suffix(".json.refused"))
+    damaged, refused = (finding.line for finding in wrong(database, home))
+    assert f"{first} and 1 more: 2 measurements that were damaged are not delivered" in damaged
+    assert "1 measurements that the database refused are not delivered" in refused
+
+
+def test_files_of_other_names_among_the_checkpoints_are_nobodys(
+    database: Engine, opened: Open, home: Path
+) -> None:
+    (home / "checkpoints").mkdir()
+    for job in ("x", "9" * 30, "-1", ""):
+        (home / "checkpoints" / f"{spool.key_of(opened.study).short}-{job}.pt").touch()
+    assert wrong(database, home) == []
+
+
 def test_checkpoints_of_ended_jobs_are_removed_and_others_stay(
     database: Engine, opened: Open, home: Path
 ) -> None:

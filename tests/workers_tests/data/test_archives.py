@@ -383,7 +383,7 @@ def test_no_module_loads_a_pickle_or_unpacks_an_archive_as_it_comes(path: Path) 
 
 def test_unpicklers_decide_on_every_name_and_yaml_makes_plain_values() -> None:
     assert cifar100._Unpickler.find_class is not pickle.Unpickler.find_class
-    assert issubclass(strict_yaml.OneValuePerKey, yaml.SafeLoader)
+    assert issubclass(strict_yaml.StrictLoader, yaml.SafeLoader)
     classes = [
         ast.unparse(node)
         for path in SOURCES

@@ -283,6 +283,46 @@ def test_damaged_archive_is_told(tmp_path: Path) -> None:
     assert line.endswith("replace it or set download: true")
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("module", ["numpy._core", "numpy.core"])
+@pytest.mark.parametrize("protocol", range(6))
+def test_a_copy_in_every_protocol_of_pickle_is_read(
+    folder: Path, tmp_path: Path, protocol: int, module: str, order: Literal["C", "F"]
+) -> None:
+    """Copies are made by hand, and Python 3.14 takes protocol 5 unless it is told otherwise."""
+    content: dict[str, Any] = dict(entries())
+    content["data"] = np.asarray(content["data"], order=order)
+    raw = pickle.dumps(content, protocol=protocol)
+    if module == "numpy.core" and protocol < 4:  # later, names have their lengths before them
+        raw = raw.replace(b"numpy._core", b"numpy.core")
+    expected = prepare(folder, tmp_path / "one").fingerprint
+    (folder / "cifar-100-python" / "train").write_bytes(raw)
+    assert prepare(folder, tmp_path / "two").fingerprint == expected
+
+
+@pytest.mark.parametrize(
+    ("raw", "shape", "dtype"),
+    [(b"abc", (10**9, 3072), "u1"), (b"abc", (-1, 3072), "u1"), (b"a" * 3072, (1, 3072), "i8")],
+)
+def test_a_buffer_that_is_no_picture_is_told(
+    folder: Path, tmp_path: Path, raw: bytes, shape: tuple[int, ...], dtype: str
+) -> None:
+    array = np.zeros(1, dtype).view()
+    content = {**entries(), "data": Buffered(raw, array.dtype, shape)}
+    (folder / "cifar-100-python" / "train").write_bytes(pickle.dumps(content, protocol=5))
+    assert "is not a file of CIFAR-100: it is damaged (" in refused(folder, tmp_path / "cache")
+
+
+class Buffered:
+    """Pickled as NumPy does in protocol 5, whatever the parts."""
+
+    def __init__(self, *parts: Any) -> None:
+        self.parts = parts
+
+    def __reduce__(self) -> tuple[object, tuple[Any, ...]]:
+        return np._core.numeric._frombuffer, (*self.parts, "C")
+
+
 class Malice:
     def __init__(self, mark: Path) -> None:
         self.mark = mark

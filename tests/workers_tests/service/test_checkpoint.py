@@ -6,6 +6,7 @@ import io
 import logging
 import os
 import pickle
+import zipfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,36 @@ def test_the_bytes_are_on_the_disk_before_the_name_and_the_name_after(
     monkeypatch.setattr(Path, "replace", renamed)
     kept.save(JOB, SUBJECT, STATE)
     assert done == ["file", "name", "folder"]
+
+
+def stored(value: Any, *, legacy: bool = False) -> bytes:
+    raw = io.BytesIO()
+    torch.save(value, raw, _use_new_zipfile_serialization=not legacy)
+    return raw.getvalue()
+
+
+def deflated(content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as given, zipfile.ZipFile(packed, "w") as taken:
+        for part in given.infolist():
+            taken.writestr(part.filename, given.read(part), zipfile.ZIP_DEFLATED)
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["tensors", "no state", "a list", "no keys", "a bomb", "legacy"])
+def test_a_foreign_file_with_a_right_checksum_is_of_no_use_and_nothing_else(
+    kept: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    key = kept._key(JOB, SUBJECT)
+    contents = {
+        "tensors": stored({"key": {**key, "job": torch.zeros(2)}, "state": {}}),
+        "no state": stored({"key": key, "state": 5}),
+        "a list": stored([1]),
+        "no keys": stored({}),
+        "a bomb": deflated(stored({"key": key, "state": {"a": torch.zeros(2**22)}})),
+        "legacy": stored({"key": key, "state": {}}, legacy=True),
+    }
+    content = contents[kind]
+    only_file(tmp_path).write_bytes(hashlib.sha256(content).digest() + content)
+    assert kept.load(JOB, SUBJECT) is None
+    assert str(only_file(tmp_path)) in caplog.text

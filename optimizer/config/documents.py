@@ -21,7 +21,7 @@ def read(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        raise too_large("bytes")
     return content
 
 
@@ -31,7 +31,7 @@ def from_json(stored: str | bytes, *, any_text: bool = False) -> Any:
     any_text: texts are not looked at (see `checked`).
     """
     if len(stored) > MOST_BYTES:
-        raise ValueError(f"it has more than {MOST_BYTES:,} bytes")
+        raise too_large("bytes")
     try:
         value = json.loads(stored, parse_int=whole, object_pairs_hook=_mapping)
     except RecursionError:
@@ -64,9 +64,14 @@ def checked(value: Any, *, any_text: bool = False) -> Any:
     return value
 
 
+def too_large(unit: str) -> ValueError:
+    """Return the error of a document with too many bytes or characters."""
+    return ValueError(f"it has more than {MOST_BYTES:,} {unit}; make it smaller")
+
+
 def too_deep() -> ValueError:
     """Return the error of a document with too many levels."""
-    return ValueError(f"it is nested deeper than {MOST_LEVELS} levels")
+    return ValueError(f"it is nested deeper than {MOST_LEVELS} levels; make it flatter")
 
 
 def _inside(collection: Any) -> Iterable[Any]:
@@ -77,9 +82,9 @@ def _inside(collection: Any) -> Iterable[Any]:
 
 def _check_text(text: str) -> None:
     if "\0" in text:
-        raise ValueError(f"the text {text[:40]!r} has the character NUL")
+        raise ValueError(f"the text {text[:40]!r} has the character NUL; remove it")
     if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError(f"the text {text[:40]!r} has half a surrogate pair")
+        raise ValueError(f"the text {text[:40]!r} has half a surrogate pair; remove it")
 
 
 def _mapping(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -58,9 +58,7 @@ class StrictLoader(yaml.SafeLoader):
         if levels > documents.MOST_LEVELS:
             raise documents.too_deep()
         if size > documents.MOST_BYTES:
-            raise ValueError(
-                f"with its aliases it has more than {documents.MOST_BYTES:,} characters"
-            )
+            raise documents.too_large("characters with its aliases written out")
         return levels, size
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

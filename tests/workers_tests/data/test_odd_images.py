@@ -383,3 +383,26 @@ def test_without_an_image_what_was_passed_over_is_told(tmp_path: Path) -> None:
         f"no images in {album} (passed over: images in sub-folders (1)); "
         "put photographs (png, jpg, tif, ...) there"
     )
+
+
+@pytest.mark.parametrize("kind", ["tif", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_other_kinds_are_turned_too(tmp_path: Path, kind: str, orientation: int) -> None:
+    file = tmp_path / f"a.{kind}"
+    told = Image.Exif()
+    told[0x0112] = orientation
+    Image.fromarray(noise(4)).save(file, exif=told, **{"lossless": True} if kind == "webp" else {})
+    turned = Image.fromarray(noise(4))
+    if orientation in metadata._TURNS:
+        turned = turned.transpose(metadata._TURNS[orientation])
+    np.testing.assert_array_equal(read(file, "rgb"), np.asarray(turned).transpose(2, 0, 1))
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=50)
+def test_no_metadata_make_a_sound_webp_unreadable(
+    tmp_path_factory: pytest.TempPathFactory, odd: bytes
+) -> None:
+    file = tmp_path_factory.getbasetemp() / "odd.webp"
+    Image.fromarray(noise(4)).save(file, lossless=True, exif=b"Exif\0\0" + odd, xmp=odd)
+    assert sorted(read(file, "rgb").shape) == [3, 20, 30]

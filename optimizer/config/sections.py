@@ -74,7 +74,7 @@ class DenoisingData(Section):
     """Standard deviation of the noise on the 0-255 scale."""
     patch: Annotated[int, Field(ge=8, le=512)] = 40
     """Side of a training patch, pixels."""
-    patches_per_image: PositiveInt = 64
+    patches_per_image: Annotated[int, Field(gt=0, le=1_000_000)] = 64
     crop: Annotated[int, Field(ge=16, le=4096)] = 128
     """Side of the central crop that is judged of each validation image, pixels."""
     validation: Share = 0.2
@@ -278,7 +278,7 @@ class Confirm(Section):
     """With how many fresh seeds each arm is trained, at most."""
     batch: Annotated[int, Field(ge=2, le=1000)] = 6
     """Seeds between two looks at the evidence; an arm that is judged gets no more."""
-    budget: PositiveInt | None = None
+    budget: Annotated[int, Field(gt=0, le=1_000_000)] | None = None
     """Epochs; null is twice training.budget."""
     trainable: bool = False
     """Whether densities are also learned by gradient, and confirmed as one more finalist."""

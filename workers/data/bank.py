@@ -241,7 +241,7 @@ def _open(home: Path, source: str) -> Bank | None:
             source=f"{source}: {_counts(parts, meta['classes'], count)}",
             test=partial(_open_test, home) if count else None,
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):
+    except Exception:  # a damaged bank can raise anything
         return None
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import BITSPERSAMPLE, SAMPLEFORMAT, TiffImageFile
 
@@ -18,6 +18,8 @@ from workers.data.bank import Pixels
 
 CHANNELS: dict[Color, int] = {"gray": 1, "rgb": 3}
 _MODES: dict[Color, str] = {"gray": "L", "rgb": "RGB"}
+_MOST_BYTES = 2**30
+"""Of a PNG or JPEG, which is read as a whole: three times the pixels of the largest image."""
 # Of the suffixes in `listing`. Left to itself Pillow goes by the content, and would hand PostScript
 # that calls itself a .png to Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
@@ -50,8 +52,10 @@ def decode(file: Path | BinaryIO, name: str, color: Color) -> Image.Image:
     except UsageError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes them raise
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = f"its content is no {', '.join(_FORMATS)}" if unknown else error
         raise UsageError(
-            f"{name} is not a readable image: {error}; remove or replace it"
+            f"{name} is not a readable image: {reason}; remove or replace it"
         ) from error
 
 
@@ -59,7 +63,12 @@ def _content(stream: BinaryIO) -> bytes | None:
     """Return all of a PNG or JPEG; None, with the stream at its start, of other kinds."""
     start = stream.read(len(metadata.PNG))
     stream.seek(0)
-    return stream.read() if start.startswith((metadata.PNG, metadata.JPEG)) else None
+    if not start.startswith((metadata.PNG, metadata.JPEG)):
+        return None
+    content = stream.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES:,} bytes")
+    return content
 
 
 def _refuse_other_depths(opened: Image.Image, name: str) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin, TiffImagePlugin
 
 from optimizer.errors import UsageError
-from workers.data import metadata
+from workers.data import images, metadata
 from workers.data.bank import Pixels
 from workers.data.folder import load_classes, load_photographs
 from workers.data.images import read
@@ -313,6 +313,24 @@ def test_nothing_of_a_file_is_lost_but_metadata(odd: bytes) -> None:
         kept = metadata.bare(start + odd)
         assert kept.startswith(start[:2])
         assert len(kept) <= len(start + odd)
+
+
+@pytest.mark.parametrize("content", [b"", b"GIF89a", metadata.PNG, metadata.JPEG, b"%!PS-Adobe"])
+def test_what_is_no_image_is_told_by_its_name(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "a.png"
+    file.write_bytes(content)
+    line = refusal(lambda: read(file, "rgb"))
+    assert line.startswith(f"{file} is not a readable image: ")
+    assert "0x" not in line
+
+
+def test_a_png_of_endless_content_is_not_read_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(images, "_MOST_BYTES", 1000)
+    file = tmp_path / "a.png"
+    file.write_bytes(png(noise(1), 2, chunk(b"tEXt", bytes(1000))))
+    assert "it has more than 1,000 bytes" in refusal(lambda: read(file, "rgb"))
 
 
 # Folders

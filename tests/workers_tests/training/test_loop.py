@@ -874,6 +874,7 @@ sys.meta_path.insert(0, Refuse())
 
 import numpy as np
 import torch
+from optimizer.arms import Arm
 from workers.data import bank, cifar100, div2k, folder, photos
 from workers.networks import proxies
 from workers.training import devices, packing, recipe, tasks

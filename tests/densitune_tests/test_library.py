@@ -38,7 +38,7 @@ def test_all_public_names_of_its_modules_can_be_seen() -> None:
     defined = {
         name
         for module in (density, weighted_conv)
-        for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
+        for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
         for name in names_of(node)
         if not name.startswith("_")
     }

@@ -4,13 +4,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test chaos check clean
+.PHONY: quickstart test numerical chaos check clean
 
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
 
 test: $(VENV)/installed-test  ## the whole test suite
 	$(BIN)/pytest -n 2
+
+# A CPU without AVX-512 takes other kernels, and sees its memory checked: mallopt(3), M_CHECK_ACTION.
+numerical: export ONEDNN_MAX_CPU_ISA := AVX2
+numerical: export ATEN_CPU_CAPABILITY := avx2
+numerical: export MALLOC_CHECK_ := 3
+numerical: $(VENV)/installed-test  ## the numerical tests again, as on a CPU without AVX-512
+	LD_PRELOAD=libc_malloc_debug.so.0 $(BIN)/pytest -n 2 -m numerical
 
 chaos: $(VENV)/installed-test  ## processes killed, PostgreSQL restarted and gone, for half an hour
 	$(BIN)/pytest -m long -s tests/chaos

@@ -25,13 +25,14 @@ from scipy.stats import spearmanr
 
 from densitune.density import Densities, length
 from optimizer import design
+from optimizer.arms import Arm, Precision
 from optimizer.cli import environment
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from workers import preparation
 from workers.training import capture, devices
 from workers.training.loop import train
-from workers.training.recipe import Job, Precision
+from workers.training.recipe import Job
 
 
 def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densities, int]) -> float:
@@ -50,7 +51,7 @@ def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densitie
     train(
         preparation.task(given, bank, device),
         preparation.recipe(given, bank, precision),
-        [Job(densities, seed, given.training.budget)],
+        [Job(Arm(densities), seed, given.training.budget)],
         device,
         on_rung=lambda _, measurement: values.append(measurement.score.value),
         on_failure=refuse,

@@ -72,7 +72,7 @@ def measure(url: str, server: int, load: Load) -> Found:
     engine = database.connect(url)
     database.prepare(engine)
     name = f"load-{load.workers}-{time.time_ns()}"
-    study_id = studies.create(engine, name, {}, "none", {})[0].id
+    study_id = studies.create(engine, name, {}, "none", {}, "search")[0].id
     _queue(engine, study_id, round(load.workers * (load.seconds / load.job_seconds + 2)))
     processes = -(-load.workers // THREADS)
     context = multiprocessing.get_context("spawn")
@@ -90,8 +90,8 @@ def measure(url: str, server: int, load: Load) -> Found:
     times = Times()
     for part, _ in simulated:
         times.add(part)
-    for error in sorted(set(times.errors))[:3]:
-        print(f"  error: {error.splitlines()[0]}")
+    for error in sorted({said.partition("\n")[0] for said in times.errors})[:3]:
+        print(f"  error: {error}")
     done, rate = _done(engine, study_id)
     engine.dispose()
     return Found(
@@ -148,8 +148,8 @@ def _queue(engine: Engine, study_id: int, count: int) -> None:
     with engine.begin() as connection:
         for number in range(-(-count // SEEDS)):
             trials.add(
-                connection, study_id, number=number, role="candidate", label="", densities={},
-                seeds=range(SEEDS), budget=BUDGET,
+                connection, study_id, "search", number=number, role="candidate", label="",
+                densities={}, seeds=range(SEEDS), budget=BUDGET,
             )  # fmt: skip
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         connection.execute(text("VACUUM ANALYZE densitune.jobs"))

@@ -25,6 +25,7 @@ from helpers import ratios
 from helpers.cases import FAMILIES, SIGMA, Case
 from helpers.plain_training import Problem
 
+from optimizer.arms import Arm
 from workers.training import capture, devices, packing
 from workers.training.member import Member
 from workers.training.recipe import Job
@@ -122,7 +123,7 @@ def densitune_step(case: Case, device: torch.device) -> Step:
     task, recipe = case.task(device), case.recipe(device)
     size = packing.best_size(task, recipe, device)
     job = Job(
-        case.densities, seed=0, budget=packing.MOST_STEPS // (case.images // recipe.batch_size)
+        Arm(case.densities), seed=0, budget=packing.MOST_STEPS // (case.images // recipe.batch_size)
     )
     pack = [Member(task, recipe, job, device) for _ in range(size)]
     for _ in range(capture.EAGER_STEPS):

@@ -1,6 +1,7 @@
 """Proposes densities and judges them.
 
 design          the trials that need no sampler: identity, published densities, Sobol', grid
+arms            what is trained beside what: identity, scale control, compensated, trainable
 learning_rates  the usual one, the grid, the best by a smooth fit
 errors          what ends a command with one line
 config          a study's YAML file, validated

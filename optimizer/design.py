@@ -7,15 +7,13 @@ also where they lie outside the search box. Designs are points known in advance 
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from densitune import density
 from densitune.density import Densities
-
-Role = Literal["identity", "published", "candidate"]
+from storage.states import Role
 
 
 @dataclass(frozen=True)

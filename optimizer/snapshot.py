@@ -2,23 +2,24 @@
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, get_args
 
 from sqlalchemy import Connection, Engine
 
+from optimizer.arms import Precision
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.evidence import baseline, differences, verdicts
-from optimizer.evidence.cautions import cautions
+from optimizer.evidence import baseline, cautions, differences, verdicts
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import FinalistVerdict, Holdout
+from optimizer.evidence.verdicts import FinalistVerdict, Holdout, PresetVerdict
 from optimizer.phases import calibration, learned
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
-from storage.studies import Phase, Study
+from storage.states import JobState, Phase
+from storage.studies import Study
 from storage.trials import TrialRow
 
 
@@ -32,8 +33,10 @@ class PhaseRows:
     @property
     def jobs(self) -> dict[str, int]:
         """Return the number of jobs queued so far and by state."""
-        states = ("waiting", "running", "done", "cut", "failed")
-        counted = {state: sum(getattr(trial, state) for trial in self.trials) for state in states}
+        counted = {
+            state: sum(getattr(trial, state) for trial in self.trials)
+            for state in get_args(JobState)
+        }
         return {"queued": sum(trial.jobs for trial in self.trials), **counted}
 
 
@@ -74,13 +77,14 @@ class Snapshot:
 
         Also None for a study from before calibration, which took the family's usual rate.
         """
-        given = self.config.training.lr
-        return given if given != "auto" else self.study.lr
+        lr = self.config.training.lr
+        return lr if lr != "auto" else self.study.lr
 
     @property
     def verdicts(self) -> list[FinalistVerdict]:
         """Return the verdicts on the finalists; none before the study is decided."""
-        return [FinalistVerdict.model_validate(one) for one in self.study.verdicts or []]
+        stored = self.study.verdicts or []
+        return [FinalistVerdict.model_validate(verdict) for verdict in stored]
 
     @property
     def winner(self) -> FinalistVerdict | None:
@@ -88,23 +92,23 @@ class Snapshot:
         return verdicts.best(self.verdicts)
 
     @property
-    def verdict(self) -> str:
+    def verdict(self) -> PresetVerdict:
         """Return the verdict on what is exported."""
         return "unconfirmed" if self.winner is None else self.winner.verdict
 
     @property
     def holdout(self) -> Holdout | None:
         """Return what the test split said about the winner; None if it was not read (yet)."""
-        found = self.study.holdout
-        return None if found is None else Holdout.model_validate(found)
+        stored = self.study.holdout
+        return None if stored is None else Holdout.model_validate(stored)
 
     @property
     def learned(self) -> TrialResult | None:
         """Return what a trainable arm learned, as one more trial; None without one."""
         if not self.results:
             return None
-        arms, rows = self.confirm.trials, self.confirm.rows
-        return learned.result(self.config, arms, rows, self.results[0])
+        trained, rows = self.confirm.trials, self.confirm.rows
+        return learned.result(self.config, trained, rows, self.results[0])
 
     @property
     def counts(self) -> dict[str, int]:
@@ -137,7 +141,9 @@ class Snapshot:
     def cautions(self) -> list[str]:
         """Return signs that the differences mean little."""
         extended_from = self.study.provenance.get("extended", {}).get("seeds")
-        return cautions(self.config, self.results, self.floors, self.calibration, extended_from)
+        return cautions.signs(
+            self.config, self.results, self.floors, self.calibration, extended_from
+        )
 
     @property
     def live_workers(self) -> list[WorkerRow]:
@@ -173,7 +179,7 @@ class Snapshot:
             "lr": self.lr,
             "calibration": [{"lr": lr, "value": value} for lr, value in self.calibration.items()],
             "verdict": self.verdict,
-            "verdicts": [one.model_dump() for one in self.verdicts],
+            "verdicts": [verdict.model_dump() for verdict in self.verdicts],
             "learned": None if self.learned is None else _result(self.learned),
             "test": None if self.holdout is None else self.holdout.model_dump(),
             "floors": self.floors,
@@ -208,17 +214,23 @@ class Snapshot:
 
 def find(engine: Engine, name: str) -> tuple[Study, StudyConfig]:
     """Return a study and its configuration; UsageError if there is none of this name."""
-    study = studies.find(engine, name)
-    if study is None:
-        names = ", ".join(found.name for found in studies.overview(engine)) or "none"
-        raise UsageError(f"there is no study {name} here; there are: {names}")
+    study = stored(engine, name)
     return study, study_file.parse(study.config, origin=f"of study {name}")
 
 
-def precision(study: Study) -> Literal["full", "bfloat16"]:
+def stored(engine: Engine, name: str) -> Study:
+    """Return a study, whatever its configuration; UsageError if there is none of this name."""
+    study = studies.find(engine, name)
+    if study is None:
+        names = ", ".join(other.name for other in studies.overview(engine)) or "none"
+        raise UsageError(f"there is no study {name} here; there are: {names}")
+    return study
+
+
+def precision(study: Study) -> Precision:
     """Return the arithmetic of a study; before there was a choice it was `full`."""
-    stored: Literal["full", "bfloat16"] = study.provenance.get("precision", "full")
-    return stored
+    kept: Precision = study.provenance.get("precision", "full")
+    return kept
 
 
 def of(engine: Engine, name: str) -> Snapshot:
@@ -229,15 +241,14 @@ def of(engine: Engine, name: str) -> Snapshot:
 def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
     """Read a snapshot of a study."""
     with engine.connect() as connection:
-        rows = ledger.read(connection, study.id)
-        all_trials = trials.all_of(connection, study.id)
+        searched = _phase(connection, study, "search")
         return Snapshot(
             study=study,
             config=config,
-            trials=all_trials,
-            rows=rows,
-            results=differences.results(all_trials, rows),
-            workers=roster.roster(connection, study.id),
+            trials=searched.trials,
+            rows=searched.rows,
+            results=differences.results(searched.trials, searched.rows),
+            workers=roster.read(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
             calibrate=_phase(connection, study, "calibrate"),
             confirm=_phase(connection, study, "confirm"),

@@ -5,15 +5,16 @@ postmaster  one data folder's server: find, start, stop
 programs    PostgreSQL's programs, which come in a wheel
 database    connections to it or to a given server, and its schema
 tables      the tables
+states      the closed sets that they hold: phases, roles, states
 migrations  how the schema came about (Alembic)
 studies     studies by name
 trials      what was proposed
-arms        how a trial is trained beyond its densities
 jobs        the queue: claim, lease, heartbeat, release
-leases      when a lease has run out, and which jobs are free
+leases      when a lease has run out, which workers live, and which jobs are free
 failures    why jobs failed, and what follows from that
 ledger      the measurements
 roster      the workers: who they are and what they did
+inspection  what may be wrong with what is stored
 roles       who may do what on a server that several share
 retry       which errors pass by themselves, and trying again
 errors      what can go wrong here

@@ -1,20 +1,25 @@
 """Connections to PostgreSQL, and the schema in it.
 
-Every process keeps at most two connections. Nothing waits for ever: connecting, a lock, a
+Every process keeps few connections. Nothing waits for ever: connecting, a lock, a
 statement and a forgotten transaction all have a time limit.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, make_url, text
+from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
+from storage.retry import first_line
+
+CONNECTIONS = 2
+"""How many a process keeps at most."""
 
 FORM = "postgresql://user:password@host:5432/database"
 DRIVER = "postgresql+psycopg2"
@@ -52,7 +57,7 @@ def connect(url: str) -> Engine:
     options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
     engine = create_engine(
         parsed.set(drivername=DRIVER),
-        pool_size=2,
+        pool_size=CONNECTIONS,
         max_overflow=0,
         pool_pre_ping=True,
         pool_recycle=1800,
@@ -82,6 +87,15 @@ def masked(url: str) -> str:
     return parsed.render_as_string(hide_password=True)
 
 
+def with_password(url: str, password: str) -> str:
+    """Return the URL with a password; one that cannot be read stays as it is."""
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError):
+        return url  # what is wrong with it is said where it is used
+    return parsed.set(password=password).render_as_string(hide_password=False)
+
+
 def unreachable(url: str, error: DBAPIError) -> StorageError:
     """Return the one-line error for what the driver raised while talking to `url`."""
     parsed = _parse(url)
@@ -103,27 +117,50 @@ def translated(engine: Engine) -> Iterator[None]:
         raise unreachable(engine.url.render_as_string(hide_password=False), error) from error
 
 
+@dataclass(frozen=True)
+class Schema:
+    """Which revision of the schema a database has, beside those that this program knows."""
+
+    revision: str | None
+    """None if the database holds nothing of ours yet."""
+    known: frozenset[str]
+    newest: str
+
+
+def schema(engine: Engine) -> Schema:
+    """Return what is to be known of the schema; one query."""
+    script = ScriptDirectory.from_config(_alembic())
+    newest = script.get_current_head()
+    assert newest is not None  # there are migrations
+    known = frozenset(migration.revision for migration in script.walk_revisions())
+    return Schema(_revision(engine), known, newest)
+
+
 def prepare(engine: Engine) -> None:
     """Bring the schema to the newest revision; costs one query when it is there already.
 
     Any number of processes may do this at once, on an empty database too. StorageError if the
     database is newer than this program.
     """
-    config = Config()
-    config.set_main_option("script_location", "storage:migrations")
-    script = ScriptDirectory.from_config(config)
-    found = _revision(engine)
-    if found == script.get_current_head():
+    with translated(engine):
+        stored = schema(engine)
+    if stored.revision == stored.newest:
         return
-    if found is not None and found not in {known.revision for known in script.walk_revisions()}:
+    if stored.revision is not None and stored.revision not in stored.known:
         raise StorageError(
-            f"the database at {_place(engine.url)} has schema revision {found}, which this "
-            f"densitune (up to {script.get_current_head()}) does not know; update densitune"
+            f"the database at {_place(engine.url)} has schema revision {stored.revision}, which "
+            f"this densitune (up to {stored.newest}) does not know; update densitune"
         )
+    config = _alembic()
     with translated(engine), alone(engine, "migrations") as connection:
         connection.execute(text("CREATE SCHEMA IF NOT EXISTS densitune"))
         config.attributes["connection"] = connection
         command.upgrade(config, "head")
+
+
+def has_table(engine: Engine, name: str) -> bool:
+    """Tell whether there is a table of this name where Optuna keeps its own."""
+    return inspect(engine).has_table(name)
 
 
 @contextmanager
@@ -189,21 +226,26 @@ def _place(url: URL) -> str:
 
 def _reason(error: DBAPIError) -> str:
     """Return what PostgreSQL or libpq said, in one line."""
-    lines = str(error.orig).strip().splitlines() or [type(error.orig).__name__]
     # libpq reports every address it tried, and what went wrong after "failed: ".
+    lines = str(error.orig).splitlines()
     tried = [line.partition(" failed: ")[2] for line in lines if " failed: " in line]
-    return (tried or lines)[-1 if tried else 0].removeprefix("FATAL:").strip()
+    return (tried[-1] if tried else first_line(error.orig)).removeprefix("FATAL:").strip()
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", "storage:migrations")
+    return config
 
 
 def _revision(engine: Engine) -> str | None:
     """Return the schema's revision, or None if there is no schema yet."""
     query = text("SELECT version_num FROM densitune.alembic_version")
-    with translated(engine):
-        try:
-            with engine.connect() as connection:
-                revision: str | None = connection.scalar(query)
-                return revision
-        except ProgrammingError as error:
-            if getattr(error.orig, "pgcode", None) == UNDEFINED_TABLE:
-                return None
-            raise
+    try:
+        with engine.connect() as connection:
+            revision: str | None = connection.scalar(query)
+            return revision
+    except ProgrammingError as error:
+        if getattr(error.orig, "pgcode", None) == UNDEFINED_TABLE:
+            return None
+        raise

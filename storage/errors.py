@@ -1,4 +1,4 @@
-"""What can go wrong with the storage; each ends a command with one line."""
+"""What can go wrong with the storage; each ends a command with one line (optimizer.errors)."""
 
 
 class StorageError(Exception):

@@ -1,6 +1,6 @@
 """The job queue. All times are the database's; a job changes only in these ways:
 
-waiting -> running   claim: a lease, and an epoch that fences earlier holders off
+waiting -> running   claim: a lease, and a number that fences earlier holders off
 running -> running   claim again, once the lease has run out (counted in `losses`)
 running -> waiting   release or fail, by its holder; lose, by whoever saw its process die
 running -> failed    fail, by its holder, if the policy says so; fail_lost or lose, after too many
@@ -8,8 +8,8 @@ running -> failed    fail, by its holder, if the policy says so; fail_lost or lo
 open    -> done      its last result arrives (storage.ledger), whoever holds the job
 open    -> cut       a result below its bar arrives (storage.ledger), whoever holds the job
 
-done, cut and failed are final. Each function says what becomes of it when it is called again
-because its acknowledgement was lost (storage.retry).
+done, cut and failed are final. The number that fences is the column `epoch`. Each function says
+what becomes of it when it is called again because its acknowledgement was lost (storage.retry).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,14 +20,14 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, insert, text
 
 from storage import failures, leases, tables
-from storage.arms import Arm, arm_of
 from storage.failures import POLICIES, Kind
-from storage.studies import Phase
+from storage.states import Phase
 
 ERROR_CHARACTERS = 4000
 
 Claim = tuple[int, int]
-"""Job id and epoch: by this a holder proves that it still holds the job."""
+"""Job id and fencing number, one more at every claim of the job: by this a holder proves that it
+still holds the job."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +35,11 @@ class ClaimedJob:
     """A job to train, now."""
 
     id: int
-    epoch: int
+    fence: int
     phase: Phase
     trial: int
     densities: dict[int, tuple[float, ...]]  # by kernel size
-    arm: Arm
+    arm: Mapping[str, Any]  # JSON: how its training differs from the study's
     seed: int
     budget: int  # epochs
     bars: dict[int, float]  # by rung: with a lower value there, the job ends
@@ -47,7 +47,7 @@ class ClaimedJob:
     @property
     def claim(self) -> Claim:
         """What `heartbeat`, `release` and `fail` know this holding of the job by."""
-        return self.id, self.epoch
+        return self.id, self.fence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,11 +61,11 @@ class Beat:
 def enqueue(
     connection: Connection,
     study_id: int,
+    phase: Phase,
     trial: int,
     seeds: Sequence[int],
     budget: int,
     bars: Mapping[int, float] = MappingProxyType({}),
-    phase: Phase = "search",
 ) -> None:
     """Add a waiting job of `budget` epochs for each seed.
 
@@ -104,7 +104,7 @@ CLAIM = text(f"""
             error = CASE WHEN jobs.state = 'running' THEN NULL ELSE error END,
             lease_until = now() + make_interval(secs => :lease), started_at = now()
         FROM free WHERE jobs.id = free.id
-        RETURNING jobs.id, jobs.epoch, phase, trial, seed, budget, bars
+        RETURNING jobs.id, jobs.epoch AS fence, phase, trial, seed, budget, bars
     )
     SELECT claimed.*, densities, arm FROM claimed
     JOIN densitune.trials AS trials
@@ -144,7 +144,7 @@ def heartbeat(engine: Engine, worker_id: int, lease_seconds: float) -> Beat:
         UPDATE densitune.jobs SET lease_until = now() + make_interval(secs => :lease)
         WHERE id IN (SELECT id FROM densitune.jobs WHERE worker_id = :worker AND state = 'running'
                      ORDER BY id FOR UPDATE)
-        RETURNING id, epoch
+        RETURNING id, epoch AS fence
     """)
     greet = text("""
         UPDATE densitune.workers AS workers SET seen_at = now()
@@ -155,13 +155,13 @@ def heartbeat(engine: Engine, worker_id: int, lease_seconds: float) -> Beat:
     with engine.begin() as connection:
         rows = connection.execute(extend, {"worker": worker_id, "lease": lease_seconds}).all()
         state = connection.scalar(greet, {"worker": worker_id})
-    return Beat(study_state=state, held=frozenset((row.id, row.epoch) for row in rows))
+    return Beat(study_state=state, held=frozenset((row.id, row.fence) for row in rows))
 
 
 GIVE_BACK = text("""
     WITH held AS (
         SELECT id, epoch, worker_id FROM densitune.jobs
-        WHERE id = :id AND epoch = :epoch AND state = 'running' FOR UPDATE
+        WHERE id = :id AND epoch = :fence AND state = 'running' FOR UPDATE
     ), earlier AS (
         SELECT count(*) AS failures FROM densitune.failures
         WHERE job_id = :id AND kind = ANY(:counted)
@@ -224,8 +224,8 @@ def lose(engine: Engine, study_id: int, host: str, pid: int, error: str) -> int:
     with engine.begin() as connection:
         ended = connection.scalars(stop, {"study": study_id, "host": host, "pid": pid}).all()
         claims = connection.execute(held, {"workers": list(ended)}).all()
-        for job, epoch in claims:
-            connection.execute(GIVE_BACK, _given_back((job, epoch), "lost", _storable(error)))
+        for job, fence in claims:
+            connection.execute(GIVE_BACK, _given_back((job, fence), "lost", _storable(error)))
     return len(claims)
 
 
@@ -261,14 +261,14 @@ def densities_of(stored: Mapping[str, Sequence[float]]) -> dict[int, tuple[float
 
 def _claimed(row: Row[Any]) -> ClaimedJob:
     bars = {int(rung): float(bar) for rung, bar in row.bars.items()}
-    densities, arm = densities_of(row.densities), arm_of(row.arm)
-    return ClaimedJob(**{**row._mapping, "bars": bars, "densities": densities, "arm": arm})
+    densities = densities_of(row.densities)
+    return ClaimedJob(**{**row._mapping, "bars": bars, "densities": densities})
 
 
 def _given_back(claim: Claim, kind: Kind, error: str | None) -> dict[str, Any]:
     return {
         "id": claim[0],
-        "epoch": claim[1],
+        "fence": claim[1],
         "kind": kind,
         "error": error,
         "limit": POLICIES[kind].limit,

@@ -1,22 +1,26 @@
-"""Leases: when one has run out, and which jobs a worker may therefore claim.
+"""Leases: when one has run out, which workers live, and which jobs a worker may therefore claim.
 
-Conditions on densitune.jobs, as SQL that reads the parameters of `arguments`. The clock is the
-database's, so a worker's own does not matter.
+Conditions on densitune.jobs and densitune.workers, as SQL that reads the parameters of
+`arguments`. The clock is the database's, so a worker's own does not matter.
 """
 
 from typing import Any
 
 from storage.failures import MAX_LOSSES, POLICIES
-from storage.roster import GRACE_SECONDS
 
 RETURN_SECONDS = 60.0
 """For so long after the server has started no lease runs out: workers could not renew theirs while
 it was away, and have the time of a lease to come back."""
 
+SILENCE_SECONDS = 90.0
+"""How long a worker may be silent before it counts as gone."""
+
 EXPIRED = """(
     state = 'running'
-    AND greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => :grace)) < now()
+    AND greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => :return)) < now()
 )"""
+
+ALIVE = "(stopped_at IS NULL AND seen_at > now() - make_interval(secs => :silence))"
 
 LOST_TOO_OFTEN = f"({EXPIRED} AND losses + 1 >= :losses)"
 
@@ -30,17 +34,15 @@ FREE = f"""(
               AND failures.kind = ANY(:elsewhere))
         AND EXISTS (
             SELECT FROM densitune.workers AS others
-            WHERE others.study_id = jobs.study_id AND others.id != :worker
-              AND others.stopped_at IS NULL
-              AND others.seen_at > now() - make_interval(secs => :silence)))
+            WHERE others.study_id = jobs.study_id AND others.id != :worker AND {ALIVE}))
 )"""
 
 
 def arguments() -> dict[str, Any]:
     """Return the parameters that do not depend on who asks; FREE takes `worker` as well."""
     return {
-        "grace": RETURN_SECONDS,
+        "return": RETURN_SECONDS,
         "losses": MAX_LOSSES,
-        "silence": GRACE_SECONDS,
+        "silence": SILENCE_SECONDS,
         "elsewhere": [kind for kind, policy in POLICIES.items() if policy.elsewhere],
     }

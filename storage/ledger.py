@@ -12,15 +12,15 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
-from storage.studies import Phase
+from storage.states import Phase
 
 RECENT_SECONDS = 1800.0
 """The window over which the current rate of finished jobs is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurement:
-    """A job's result at a rung."""
+class Entry:
+    """A measurement as it is entered: a job's result at a rung."""
 
     job_id: int
     rung: int  # epochs trained so far
@@ -31,7 +31,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class LedgerRow:
-    """A measurement with the job that it belongs to."""
+    """A measurement as it is read, with the job that it belongs to."""
 
     trial: int
     seed: int
@@ -45,7 +45,7 @@ class LedgerRow:
 def record(
     engine: Engine,
     worker_id: int,
-    measurements: Sequence[Measurement],
+    entries: Sequence[Entry],
     finished: Sequence[int],
     cut: Sequence[int] = (),
 ) -> None:
@@ -61,10 +61,10 @@ def record(
             worker_id = (SELECT id FROM densitune.workers WHERE id = :worker)
         WHERE id = ANY(:ids) AND state IN ('waiting', 'running')
     """)
-    ids = sorted({*(new.job_id for new in measurements), *finished, *cut})
+    ids = sorted({*(new.job_id for new in entries), *finished, *cut})
     with engine.begin() as connection:
-        known = set(connection.scalars(lock, {"ids": ids}))
-        rows = [_row(new, worker_id) for new in measurements if new.job_id in known]
+        existing = set(connection.scalars(lock, {"ids": ids}))
+        rows = [_row(new, worker_id) for new in entries if new.job_id in existing]
         if rows:
             connection.execute(insert(tables.measurements).values(rows).on_conflict_do_nothing())
         for state, ended in (("done", finished), ("cut", cut)):
@@ -72,7 +72,7 @@ def record(
             connection.execute(end, arguments)
 
 
-def read(connection: Connection, study_id: int, phase: Phase = "search") -> list[LedgerRow]:
+def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]:
     """Return the measurements of a study's phase by trial, seed, budget and rung."""
     query = text("""
         SELECT trial, seed, budget, rung, value, extra, seconds
@@ -100,7 +100,7 @@ def jobs_per_hour(connection: Connection, study_id: int) -> float:
     return float(connection.scalar(rate, arguments) or 0)
 
 
-def _row(new: Measurement, worker_id: int) -> dict[str, Any]:
+def _row(new: Entry, worker_id: int) -> dict[str, Any]:
     return {
         "job_id": new.job_id,
         "rung": new.rung,

@@ -94,6 +94,16 @@ def stop(data: Path) -> None:
         )  # fmt: skip
 
 
+def was_killed(data: Path) -> bool:
+    """Tell whether the server's process ended without shutting down; False if it is not ours."""
+    lock = data / "postmaster.pid"
+    try:
+        pid, _ = _read(lock)
+        return lock.exists() and not (pid is not None and _exists(pid))
+    except PermissionError:
+        return False
+
+
 def _listener(data: Path) -> Path | None:
     """Return the folder of the socket at which a server listens, None if there is no server.
 
@@ -205,12 +215,12 @@ def _create(data: Path, owner: Account | None) -> None:
 def _check_version(data: Path) -> None:
     """Raise StorageError unless the data folder is of our PostgreSQL version."""
     try:
-        found = (data / "PG_VERSION").read_text().strip()
+        version = (data / "PG_VERSION").read_text().strip()
     except FileNotFoundError:
-        found = "none"
-    if found != str(VERSION):
+        version = "none"
+    if version != str(VERSION):
         raise StorageError(
-            f"{data} is not a data folder of PostgreSQL {VERSION} (version found: {found}); move "
+            f"{data} is not a data folder of PostgreSQL {VERSION} (version found: {version}); move "
             "it away, or set DENSITUNE_HOME to another folder"
         )
 

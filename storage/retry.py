@@ -12,6 +12,8 @@ from typing import TypeVar
 
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 
+from storage.errors import StorageUnreachableError
+
 FIRST_WAIT, LONGEST_WAIT = 1.0, 20.0
 """Seconds between two attempts; the wait doubles. With the five seconds that connecting may take,
 the longest is short enough for everybody to be back within half a minute of the server."""
@@ -90,7 +92,33 @@ def persist(
             seconds = next(pauses)
             if not is_passing(error) or clock() + seconds > deadline:
                 raise
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            log.warning("storage is away, trying again in %.0f s: %s", seconds, reason)
+            log.warning("storage is away, trying again in %.0f s: %s", seconds, first_line(error))
             if pause(seconds):
                 raise
+
+
+def patiently(
+    attempt: Callable[[], Result],
+    limit_seconds: float,
+    advice: str,
+    *,
+    pause: Callable[[float], object] = time.sleep,
+) -> Result:
+    """Return the attempt's result, trying again while the storage is away: see `persist`.
+
+    StorageUnreachableError after `limit_seconds`, or when `pause` says so; `advice` ends it.
+    """
+    try:
+        return persist(attempt, limit_seconds, pause=pause)
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        raise StorageUnreachableError(
+            f"PostgreSQL was away for {limit_seconds:.0f} s: {first_line(error)}; {advice}"
+        ) from error
+
+
+def first_line(error: BaseException | None) -> str:
+    """Return what an error says before it quotes statements and hints, or else its name."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].strip()

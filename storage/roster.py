@@ -7,10 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, insert, text, update
 
-from storage import tables
-
-GRACE_SECONDS = 90.0
-"""How long a worker may be silent before it counts as gone."""
+from storage import leases, tables
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,13 +52,11 @@ def retire(engine: Engine, worker_id: int) -> None:
         )
 
 
-def roster(
-    connection: Connection, study_id: int, grace_seconds: float = GRACE_SECONDS
-) -> list[WorkerRow]:
+def read(connection: Connection, study_id: int) -> list[WorkerRow]:
     """Return the study's workers in the order in which they started."""
-    query = text("""
+    query = text(f"""
         SELECT workers.id, host, pid, device, versions, workers.started_at, seen_at, stopped_at,
-               stopped_at IS NULL AND seen_at > now() - make_interval(secs => :grace) AS live,
+               {leases.ALIVE} AS live,
                count(jobs.id) AS jobs_done,
                count(jobs.id) * 3600.0::float
                    / greatest(1, extract(epoch FROM seen_at - workers.started_at)::float)
@@ -73,5 +68,5 @@ def roster(
         GROUP BY workers.id
         ORDER BY workers.id
     """)
-    rows = connection.execute(query, {"study": study_id, "grace": grace_seconds})
+    rows = connection.execute(query, {**leases.arguments(), "study": study_id})
     return [WorkerRow(**row._mapping) for row in rows]

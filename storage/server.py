@@ -42,12 +42,17 @@ def embedded_url(home: Path) -> str:
     except subprocess.TimeoutExpired as error:
         raise StorageError(
             f"PostgreSQL did not start within {error.timeout:.0f} s; its log is "
-            f"{postmaster.log_of(home / 'postgresql')}"
+            f"{postmaster.log_of(data_folder(home))}"
         ) from error
     return (
         f"postgresql+psycopg2://{postmaster.SUPERUSER}@/{postmaster.DATABASE}"
         f"?host={quote(str(socket_folder), safe='')}&port={postmaster.PORT}"
     )
+
+
+def data_folder(home: Path) -> Path:
+    """Return where the server keeps its data."""
+    return home / "postgresql"
 
 
 @atexit.register
@@ -60,7 +65,7 @@ def release() -> None:
             # The server then gives up by itself or is found by the next user.
             with suppress(OSError, subprocess.SubprocessError), _transition(home):
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                postmaster.stop(home / "postgresql")
+                postmaster.stop(data_folder(home))
             os.close(lock)
 
 
@@ -71,7 +76,7 @@ def _enter(home: Path) -> Path:
         _users[home] = _open(home / "postgresql.users")
     try:
         fcntl.flock(_users[home], fcntl.LOCK_SH)
-        data = home / "postgresql"
+        data = data_folder(home)
         return postmaster.join(data) or postmaster.start(data)
     except BaseException:
         if newcomer:

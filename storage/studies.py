@@ -3,17 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from sqlalchemy import Connection, Engine, Row, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
-from storage import tables
-from storage.roster import GRACE_SECONDS
-
-State = Literal["running", "stopped", "finished"]
-Phase = Literal["calibrate", "search", "confirm", "decided"]
-"""What a study is at, each with trials and jobs of its own; the last one's read the test split."""
+from storage import leases, tables
+from storage.states import Phase, StudyState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +21,7 @@ class Study:
     config: dict[str, Any]
     data_fingerprint: str
     provenance: dict[str, Any]
-    state: State
+    state: StudyState
     failure: str | None
     created_at: datetime
     finished_at: datetime | None
@@ -42,7 +38,7 @@ class StudyOverview:
     """A study in a list: its state, the search's trials by state, its workers that are alive."""
 
     name: str
-    state: State
+    state: StudyState
     phase: Phase
     created_at: datetime
     trials: int
@@ -59,7 +55,7 @@ def create(
     config: Mapping[str, Any],
     data_fingerprint: str,
     provenance: Mapping[str, Any],
-    phase: Phase = "search",
+    phase: Phase,
 ) -> tuple[Study, bool]:
     """Store a new study; return the one of this name, and whether it is the new one.
 
@@ -94,11 +90,10 @@ def find(engine: Engine, name: str) -> Study | None:
 
 def overview(engine: Engine) -> list[StudyOverview]:
     """Return all studies, oldest first."""
-    query = text("""
+    query = text(f"""
         SELECT name, state, phase, created_at, counted.*,
                (SELECT count(*) FROM densitune.workers
-                WHERE study_id = studies.id AND stopped_at IS NULL
-                  AND seen_at > now() - make_interval(secs => :grace)) AS workers
+                WHERE study_id = studies.id AND {leases.ALIVE}) AS workers
         FROM densitune.studies AS studies, LATERAL (
             SELECT count(*) AS trials,
                    count(*) FILTER (WHERE trials.state = 'running') AS running,
@@ -111,11 +106,11 @@ def overview(engine: Engine) -> list[StudyOverview]:
         ORDER BY studies.id
     """)
     with engine.connect() as connection:
-        rows = connection.execute(query, {"grace": GRACE_SECONDS})
+        rows = connection.execute(query, leases.arguments())
         return [StudyOverview(**row._mapping) for row in rows]
 
 
-def state(engine: Engine, study_id: int) -> State | None:
+def state(engine: Engine, study_id: int) -> StudyState | None:
     """Return the study's state, or None if it has been deleted."""
     with engine.connect() as connection:
         return connection.scalar(
@@ -123,7 +118,7 @@ def state(engine: Engine, study_id: int) -> State | None:
         )
 
 
-def set_state(engine: Engine, study_id: int, state: State, failure: str | None = None) -> None:
+def set_state(engine: Engine, study_id: int, state: StudyState, failure: str | None = None) -> None:
     """Set the study's state, and why it cannot go on; `finished` stamps the time."""
     finished_at = text("now()") if state == "finished" else None
     with engine.begin() as connection:
@@ -192,8 +187,8 @@ def decide(connection: Connection, study_id: int, verdicts: Sequence[Mapping[str
 
 def finish(connection: Connection, study_id: int, holdout: Mapping[str, Any] | None = None) -> None:
     """End a study, with what the test split said if it was read; `finished_at` is stamped."""
-    found = {} if holdout is None else {"holdout": dict(holdout)}
-    _set(connection, study_id, state="finished", finished_at=func.now(), **found)
+    told = {} if holdout is None else {"holdout": dict(holdout)}
+    _set(connection, study_id, state="finished", finished_at=func.now(), **told)
 
 
 def reopen(

@@ -28,10 +28,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 
 from storage.failures import Kind
+from storage.states import JobState, Phase, Role, StudyState, TrialState
 
 SCHEMA = "densitune"
-
-KINDS = "kind IN ({})".format(", ".join(f"'{kind}'" for kind in get_args(Kind)))
 
 metadata = MetaData(
     schema=SCHEMA,
@@ -42,6 +41,12 @@ metadata = MetaData(
         "ck": "ck_%(table_name)s_%(constraint_name)s",
     },
 )
+
+
+def _one_of(column: str, words: Any) -> CheckConstraint:
+    """A column's closed set: the words of a Literal."""
+    listed = ", ".join(f"'{word}'" for word in get_args(words))
+    return CheckConstraint(f"{column} IN ({listed})", name=column)
 
 
 def _id() -> Column[int]:
@@ -91,8 +96,8 @@ studies = Table(
     _now("created_at"),
     _moment("finished_at"),
     UniqueConstraint("name"),
-    CheckConstraint("state IN ('running', 'stopped', 'finished')", name="state"),
-    CheckConstraint("phase IN ('calibrate', 'search', 'confirm', 'decided')", name="phase"),
+    _one_of("state", StudyState),
+    _one_of("phase", Phase),
 )
 
 trials = Table(
@@ -106,18 +111,14 @@ trials = Table(
     Column("role", Text, nullable=False),
     Column("label", Text, nullable=False),
     Column("densities", JSONB, nullable=False),  # by kernel size: {"5": [0.2, 0.8]}
-    Column("arm", JSONB, nullable=False),  # storage.arms
+    Column("arm", JSONB, nullable=False),  # how its training differs: {"lr": 0.1, ...}
     Column("state", Text, nullable=False, server_default=text("'running'")),
     Column("reason", Text),  # why the trial ended as it did
     PrimaryKeyConstraint("study_id", "phase", "number"),
     UniqueConstraint("study_id", "optuna_number"),
-    CheckConstraint("phase IN ('calibrate', 'search', 'confirm', 'decided')", name="phase"),
-    CheckConstraint(
-        "role IN ('identity', 'published', 'candidate', 'rate', 'trainable', 'finalist', "
-        "'control', 'compensated')",
-        name="role",
-    ),
-    CheckConstraint("state IN ('running', 'complete', 'pruned', 'failed')", name="state"),
+    _one_of("phase", Phase),
+    _one_of("role", Role),
+    _one_of("state", TrialState),
 )
 
 workers = Table(
@@ -162,8 +163,8 @@ jobs = Table(
         ondelete="CASCADE",
     ),
     UniqueConstraint("study_id", "phase", "trial", "seed", "budget"),
-    CheckConstraint("state IN ('waiting', 'running', 'done', 'cut', 'failed')", name="state"),
-    CheckConstraint(KINDS, name="kind"),
+    _one_of("state", JobState),
+    _one_of("kind", Kind),
     # What a claim reads; stays as small as the open part of the queue.
     Index(
         "ix_jobs_open",
@@ -198,6 +199,6 @@ failures = Table(
     Column("error", Text),
     _now("failed_at"),
     PrimaryKeyConstraint("job_id", "epoch"),
-    CheckConstraint(KINDS, name="kind"),
+    _one_of("kind", Kind),
     Index("ix_failures_worker", "worker_id"),  # a claim looks for the worker's own
 )

@@ -3,26 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Connection, Row, insert, text, update
 
 from storage import jobs, tables
-from storage.arms import Arm, arm_of
 from storage.failures import POLICIES, Kind
-from storage.studies import Phase
-
-Role = Literal[
-    "identity",
-    "published",
-    "candidate",
-    "rate",
-    "trainable",
-    "finalist",
-    "control",
-    "compensated",
-]
-State = Literal["running", "complete", "pruned", "failed"]
+from storage.states import Phase, Role, TrialState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,27 +22,36 @@ class TrialRow:
     role: Role
     label: str
     densities: dict[int, tuple[float, ...]]  # by kernel size
-    arm: Arm
-    state: State
-    reason: str | None
+    arm: Mapping[str, Any]  # JSON: how its training differs from the study's
+    state: TrialState
+    reason: str | None  # why it ended as it did, told to its own users only
     jobs: int
     waiting: int
     running: int
     done: int
     cut: int
     failed: int
-    error: str | None  # of the first of its jobs that failed
+    error_text: str | None  # of the first of its jobs that failed; it depends on the machine
     kind: Kind | None = None  # of that failure
 
     @property
+    def is_open(self) -> bool:
+        """Whether results are still to come."""
+        return bool(self.waiting or self.running)
+
+    @property
     def failure(self) -> str | None:
-        """Return what the first failure was, the same on whichever workers it happened."""
+        """Return what the first failure was, the same on whichever workers it happened.
+
+        This and not `error_text` is for all that is handed on. None if no job failed.
+        """
         return None if self.kind is None else POLICIES[self.kind].said
 
 
 def add(
     connection: Connection,
     study_id: int,
+    phase: Phase,
     *,
     number: int,
     role: Role,
@@ -64,10 +60,9 @@ def add(
     seeds: Sequence[int],
     budget: int,
     bars: Mapping[int, float] = MappingProxyType({}),
-    arm: Arm = Arm(),  # noqa: B008 - it never changes
+    arm: Mapping[str, Any] = MappingProxyType({}),
     optuna_number: int | None = None,
     origin: int | None = None,
-    phase: Phase = "search",
 ) -> None:
     """Add a running trial, and a waiting job of `budget` epochs with these bars for each seed.
 
@@ -83,19 +78,19 @@ def add(
             role=role,
             label=label,
             densities={str(size): [float(x) for x in den] for size, den in densities.items()},
-            arm=arm.stored(),
+            arm=dict(arm),
         )
     )
-    jobs.enqueue(connection, study_id, number, seeds, budget, bars, phase)
+    jobs.enqueue(connection, study_id, phase, number, seeds, budget, bars)
 
 
 def finish(
     connection: Connection,
     study_id: int,
+    phase: Phase,
     number: int,
-    state: State,
+    state: TrialState,
     reason: str | None = None,
-    phase: Phase = "search",
 ) -> None:
     """Set what became of a trial, and why; part of a proposer's step."""
     columns = tables.trials.c
@@ -106,7 +101,7 @@ def finish(
     )
 
 
-def all_of(connection: Connection, study_id: int, phase: Phase = "search") -> list[TrialRow]:
+def all_of(connection: Connection, study_id: int, phase: Phase) -> list[TrialRow]:
     """Return the trials of a study's phase by number."""
     query = text("""
         SELECT number, optuna_number, origin, role, label, densities, arm, trials.state, reason,
@@ -116,7 +111,8 @@ def all_of(connection: Connection, study_id: int, phase: Phase = "search") -> li
                count(*) FILTER (WHERE jobs.state = 'done') AS done,
                count(*) FILTER (WHERE jobs.state = 'cut') AS cut,
                count(*) FILTER (WHERE jobs.state = 'failed') AS failed,
-               (array_agg(error ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1] AS error,
+               (array_agg(error ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1]
+                   AS error_text,
                (array_agg(kind ORDER BY jobs.id) FILTER (WHERE jobs.state = 'failed'))[1] AS kind
         FROM densitune.trials AS trials
         LEFT JOIN densitune.jobs AS jobs
@@ -131,5 +127,4 @@ def all_of(connection: Connection, study_id: int, phase: Phase = "search") -> li
 
 
 def _trial(row: Row[Any]) -> TrialRow:
-    densities, arm = jobs.densities_of(row.densities), arm_of(row.arm)
-    return TrialRow(**{**row._mapping, "densities": densities, "arm": arm})
+    return TrialRow(**{**row._mapping, "densities": jobs.densities_of(row.densities)})

@@ -95,4 +95,4 @@ def database_url(database: Engine) -> str:
 @pytest.fixture
 def study(database: Engine) -> studies.Study:
     """A running study without trials."""
-    return studies.create(database, "a study", {"task": "photos"}, "fingerprint", {})[0]
+    return studies.create(database, "a study", {"task": "photos"}, "fingerprint", {}, "search")[0]

@@ -1,10 +1,12 @@
-"""From a study's configuration to what training takes: a bank, a task and a recipe."""
+"""From a study's configuration to what jobs are trained with: a bank, a task and a recipe."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from optimizer.arms import Precision
 from optimizer.config import sections
 from optimizer.config.study_file import StudyConfig
 from workers.data import cifar100, div2k, folder, photos
@@ -12,8 +14,17 @@ from workers.data.bank import Bank
 from workers.data.patches import PatchPlan
 from workers.networks.proxies import Proxy
 from workers.training import baselines
-from workers.training.recipe import Precision, Recipe
+from workers.training.recipe import Recipe
 from workers.training.tasks import Classification, Denoising, Task
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What jobs are trained with: a study's task and recipe on a device."""
+
+    task: Task
+    recipe: Recipe
+    device: torch.device
 
 
 def bank(
@@ -61,7 +72,7 @@ def bank(
 
 def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
     """Return the study's task with its data on a device."""
-    if isinstance(config.data, sections.Denoising):
+    if isinstance(config.data, sections.DenoisingData):
         return Denoising(prepared, device, config.data.sigma)
     return Classification(prepared, device)
 
@@ -72,13 +83,13 @@ def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:
     The first is the one without any training at all; the other is the best that is linear.
     """
     chosen = task(config, prepared, torch.device("cpu"))
-    found = {config.floor_name: chosen.floor()}
-    if isinstance(config.data, sections.Denoising):
+    scores = {config.floor_name: chosen.floor()}
+    if isinstance(config.data, sections.DenoisingData):
         sigma = config.data.sigma
-        found["linear 3 x 3 filter"] = baselines.linear_filter(chosen, prepared, sigma)
+        scores["linear 3 x 3 filter"] = baselines.linear_filter(chosen, prepared, sigma)
     else:
-        found["linear classifier"] = baselines.linear_classifier(prepared)
-    return found
+        scores["linear classifier"] = baselines.linear_classifier(prepared)
+    return scores
 
 
 def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
@@ -101,7 +112,7 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
     )
 
 
-def _plan(data: sections.Denoising) -> PatchPlan:
+def _plan(data: sections.DenoisingData) -> PatchPlan:
     return PatchPlan(
         color=data.color,
         size=data.patch,

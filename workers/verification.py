@@ -1,24 +1,21 @@
 """Checks of what a preset promises: its layers fold exactly, its jobs give their numbers again."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import torch
 
-from densitune.density import Densities
 from densitune.weighted_conv import WeightedConv2d
+from optimizer.arms import Arm, Precision
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
-from storage.arms import Arm
 from workers import preparation
+from workers.preparation import Bench
 from workers.seeds import generator
 from workers.training import devices
 from workers.training.loop import train
 from workers.training.member import DivergedError
-from workers.training.recipe import Job, Measurement, Precision, Recipe
-from workers.training.tasks import Task
+from workers.training.recipe import Job, Measurement
 
 
 def check_folding(kernel_size: int, den: Sequence[float]) -> None:
@@ -37,72 +34,40 @@ def check_folding(kernel_size: int, den: Sequence[float]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Bench:
-    """What recorded jobs are trained again with: a task and a recipe on a device."""
+def prepare(
+    config: StudyConfig, home: Path, *, fingerprint: str, precision: Precision, device: str
+) -> Bench:
+    """Prepare the data of a config on a device, to train recorded jobs again.
 
-    task: Task
-    recipe: Recipe
-    device: torch.device
+    UsageError if they do not have the fingerprint, or the device not the precision.
+    """
+    chosen = devices.resolve(device)
+    devices.check_precision(precision, [device])
+    bank = preparation.bank(config.data, home)
+    if bank.fingerprint != fingerprint:
+        raise UsageError(
+            f"the data here ({bank.source}, fingerprint {bank.fingerprint[:12]}) are not those "
+            f"of the preset (fingerprint {fingerprint[:12]}); its jobs cannot be trained again"
+        )
+    devices.make_repeatable(chosen)
+    task = preparation.task(config, bank, chosen)
+    return Bench(task, preparation.recipe(config, bank, precision), chosen)
 
-    @classmethod
-    def prepare(
-        cls,
-        given: StudyConfig,
-        home: Path,
-        *,
-        fingerprint: str,
-        precision: Precision,
-        device: str,
-    ) -> Self:
-        """Prepare the data of a config.
 
-        UsageError if they do not have the fingerprint, or the device not the precision.
-        """
-        chosen = devices.resolve(device)
-        devices.check_precision(precision, [device])
-        bank = preparation.bank(given.data, home)
-        if bank.fingerprint != fingerprint:
-            raise UsageError(
-                f"the data here ({bank.source}, fingerprint {bank.fingerprint[:12]}) are not those "
-                f"of the preset (fingerprint {fingerprint[:12]}); its jobs cannot be trained again"
-            )
-        devices.make_repeatable(chosen)
-        task = preparation.task(given, bank, chosen)
-        return cls(task, preparation.recipe(given, bank, precision), chosen)
+def metrics(bench: Bench, arms: Mapping[str, Arm], seed: int, budget: int) -> dict[str, float]:
+    """Train arms with one seed and return the metric of each after `budget` epochs, by name.
 
-    @property
-    def kind(self) -> str:
-        """Return the device as presets name it."""
-        return devices.describe(self.device)
+    StudyFailedError if one diverges.
+    """
+    names = list(arms)
+    values: dict[str, float] = {}
 
-    def metrics(
-        self, arms: Mapping[str, tuple[Densities, Arm]], seed: int, budget: int
-    ) -> dict[str, float]:
-        """Train arms with one seed and return the metric of each after `budget` epochs, by name.
+    def record(number: int, measurement: Measurement) -> None:
+        values[names[number]] = measurement.score.value  # the last one is after the budget
 
-        StudyFailedError if one diverges.
-        """
-        names = list(arms)
-        found: dict[str, float] = {}
+    def fail(number: int, error: DivergedError) -> None:
+        raise StudyFailedError(f"{names[number]}, trained again with seed {seed}, {error}")
 
-        def record(number: int, measurement: Measurement) -> None:
-            found[names[number]] = measurement.score.value  # the last one is after the budget
-
-        def fail(number: int, error: DivergedError) -> None:
-            raise StudyFailedError(f"{names[number]}, trained again with seed {seed}, {error}")
-
-        jobs = [
-            Job(
-                densities,
-                seed,
-                budget,
-                lr=arm.lr,
-                init=arm.init,
-                gain=arm.gain,
-                trainable=arm.trainable,
-            )
-            for densities, arm in arms.values()
-        ]
-        train(self.task, self.recipe, jobs, self.device, on_rung=record, on_failure=fail)
-        return found
+    jobs = [Job(arm, seed, budget) for arm in arms.values()]
+    train(bench.task, bench.recipe, jobs, bench.device, on_rung=record, on_failure=fail)
+    return values

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from storage import database, jobs, ledger, roster
 from storage.jobs import ClaimedJob
-from storage.ledger import Measurement
+from storage.ledger import Entry
 from workers.service.heartbeat import BEAT, LEASE
 
 RUNG, BUDGET = 1, 2
@@ -74,7 +74,7 @@ class Worker:
                     _timed(self.times.record, lambda: self._record(job, rung))  # noqa: B023
 
     def _record(self, job: ClaimedJob, rung: int) -> None:
-        new = Measurement(job_id=job.id, rung=rung, value=0.1 * job.seed, extra={}, seconds=1.0)
+        new = Entry(job_id=job.id, rung=rung, value=0.1 * job.seed, extra={}, seconds=1.0)
         ended = [job.id] if rung == BUDGET else []
         ledger.record(self._engine, self._id, [new], finished=ended)
 

@@ -1,6 +1,6 @@
 """What can be wrong in the database, and how each thing is mended.
 
-A check only reads; a finding's `fix` may be run at any time and any number of times, also while
+A check only reads; a diagnosis's `fix` may be run at any time and any number of times, also while
 workers and a proposer are at work.
 """
 
@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from alembic.config import Config
-from alembic.script import ScriptDirectory
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
@@ -20,16 +18,14 @@ from optimizer.evidence import differences
 from optimizer.phases import optuna_study
 from optimizer.phases.optuna_study import DensityStudy
 from optimizer.phases.proposer import Proposer
-from optimizer.show import terminal
-from storage import database, jobs, leases, ledger, studies, trials
+from optimizer.show import words
+from storage import database, inspection, jobs, leases, ledger, studies, trials
 from storage.failures import Kind
 from storage.ledger import LedgerRow
-from storage.roster import GRACE_SECONDS
 from storage.studies import Study
 from storage.trials import TrialRow
 
 ERROR_CHARACTERS = 300
-CONNECTIONS_PER_WORKER = 2  # storage.database
 
 REMEDIES: dict[Kind, str] = {
     "preempted": "nothing to do",
@@ -43,7 +39,7 @@ REMEDIES: dict[Kind, str] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finding:
+class Diagnosis:
     """Something that is not as it should be, in plain words."""
 
     where: str
@@ -54,32 +50,27 @@ class Finding:
 
     @property
     def line(self) -> str:
-        """Return the finding as one line."""
+        """Return the diagnosis as one line."""
         return f"{self.where}: {self.what}; {self.remedy}"
 
 
-def schema(engine: Engine) -> Iterator[Finding]:
+def schema(engine: Engine) -> Iterator[Diagnosis]:
     """Compare the database's schema with this program's."""
-    alembic = Config()
-    alembic.set_main_option("script_location", "storage:migrations")
-    script = ScriptDirectory.from_config(alembic)
-    known, newest = {found.revision for found in script.walk_revisions()}, script.get_current_head()
-    with engine.connect() as connection:
-        if connection.scalar(text("SELECT to_regclass('densitune.alembic_version')")) is None:
-            yield Finding(
-                where="database",
-                what="it holds nothing of densitune's yet",
-                remedy="densitune launch begins a study",
-                note=True,
-            )
-            return
-        revision = connection.scalar(text("SELECT version_num FROM densitune.alembic_version"))
-    if revision == newest:
+    stored = database.schema(engine)
+    if stored.revision is None:
+        yield Diagnosis(
+            where="database",
+            what="it holds nothing of densitune's yet",
+            remedy="densitune launch begins a study",
+            note=True,
+        )
         return
-    behind = revision in known
-    yield Finding(
+    if stored.revision == stored.newest:
+        return
+    behind = stored.revision in stored.known
+    yield Diagnosis(
         where="database",
-        what=f"its schema is of revision {revision}, this densitune's is {newest}",
+        what=f"its schema is of revision {stored.revision}, this densitune's is {stored.newest}",
         remedy="--fix brings it up to date; end processes of an older densitune first"
         if behind
         else "update densitune here",
@@ -87,35 +78,25 @@ def schema(engine: Engine) -> Iterator[Finding]:
     )
 
 
-def connections(engine: Engine) -> Iterator[Finding]:
+def connections(engine: Engine) -> Iterator[Diagnosis]:
     """Count whether all live workers, of all studies, find the connections that they may need."""
-    query = text("""
-        SELECT current_setting('max_connections')::int
-                   - current_setting('superuser_reserved_connections')::int AS admitted,
-               (SELECT sum(numbackends)::int FROM pg_stat_database) AS used,
-               (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'densitune') AS ours,
-               (SELECT count(*) FROM densitune.workers
-                WHERE stopped_at IS NULL AND seen_at > now() - make_interval(secs => :grace))
-                   AS workers
-    """)
-    with engine.connect() as connection:
-        found = connection.execute(query, {"grace": GRACE_SECONDS}).one()
-    wanted = CONNECTIONS_PER_WORKER * found.workers
-    missing = max(0, wanted - found.ours) - (found.admitted - found.used)
+    now = inspection.connections(engine)
+    wanted = database.CONNECTIONS * now.live_workers
+    missing = max(0, wanted - now.ours) - (now.admitted - now.used)
     if missing > 0:
-        yield Finding(
+        yield Diagnosis(
             where="database",
-            what=f"it admits {found.admitted} connections, {found.used} are in use, and "
-            f"{found.workers} live workers need up to {wanted}: {missing} too few",
+            what=f"it admits {now.admitted} connections, {now.used} are in use, and "
+            f"{now.live_workers} live workers need up to {wanted}: {missing} too few",
             remedy=f"raise max_connections by {missing} or more, or put PgBouncer in front",
         )
 
 
-def of_study(engine: Engine, study: Study) -> Iterator[Finding]:
+def of_study(engine: Engine, study: Study) -> Iterator[Diagnosis]:
     """Look at everything that belongs to one study."""
     where = f"study {study.name}"
     if study.failure is not None:
-        yield Finding(
+        yield Diagnosis(
             where=where,
             what=f"it cannot go on: {study.failure}",
             remedy=f"what it found so far: densitune status {study.name}",
@@ -123,125 +104,86 @@ def of_study(engine: Engine, study: Study) -> Iterator[Finding]:
     yield from _held_by_the_gone(engine, study)
     yield from _failed(engine, study)
     try:
-        given = study_file.parse(study.config, origin=f"of study {study.name}")
-        yield from _at_a_standstill(engine, study, given)
-        yield from _projection(engine, study, given)
+        config = study_file.parse(study.config, origin=f"of study {study.name}")
+        yield from _at_a_standstill(engine, study, config)
+        yield from _projection(engine, study, config)
     except (UsageError, StudyFailedError) as error:  # of a study that another version began
-        yield Finding(where=where, what=str(error), remedy="the other checks were made")
+        yield Diagnosis(where=where, what=str(error), remedy="the other checks were made")
 
 
-def _held_by_the_gone(engine: Engine, study: Study) -> Iterator[Finding]:
+def _held_by_the_gone(engine: Engine, study: Study) -> Iterator[Diagnosis]:
     """Find jobs of workers that have ended, or vanished so long ago that others may claim them."""
-    query = text(f"""
-        SELECT host, pid, stopped_at IS NOT NULL AS ended,
-               extract(epoch FROM now() - seen_at)::float AS silence,
-               array_agg(jobs.id ORDER BY jobs.id) AS jobs,
-               array_agg(epoch ORDER BY jobs.id) AS epochs
-        FROM densitune.jobs AS jobs JOIN densitune.workers AS workers ON workers.id = worker_id
-        WHERE jobs.study_id = :study
-          AND (state = 'running' AND stopped_at IS NOT NULL OR {leases.EXPIRED})
-        GROUP BY workers.id ORDER BY workers.id
-    """)
-    with engine.connect() as connection:
-        rows = connection.execute(query, {**leases.arguments(), "study": study.id}).all()
-    for row in rows:
-        claims = list(zip(row.jobs, row.epochs, strict=True))
-        kind: Kind = "preempted" if row.ended else "lost"
-        silence = terminal.duration(row.silence)
-        fate = "has ended" if row.ended else f"has not been heard of for {silence}"
-        yield Finding(
+    for worker in inspection.abandoned_claims(engine, study.id):
+        kind: Kind = "preempted" if worker.ended else "lost"
+        silence = words.duration(worker.silence)
+        fate = "has ended" if worker.ended else f"has not been heard of for {silence}"
+        held = _jobs(len(worker.claims))
+        yield Diagnosis(
             where=f"study {study.name}",
-            what=f"worker {row.host}:{row.pid} {fate} and still holds {_jobs(len(claims))}",
+            what=f"worker {worker.host}:{worker.pid} {fate} and still holds {held}",
             remedy="--fix hands them back to the queue",
-            fix=partial(jobs.release, engine, claims, kind),
+            fix=partial(jobs.release, engine, worker.claims, kind),
         )
 
 
-def _failed(engine: Engine, study: Study) -> Iterator[Finding]:
+def _failed(engine: Engine, study: Study) -> Iterator[Diagnosis]:
     """Report jobs that failed and have not succeeded since, by kind and error.
 
     A density that diverges is a result, and in a finished study nothing is trained any more.
     """
-    query = text("""
-        SELECT jobs.kind, jobs.error, state = 'failed' AS for_good, phase,
-               count(DISTINCT jobs.id) AS jobs, array_agg(DISTINCT trial) AS trials,
-               string_agg(DISTINCT format('%s:%s', host, pid), ', ') AS workers
-        FROM densitune.jobs AS jobs
-        LEFT JOIN densitune.failures AS failures
-            ON failures.job_id = jobs.id AND failures.kind = jobs.kind
-        LEFT JOIN densitune.workers AS workers ON workers.id = failures.worker_id
-        WHERE jobs.study_id = :study
-          AND (state = 'failed'
-               OR state IN ('waiting', 'running') AND jobs.kind NOT IN ('preempted', 'lost'))
-        GROUP BY jobs.kind, jobs.error, for_good, phase ORDER BY min(jobs.id)
-    """)
-    with engine.connect() as connection:
-        rows = connection.execute(query, {"study": study.id}).all()
-    for row in rows:
-        numbers = ", ".join(str(number) for number in row.trials)
-        outcome = "failed for good" if row.for_good else "failed and will be tried again"
-        error = textwrap.shorten(row.error or "no reason was given", ERROR_CHARACTERS)
-        yield Finding(
+    for failed in inspection.failed_jobs(engine, study.id):
+        numbers = ", ".join(str(number) for number in failed.trials)
+        outcome = "failed for good" if failed.for_good else "failed and will be tried again"
+        error = textwrap.shorten(failed.error or "no reason was given", ERROR_CHARACTERS)
+        yield Diagnosis(
             where=f"study {study.name}",
-            what=f"{_jobs(row.jobs)} {outcome} ({row.kind}; {row.phase}, trial {numbers}; worker "
-            f"{row.workers or 'unknown'}): {error}",
-            remedy=REMEDIES[row.kind],
-            note=row.kind == "diverged" or not row.for_good or study.state == "finished",
+            what=f"{_jobs(failed.jobs)} {outcome} ({failed.kind}; {failed.phase}, trial {numbers}; "
+            f"worker {failed.workers or 'unknown'}): {error}",
+            remedy=REMEDIES[failed.kind],
+            note=failed.kind == "diverged" or not failed.for_good or study.state == "finished",
         )
 
 
-def _at_a_standstill(engine: Engine, study: Study, given: StudyConfig) -> Iterator[Finding]:
+def _at_a_standstill(engine: Engine, study: Study, config: StudyConfig) -> Iterator[Diagnosis]:
     """Find a running study for which nobody trains, or nobody takes the proposer's next step."""
     if study.state != "running":
         return
-    query = text("""
-        SELECT (SELECT count(*) FROM densitune.workers AS workers
-                WHERE workers.study_id = studies.id AND stopped_at IS NULL
-                  AND seen_at > now() - make_interval(secs => :grace)) AS workers,
-               count(*) FILTER (WHERE jobs.state IN ('waiting', 'running')) AS open,
-               extract(epoch FROM now() - greatest(studies.created_at, max(jobs.finished_at)))
-                   ::float AS idle
-        FROM densitune.studies AS studies
-        LEFT JOIN densitune.jobs AS jobs ON jobs.study_id = studies.id
-        WHERE studies.id = :study GROUP BY studies.id
-    """)
-    with engine.connect() as connection:
-        found = connection.execute(query, {"study": study.id, "grace": GRACE_SECONDS}).one()
-    if found.idle < GRACE_SECONDS:
+    activity = inspection.activity(engine, study.id)
+    if activity is None or activity.idle < leases.SILENCE_SECONDS:
         return
-    if not found.open:
-        yield Finding(
+    if not activity.open_jobs:
+        yield Diagnosis(
             where=f"study {study.name}",
-            what=f"all its jobs ended {terminal.duration(found.idle)} ago, and no process has told "
+            what=f"all its jobs ended {words.duration(activity.idle)} ago, and no process has told "
             "Optuna and proposed more",
             remedy="--fix does so",
-            fix=lambda: Proposer(engine, study.id, given).advance(),
+            fix=lambda: Proposer(engine, study.id, config).advance(),
         )
-    if not found.workers:
-        yield Finding(
+    if not activity.live_workers:
+        yield Diagnosis(
             where=f"study {study.name}",
             what="it is running, but no worker is alive",
             remedy=f"start some: densitune resume {study.name}",
         )
 
 
-def _projection(engine: Engine, study: Study, given: StudyConfig) -> Iterator[Finding]:
+def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[Diagnosis]:
     """Compare what Optuna was told with the ledger. Ours is read first: Optuna is told before."""
     where = f"study {study.name}"
     with engine.connect() as connection:
-        rows = trials.all_of(connection, study.id)
-        measured = ledger.read(connection, study.id)
+        rows = trials.all_of(connection, study.id, "search")
+        measured = ledger.read(connection, study.id, "search")
     if not rows:
         return
     if not optuna_study.exists(engine, study.name):
-        yield Finding(
+        yield Diagnosis(
             where=where,
             what="Optuna's study of this name has been deleted with another tool",
             remedy="export and report work without it; to search on, begin anew: "
             f"densitune delete {study.name}",
         )
         return
-    projected = DensityStudy(engine, given)
+    projected = DensityStudy(engine, config)
     told = projected.told()
     for row in rows:
         if row.state == "running" or row.optuna_number is None:
@@ -249,33 +191,33 @@ def _projection(engine: Engine, study: Study, given: StudyConfig) -> Iterator[Fi
         try:
             differences = _differences(measured, row)
         except (KeyError, ValueError):
-            yield Finding(
+            yield Diagnosis(
                 where=where,
                 what=f"measurements that trial {row.number} was told with have been deleted",
                 remedy="restore the database from a backup",
             )
             continue
         value = differences[max(differences)] if differences else None
-        outcome, found = told.get(row.optuna_number, (None, None))
+        outcome, told_value = told.get(row.optuna_number, (None, None))
         if outcome is None:
-            yield Finding(
+            yield Diagnosis(
                 where=where,
                 what=f"trial {row.number} is {row.state}, but Optuna was not told",
                 remedy="--fix tells it",
                 fix=partial(projected.tell, row.optuna_number, row.state, differences),
             )
-        elif (outcome, found) != (row.state, value):
-            yield Finding(
+        elif (outcome, told_value) != (row.state, value):
+            yield Diagnosis(
                 where=where,
                 what=f"trial {row.number} is {row.state} with value {value}, but Optuna holds "
-                f"{outcome} with {found}: another tool has written to its study",
+                f"{outcome} with {told_value}: another tool has written to its study",
                 remedy="what is proposed next may suffer from it; export and report go by the "
                 "ledger and are right",
             )
     known = {row.optuna_number for row in rows if row.optuna_number is not None}
     orphans = [n for n, (outcome, _) in told.items() if outcome is None and n not in known]
     if orphans and studies.is_over(study, "search"):  # before that, the proposer goes on with them
-        yield Finding(
+        yield Diagnosis(
             where=where,
             what=f"Optuna's trials {orphans} are running for ever: proposers that died began them",
             remedy="--fix marks them as failed",
@@ -291,7 +233,7 @@ def _differences(measured: list[LedgerRow], trial: TrialRow) -> dict[int, float]
     """Return what Optuna is told of a trial by rung; KeyError or ValueError if that is lost."""
     if trial.state == "failed":
         return {}
-    by_rung = differences.differences(measured, trial.number)
+    by_rung = differences.by_rung(measured, trial.number)
     if not by_rung:
         raise KeyError(trial.number)
     return by_rung

@@ -8,8 +8,7 @@ DENSITUNE_STORAGE_PASSWORD_FILE  file with the password that the URL leaves out
 import os
 from pathlib import Path
 
-from sqlalchemy import Engine, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import Engine
 
 from optimizer.errors import UsageError
 from storage import database, server
@@ -17,38 +16,39 @@ from storage import database, server
 
 def home() -> Path:
     """Return the folder where densitune keeps what it needs between runs."""
-    given = os.environ.get("DENSITUNE_HOME")
-    if given:
-        return Path(given).expanduser().resolve()
+    folder = os.environ.get("DENSITUNE_HOME")
+    if folder:
+        return Path(folder).expanduser().resolve()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
     return Path(data).expanduser().resolve() / "densitune"
 
 
 def open_storage(url: str | None) -> Engine:
-    """Connect to the server at a URL, or to the embedded one, and bring its schema up to date.
-
-    The embedded server is started if nobody has, and stopped with its last user.
-    """
-    if url is None:
-        engine = database.connect(server.embedded_url(home()))
-    else:
-        engine = database.connect(_with_password(url))
+    """Connect to the server at a URL, or to the embedded one, and bring its schema up to date."""
+    engine = connect(url)
     database.prepare(engine)
     return engine
 
 
-def _with_password(url: str) -> str:
-    """Return the URL with the password from the file that the environment names, if any."""
+def connect(url: str | None) -> Engine:
+    """Connect to the server at a URL, or to the embedded one; the schema stays as it is.
+
+    The embedded server is started if nobody has, and stopped with its last user.
+    """
+    if url is None:
+        return database.connect(server.embedded_url(home()))
+    password = _password()
+    return database.connect(url if password is None else database.with_password(url, password))
+
+
+def _password() -> str | None:
+    """Return the password from the file that the environment names, if any."""
     file = os.environ.get("DENSITUNE_STORAGE_PASSWORD_FILE")
     if not file:
-        return url
+        return None
     try:
-        password = Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
-        parsed = make_url(url)
+        return Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
     except OSError as error:
         raise UsageError(
             f"DENSITUNE_STORAGE_PASSWORD_FILE {file} cannot be read: {error.strerror}"
         ) from error
-    except ArgumentError:
-        return url  # what is wrong with it is said where it is used
-    return parsed.set(password=password).render_as_string(hide_password=False)

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Self
 
-GRACE_SECONDS = 30.0
-"""How long workers may take to leave before they are killed; workers.service.notice takes 25."""
+KILL_SECONDS = 30.0
+"""From telling workers to leave until they are killed; workers.service.notice takes 25."""
 LOOK_SECONDS = 1.0
 """Between two looks at what has become of the processes."""
 
@@ -67,18 +66,13 @@ class Fleet:
                 self._workers.append((self._start(device, log), path))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for process, _ in self._workers:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process, _ in self._workers:
             try:
-                process.wait(GRACE_SECONDS)
+                process.wait(KILL_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

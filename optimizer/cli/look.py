@@ -15,8 +15,8 @@ from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import document, exports, reruns
 from optimizer.presets.document import Preset
-from optimizer.show import terminal
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show import terminal, words
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import studies
 
@@ -65,7 +65,7 @@ def status(
 def _status(now: Snapshot) -> RenderableType:
     if now.study.phase != "decided":
         return terminal.status(now)
-    return Group(terminal.status(now), confirmation_table(now))
+    return Group(terminal.status(now), arms_table(now))
 
 
 def stop(name: StudyName, storage: Storage = None) -> None:
@@ -117,7 +117,7 @@ def export(
     engine = environment.open_storage(storage)
     now = snapshot.of(engine, name)
     path, preset = exports.export(now, folder, trial, require_better=require is not None)
-    terminal.console().print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
+    terminal.console().print(f"preset: {path} ({words.preset_verdict(preset)})", soft_wrap=True)
 
 
 def report(
@@ -136,7 +136,7 @@ def report(
     terminal.console().print(f"report: {path}", soft_wrap=True)
 
 
-def examine(
+def doctor(
     name: Annotated[
         str | None,
         typer.Argument(help="Name of the study.", metavar="STUDY", show_default="all studies"),
@@ -146,20 +146,19 @@ def examine(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
 ) -> None:
     """Find what is wrong with studies, database and this machine; exit with 1 if anything is."""
-    from optimizer.cli import doctor
+    from optimizer.cli.doctor import embedded, examine, mend, to_document, to_lines
 
     home = environment.home()
-    found = list(doctor.embedded(home)) if storage is None else []
-    engine = doctor.open_storage(storage)
-    mended, failed = doctor.mend(engine, home, name) if fix else ([], [])
-    found += doctor.examine(engine, home, name)
-    wrong = [finding for finding in found if not finding.note]
+    diagnoses = list(embedded(home)) if storage is None else []
+    engine = environment.connect(storage)
+    mended, failed = mend(engine, home, name) if fix else ([], [])
+    diagnoses += examine(engine, home, name)
     if as_json:
-        print(json.dumps(doctor.document(found, mended, failed), indent=2))
+        print(json.dumps(to_document(diagnoses, mended, failed), indent=2))
     else:
-        for line in doctor.lines(found, mended, failed):
+        for line in to_lines(diagnoses, mended, failed):
             terminal.console().print(line, soft_wrap=True)
-    if wrong:
+    if not all(diagnosis.note for diagnosis in diagnoses):
         raise typer.Exit(1)
 
 
@@ -183,7 +182,7 @@ def verify(
         verification.check_folding(kernel_size, den)
     terminal.console().print(
         f"{path}: schema, hash and folding are in order; densities "
-        f"{terminal.density_text(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
+        f"{words.densities(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
         soft_wrap=True,
     )
     if rerun is not None:
@@ -193,23 +192,25 @@ def verify(
 def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
     """Train recorded seeds again, with a line for each; StudyFailedError if one differs."""
     from workers import verification
+    from workers.training import devices
 
     told = reruns.recorded(preset, data)
     seeds = told.seeds(count)
-    bench = verification.Bench.prepare(
+    bench = verification.prepare(
         told.config,
         environment.home(),
         fingerprint=preset.task.fingerprint,
         precision=told.precision,
         device=device,
     )
-    limits = reruns.limits(preset, told.differences, bench.kind)
-    found = []
+    kind = devices.describe(bench.device)
+    limits = reruns.limits(preset, told.differences, kind)
+    repeated = []
     for seed in seeds:
-        metrics = bench.metrics(told.arms, seed, told.budget)
-        found.append(reruns.compare(told, seed, metrics, limits))
-        terminal.console().print(found[-1].line(preset.task.unit), soft_wrap=True)
-    terminal.console().print(reruns.summary(found, preset, bench.kind), soft_wrap=True)
+        metrics = verification.metrics(bench, told.arms, seed, told.budget)
+        repeated.append(reruns.compare(told, seed, metrics, limits))
+        terminal.console().print(repeated[-1].line(preset.task.unit), soft_wrap=True)
+    terminal.console().print(reruns.summary(repeated, preset, kind), soft_wrap=True)
 
 
 def dashboard(

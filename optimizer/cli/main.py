@@ -11,8 +11,9 @@ import typer
 from sqlalchemy.exc import DBAPIError
 
 from optimizer.cli import look, train
-from optimizer.errors import EvidenceError, StudyFailedError, UsageError
+from optimizer.errors import OptimizerError
 from storage.errors import StorageError
+from storage.retry import first_line
 
 app = typer.Typer(
     help="Tune the density function of weighted convolutions.",
@@ -30,7 +31,7 @@ app.command()(look.stop)
 app.command()(look.delete)
 app.command()(look.export)
 app.command()(look.report)
-app.command("doctor")(look.examine)
+app.command()(look.doctor)
 app.command()(look.verify)
 app.command()(look.dashboard)
 
@@ -39,10 +40,10 @@ def main() -> None:
     """Run the command line; errors of our own end it with one line and their exit code."""
     try:
         app()
-    except (UsageError, StudyFailedError, EvidenceError, StorageError) as error:
+    except (OptimizerError, StorageError) as error:
         code, message = error.exit_code, str(error)
     except DBAPIError as error:
-        code, message = StorageError.exit_code, f"PostgreSQL: {str(error.orig).splitlines()[0]}"
+        code, message = StorageError.exit_code, f"PostgreSQL: {first_line(error.orig)}"
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     finally:

@@ -9,23 +9,21 @@ import typer
 from optimizer.errors import UsageError
 
 
-def _pack(given: str) -> int | None:
+def _pack(text: str) -> int | None:
     """Return a number of jobs, None for auto; UsageError if it is neither."""
-    if given == "auto":
+    if text == "auto":
         return None
-    if not re.fullmatch("[1-9][0-9]{0,5}", given):
-        raise UsageError(f"--pack {given} is no number of jobs; take auto, or a number from 1")
-    return int(given)
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):
+        raise UsageError(f"--pack {text} is no number of jobs; take auto, or a number from 1")
+    return int(text)
 
 
-def _duration(given: str) -> float:
+def _duration(text: str) -> float:
     """Return the seconds of a duration such as 30s, 10m or 2h; UsageError if it is none."""
-    found = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", given)
-    if found is None:
-        raise UsageError(
-            f"{given} is no duration; take a number with s, m or h, such as 30s or 10m"
-        )
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+    parts = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,3})?)([smh])", text)
+    if parts is None:
+        raise UsageError(f"{text} is no duration; take a number with s, m or h, such as 30s or 10m")
+    return float(parts[1]) * {"s": 1, "m": 60, "h": 3600}[parts[2]]
 
 
 Storage = Annotated[

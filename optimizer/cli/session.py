@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from optimizer import snapshot
 from optimizer.cli.fleet import Fleet
-from optimizer.config.changes import differences
+from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig, parse
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.phases import extension, optuna_study
@@ -24,8 +24,8 @@ from optimizer.phases.proposer import Proposer
 from optimizer.show import terminal
 from optimizer.snapshot import Snapshot
 from storage import jobs, retry, studies
-from storage.errors import StorageUnreachableError
-from storage.studies import Phase, Study
+from storage.states import Phase
+from storage.studies import Study
 
 STEP_SECONDS = 0.2
 """Between two looks at the ledger."""
@@ -74,7 +74,7 @@ def create(
             return study
     check_fingerprint(study, source, fingerprint)
     stored = parse(study.config, origin=f"of study {study.name}")  # with defaults newer than it
-    changed = differences(stored.document(), config.document())
+    changed = changes.between(stored.document(), config.document())
     if extension.is_asked_for(stored, config):
         return extension.extend(engine, study, config)
     if changed:
@@ -161,15 +161,8 @@ def _patiently(attempt: Callable[[], Result], study: Study) -> Result:
     Every step of the proposer begins with what is stored, so it may be repeated.
     StorageUnreachableError after retry.OUTAGE_SECONDS.
     """
-    try:
-        return retry.persist(attempt, retry.OUTAGE_SECONDS)
-    except Exception as error:
-        if not retry.is_passing(error):
-            raise
-        raise StorageUnreachableError(
-            f"PostgreSQL was away for {retry.OUTAGE_SECONDS:.0f} s; once it is back, continue "
-            f"with: densitune resume {study.name}"
-        ) from error
+    advice = f"once it is back, continue with: densitune resume {study.name}"
+    return retry.patiently(attempt, retry.OUTAGE_SECONDS, advice)
 
 
 def attend(engine: Engine, study: Study, fleet: Fleet) -> int:
@@ -198,10 +191,10 @@ def _check_workers(fleet: Fleet, now: Snapshot) -> None:
 
 
 def _again(engine: Engine, study: Study) -> Study:
-    found = studies.find(engine, study.name)
-    if found is None or found.id != study.id:
+    now = studies.find(engine, study.name)
+    if now is None or now.id != study.id:
         raise UsageError(f"study {study.name} has been deleted by another process")
-    return found
+    return now
 
 
 @contextmanager

@@ -37,10 +37,11 @@ from optimizer.cli.terms import Terms
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.presets import exports
-from optimizer.show import terminal
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show import terminal, words
+from optimizer.show.confirmation_table import arms_table
 from storage import database, retry, studies
-from storage.studies import Phase, Study
+from storage.states import Phase
+from storage.studies import Study
 
 if TYPE_CHECKING:
     from optimizer.cli.fleet import Fleet
@@ -62,26 +63,26 @@ def launch(
     force: Force = False,
 ) -> None:
     """Run a study from config to preset, or continue it."""
-    given = study_file.load(path)
+    config = study_file.load(path)
     from optimizer.cli import session
     from workers import preparation
     from workers.training import devices
 
     local = devices.spread(device, workers)
-    precision = devices.precision(given.training.precision, devices.resolve(device))
+    precision = devices.precision(config.training.precision, devices.resolve(device))
     devices.check_precision(precision, local)
-    bank = _prepare(given)  # before anything is written
+    bank = _prepare(config)  # before anything is written
     engine = environment.open_storage(storage)
     study = session.create(
         engine,
-        given,
+        config,
         bank.source,
         bank.fingerprint,
         precision=precision,
-        floors=lambda: preparation.floors(given, bank),
+        floors=lambda: preparation.floors(config, bank),
     )
     fleet = _fleet(study, local, pack, storage)
-    _run(engine, study, given, fleet, folder, until=until, force=force)
+    _run(engine, study, config, fleet, folder, until=until, force=force)
 
 
 def resume(
@@ -151,7 +152,7 @@ def worker(
         raise typer.Exit(code)
 
 
-def _prepare(given: StudyConfig) -> "Bank":
+def _prepare(config: StudyConfig) -> "Bank":
     """Prepare the study's data, with a progress bar where there is something to download."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
@@ -167,7 +168,7 @@ def _prepare(given: StudyConfig) -> "Bank":
                 shown.enter_context(progress)
             progress.update(bar, completed=done, total=total)
 
-        return preparation.bank(given.data, environment.home(), show)
+        return preparation.bank(config.data, environment.home(), show)
 
 
 def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":
@@ -181,7 +182,7 @@ def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None
 def _run(
     engine: Engine,
     study: Study,
-    given: StudyConfig,
+    config: StudyConfig,
     fleet: "Fleet",
     folder: Path,
     *,
@@ -197,7 +198,7 @@ def _run(
     console = terminal.console()
     _on_termination(_interrupt)
     if study.state != "finished" and not studies.is_over(study, until):
-        session.run(engine, study, given, fleet, console, until=until, force=force)
+        session.run(engine, study, config, fleet, console, until=until, force=force)
     now = snapshot.of(engine, study.name)
     if now.results:
         console.print(terminal.final_table(now))
@@ -209,18 +210,19 @@ def _run(
         )
         return
     if now.study.phase == "decided":
-        console.print(confirmation_table(now))
+        console.print(arms_table(now))
     path, preset = exports.export(now, folder)
-    console.print(f"preset: {path} ({exports.in_words(preset)})", soft_wrap=True)
+    console.print(f"preset: {path} ({words.preset_verdict(preset)})", soft_wrap=True)
 
 
-def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, terms: Terms) -> None:
+def _work(
+    engine: Engine, study: Study, config: StudyConfig, device_name: str, terms: Terms
+) -> None:
     """Work for a study in this process until it ends or a signal comes."""
     from optimizer.cli import session
     from workers import preparation
     from workers.service import checkpoint, loop
     from workers.service.notice import INTERRUPTED, Notice
-    from workers.service.pack import Bench
     from workers.service.shift import Shift
     from workers.training import devices
 
@@ -232,17 +234,17 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, te
     devices.check_precision(snapshot.precision(study), [device_name])
     devices.make_repeatable(device)
     with Shift(engine, study, device, environment.home() / "spool") as shift:
-        bank = _prepare(given)
+        bank = _prepare(config)
         session.check_fingerprint(study, bank.source, bank.fingerprint)
-        recipe = preparation.recipe(given, bank, snapshot.precision(study))
+        recipe = preparation.recipe(config, bank, snapshot.precision(study))
         with Notice(shift.hand_back) as notice:
             done = loop.work(
                 shift,
-                Bench(preparation.task(given, bank, device), recipe, device),
+                preparation.Bench(preparation.task(config, bank, device), recipe, device),
                 checkpoint.Checkpoints(terms.checkpoints, study),
                 pack=terms.pack,
                 stop=notice.stop,
-                when_idle=_take_role_when_idle(engine, study, given),
+                when_idle=_take_role_when_idle(engine, study, config),
                 idle_exit=terms.idle_exit,
                 outage_limit=terms.outage_limit,
             )
@@ -251,7 +253,7 @@ def _work(engine: Engine, study: Study, given: StudyConfig, device_name: str, te
         raise typer.Exit(INTERRUPTED)
 
 
-def _take_role_when_idle(engine: Engine, study: Study, given: StudyConfig) -> Callable[[], None]:
+def _take_role_when_idle(engine: Engine, study: Study, config: StudyConfig) -> Callable[[], None]:
     """Return what an idle worker does: propose and tell, so that no process is indispensable.
 
     Nothing, if the storage does not let it (storage.roles).
@@ -263,7 +265,7 @@ def _take_role_when_idle(engine: Engine, study: Study, given: StudyConfig) -> Ca
             return None
         from optimizer.phases.proposer import Proposer
 
-        return Proposer(engine, study.id, given)
+        return Proposer(engine, study.id, config)
 
     def advance() -> None:
         taken = proposer()

@@ -3,13 +3,13 @@
 from typing import Any
 
 
-def differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return what differs between two documents, one `key: stored -> given` each.
+def between(stored: dict[str, Any], changed: dict[str, Any]) -> list[str]:
+    """Return what differs between two documents, one `key: stored -> changed` each.
 
     Where data lie and how they were fetched does not count; whether there is a test split does.
     """
     ignored = {"data.folder", "data.download", "data.verify"}
-    old, new = _flat(stored), _flat(given)
+    old, new = _flat(stored), _flat(changed)
     if None not in (old.get("data.test"), new.get("data.test")):
         ignored.add("data.test")
     return [

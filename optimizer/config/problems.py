@@ -16,11 +16,11 @@ _WORDS = {
 }
 
 
-def first(error: ValidationError, known: Mapping[str, Sequence[str]] | None = None) -> str:
+def first(error: ValidationError, keys: Mapping[str, Sequence[str]] | None = None) -> str:
     """Return the first problem: where, the value, and what is expected there.
 
-    known: the keys of each section, "" for the whole file; an unknown key is named with the
-    nearest of them.
+    keys: those of each section, "" for the whole file; an unknown key is named with the nearest of
+    them.
     """
     details = error.errors(include_url=False)
     # An unknown key explains a missing one, so it comes first.
@@ -28,7 +28,7 @@ def first(error: ValidationError, known: Mapping[str, Sequence[str]] | None = No
     where, value = _path(problem), problem["input"]
     match problem["type"]:
         case "extra_forbidden":
-            return f"unknown key {where}{_hint(problem['loc'], known or {})}"
+            return f"unknown key {where}{_hint(problem['loc'], keys or {})}"
         case "invalid_key":  # not even a text
             return f"unknown key {value!r}"
         case "missing":
@@ -68,10 +68,10 @@ def _path(problem: ErrorDetails) -> str:
     return path.removeprefix(".")
 
 
-def _hint(location: tuple[int | str, ...], known: Mapping[str, Sequence[str]]) -> str:
+def _hint(location: tuple[int | str, ...], keys: Mapping[str, Sequence[str]]) -> str:
     """Return the key that the unknown one was probably meant to be, or all that are known."""
-    keys = known.get("" if len(location) == 1 else str(location[-2]), ())
-    close = difflib.get_close_matches(str(location[-1]), keys, n=1)
+    known = keys.get("" if len(location) == 1 else str(location[-2]), ())
+    close = difflib.get_close_matches(str(location[-1]), known, n=1)
     if close:
         return f"; did you mean {close[0]}?"
-    return f"; known are {', '.join(keys)}" if keys else ""
+    return f"; known are {', '.join(known)}" if known else ""

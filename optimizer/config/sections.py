@@ -4,7 +4,7 @@ Unknown keys are errors. Defaults stand here and nowhere else.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -19,13 +19,17 @@ from pydantic import (
     model_validator,
 )
 
+from optimizer.arms import Precision
+from optimizer.config.choices import Color, LabelKind
+from optimizer.learning_rates import Family
+
 Goal = Literal["classification", "denoising"]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Values = tuple[float, ...]
 # Tags are no identifiers, so that messages can tell them from keys.
 Included = Annotated[
     Annotated[Values, Tag("a list")] | Annotated[dict[int, Values], Tag("a mapping")],
-    Discriminator(lambda given: "a mapping" if isinstance(given, dict) else "a list"),
+    Discriminator(lambda value: "a mapping" if isinstance(value, dict) else "a list"),
 ]
 
 
@@ -54,18 +58,18 @@ def _has_boolean(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-class Classification(Section):
+class ClassificationData(Section):
     """What all classification data have in common."""
 
     goal: ClassVar[Goal] = "classification"
 
 
-class Denoising(Section):
+class DenoisingData(Section):
     """What all denoising data have in common: white Gaussian noise on patches of photographs."""
 
     goal: ClassVar[Goal] = "denoising"
 
-    color: Literal["gray", "rgb"] = "gray"
+    color: Color = "gray"
     sigma: Annotated[FiniteFloat, Field(gt=0, le=255)] = 25.0
     """Standard deviation of the noise on the 0-255 scale."""
     patch: Annotated[int, Field(ge=8, le=512)] = 40
@@ -77,7 +81,7 @@ class Denoising(Section):
     """Share of the images that is held out."""
 
 
-class Cifar100Data(Classification):
+class Cifar100Data(ClassificationData):
     """CIFAR-100, read through torchvision."""
 
     has_test: ClassVar[bool] = True
@@ -88,13 +92,13 @@ class Cifar100Data(Classification):
     download: bool = True
     verify: bool = True
     """False accepts a partial copy, whose MD5 sums differ."""
-    labels: Literal["fine", "coarse"] = "fine"
+    labels: LabelKind = "fine"
     validation: Share = 0.1
     """Share of the training split that is held out; the test split is read once, after the
     verdict."""
 
 
-class Div2kData(Denoising):
+class Div2kData(DenoisingData):
     """DIV2K's high-resolution images; the official validation images are the test split."""
 
     has_test: ClassVar[bool] = True
@@ -105,11 +109,11 @@ class Div2kData(Denoising):
     download: bool = True
     verify: bool = True
     """False accepts an archive whose MD5 sum differs."""
-    color: Literal["gray", "rgb"] = "rgb"
+    color: Color = "rgb"
     validation: Share = 0.1
 
 
-class PhotosData(Denoising):
+class PhotosData(DenoisingData):
     """The photographs that come with scikit-image: nothing to download, but no test split."""
 
     has_test: ClassVar[bool] = False
@@ -117,7 +121,7 @@ class PhotosData(Denoising):
     task: Literal["photos"]
 
 
-class FolderPhotographs(Denoising):
+class FolderPhotographs(DenoisingData):
     """A folder of the user's own images, for denoising."""
 
     task: Literal["folder"]
@@ -132,13 +136,13 @@ class FolderPhotographs(Denoising):
         return self.test is not None
 
 
-class FolderClasses(Classification):
+class FolderClasses(ClassificationData):
     """A folder of the user's own images, one sub-folder per class."""
 
     task: Literal["folder"]
     kind: Literal["classes"]
     folder: Path
-    color: Literal["gray", "rgb"] = "rgb"
+    color: Color = "rgb"
     size: Annotated[int, Field(ge=8, le=512)] = 32
     """Images are resized and cropped to size x size pixels."""
     validation: Share = 0.2
@@ -165,6 +169,13 @@ DATA_BY_TAG: dict[str, type[Section]] = {
     "task folder": FolderPhotographs,
     "task folder of classes": FolderClasses,
 }
+TASKS = tuple(
+    dict.fromkeys(
+        task
+        for section in DATA_BY_TAG.values()
+        for task in get_args(section.model_fields["task"].annotation)
+    )
+)
 Data = Annotated[
     Annotated[Cifar100Data, Tag("task cifar100")]
     | Annotated[Div2kData, Tag("task div2k")]
@@ -175,10 +186,10 @@ Data = Annotated[
 ]
 
 
-class Proxy(Section):
+class ProxyShape(Section):
     """The small network that stands for the real one."""
 
-    family: Literal["vgg", "resnet", "dncnn", "nafnet"]
+    family: Family
     width: Annotated[int, Field(ge=1, le=1024)]
     """Channels of the first stage."""
     depth: Annotated[int, Field(ge=1, le=200)]
@@ -234,8 +245,8 @@ class Training(Section):
     """Epochs."""
     batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
     lr: Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"] = "auto"
-    """Peak learning rate; auto is the family's usual one (docs/method.md)."""
-    precision: Literal["auto", "full", "bfloat16"] = "auto"
+    """Peak learning rate; auto is calibrated on identity before the search (docs/method.md)."""
+    precision: Literal["auto", Precision] = "auto"
     """Arithmetic of the networks. full is float32; auto takes bfloat16 where the device that
     launches the study gains by it, and the whole study keeps to that."""
 

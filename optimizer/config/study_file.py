@@ -7,7 +7,7 @@ the study, so that a worker needs nothing but the study's name.
 import os
 import re
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
@@ -15,13 +15,15 @@ from pydantic import ValidationError, field_validator, model_validator
 from densitune import density
 from densitune.density import Densities
 from optimizer import design
+from optimizer.arms import Init
 from optimizer.config import problems
 from optimizer.config.sections import (
     DATA_BY_TAG,
+    TASKS,
     Box,
     Confirm,
     Data,
-    Proxy,
+    ProxyShape,
     Search,
     Section,
     Training,
@@ -31,10 +33,9 @@ from optimizer.errors import UsageError
 
 FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
-TASKS = ("cifar100", "div2k", "photos", "folder")
 # The sections as the locations of pydantic's errors name them.
 _SECTIONS: dict[str, type[Section]] = {
-    "proxy": Proxy,
+    "proxy": ProxyShape,
     "density": Box,
     "training": Training,
     "search": Search,
@@ -48,10 +49,10 @@ class StudyConfig(Section):
 
     name: str
     data: Data
-    proxy: Proxy
+    proxy: ProxyShape
     kernel_size: tuple[int, ...]
     density: Box = Box()
-    init: Literal["library", "compensated"] = "library"
+    init: Init = "library"
     training: Training
     search: Search
     confirm: Confirm = Confirm()
@@ -81,8 +82,8 @@ class StudyConfig(Section):
             raise ValueError("input should be a mapping of keys to values")
         if isinstance(data, dict) and data.get("task") not in TASKS:
             task = data.get("task")
-            found = "task is missing" if task is None else f"task = {task!r} is unknown"
-            raise ValueError(f"{found}; take one of {', '.join(TASKS)}")
+            fault = "task is missing" if task is None else f"task = {task!r} is unknown"
+            raise ValueError(f"{fault}; take one of {', '.join(TASKS)}")
         return data
 
     @field_validator("name")
@@ -112,8 +113,8 @@ class StudyConfig(Section):
     def included(self) -> list[Densities]:
         """Return the densities that the user wants trained in any case."""
         return [
-            {self.kernel_size[0]: given} if isinstance(given, tuple) else dict(given)
-            for given in self.density.include
+            {self.kernel_size[0]: values} if isinstance(values, tuple) else dict(values)
+            for values in self.density.include
         ]
 
     @property
@@ -122,8 +123,8 @@ class StudyConfig(Section):
         return [
             *design.anchors(self.kernel_size),
             *(
-                design.Anchor("candidate", f"given {number}", given)
-                for number, given in enumerate(self.included, start=1)
+                design.Anchor("candidate", f"given {number}", densities)
+                for number, densities in enumerate(self.included, start=1)
             ),
         ]
 
@@ -174,7 +175,7 @@ class StudyConfig(Section):
         return self.model_dump(mode="json")
 
 
-def _check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
+def _check_kernel_sizes(sizes: tuple[int, ...], proxy: ProxyShape) -> None:
     for k in sizes:
         if not 3 <= k <= 31 or k % 2 == 0:
             raise ValueError(
@@ -192,10 +193,10 @@ def _check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
 
 def _check_included(config: StudyConfig) -> None:
     sizes = list(config.kernel_size)
-    for number, given in enumerate(config.density.include):
-        if isinstance(given, tuple) and len(sizes) > 1:
+    for number, values in enumerate(config.density.include):
+        if isinstance(values, tuple) and len(sizes) > 1:
             raise ValueError(
-                f"density.include[{number}] is {list(given)}, but the study has the kernel sizes "
+                f"density.include[{number}] is {list(values)}, but the study has the kernel sizes "
                 f"{sizes}; write {{size: [values], ...}} with each of them"
             )
     for number, densities in enumerate(config.included):

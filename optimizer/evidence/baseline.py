@@ -31,5 +31,5 @@ def complaint(config: StudyConfig, floors: Mapping[str, float], identity: float)
 
 def failure(config: StudyConfig, floors: Mapping[str, float], identity: float) -> str | None:
     """Return why a study stops because of identity's score; None if it is healthy."""
-    found = complaint(config, floors, identity)
-    return found and f"{found} To go on all the same: densitune resume {config.name} --force"
+    wrong = complaint(config, floors, identity)
+    return wrong and f"{wrong} To go on all the same: densitune resume {config.name} --force"

@@ -15,9 +15,9 @@ EDGE = 0.02
 """Share of the search box's width within which a value counts as lying on its edge."""
 
 
-def cautions(
+def signs(
     config: StudyConfig,
-    found: list[TrialResult],
+    results: list[TrialResult],
     floors: Mapping[str, float],
     calibration: Mapping[float, float],
     extended_from: int | None = None,
@@ -28,9 +28,9 @@ def cautions(
     learning rate, empty where the rate was given. extended_from: the seeds of the first of two
     confirmations.
     """
-    if not found:
+    if not results:
         return []
-    identity, best = found[0], differences.ranked(found)[0]
+    identity, best = results[0], differences.ranked(results)[0]
     lines = []
     complaint = baseline.complaint(config, floors, identity.mean)
     if complaint is not None:

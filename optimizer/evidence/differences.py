@@ -52,7 +52,7 @@ def final_values(rows: Iterable[LedgerRow]) -> dict[int, dict[int, float]]:
     return values
 
 
-def differences(rows: Iterable[LedgerRow], trial: int) -> dict[int, float]:
+def by_rung(rows: Iterable[LedgerRow], trial: int) -> dict[int, float]:
     """Return {rung: mean paired difference against identity, trial 0}: what Optuna is told."""
     values: dict[tuple[int, int], dict[int, float]] = {}
     for row in rows:
@@ -108,6 +108,6 @@ def _of_search(optuna_number: int | None) -> int:
     return optuna_number
 
 
-def ranked(found: Iterable[TrialResult]) -> list[TrialResult]:
+def ranked(results: Iterable[TrialResult]) -> list[TrialResult]:
     """Return the results, largest difference first; ties in the order of trials."""
-    return sorted(found, key=lambda result: (-result.difference.mean, result.number))
+    return sorted(results, key=lambda result: (-result.difference.mean, result.number))

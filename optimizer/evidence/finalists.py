@@ -20,25 +20,25 @@ NEAR = 0.05
 same: confirming both would ask one question twice."""
 
 
-def choose(found: Sequence[TrialResult], config: StudyConfig) -> list[int]:
+def choose(results: Sequence[TrialResult], config: StudyConfig) -> list[int]:
     """Return the numbers of at most `config.confirm.finalists` trials, best expected first.
 
-    `found` are the complete trials with identity among them, in any order. Identity, what is
+    `results` are the complete trials with identity among them, in any order. Identity, what is
     practically identity, and what is practically a better finalist are left out.
     """
-    shown = surrogate.shown(found)
+    shown = surrogate.shown(results)
     if len(shown) < 2:
         return []
     table = Table.of(shown, config)
     expected, _ = surrogate.posterior(table, table.places)
     # Rounded, so that the last bits of linear algebra never decide; ties in the order of `shown`.
     order = [shown[at] for at in np.argsort(-np.round(expected, 9), kind="stable")]
-    known = [trial for trial in order if trial.role == "identity"]
+    identity = [trial for trial in order if trial.role == "identity"]
     chosen: list[TrialResult] = []
     for trial in order:
         if len(chosen) == config.confirm.finalists:
             break
-        others = (other.densities for other in known + chosen)
+        others = (other.densities for other in identity + chosen)
         if not any(alike(trial.densities, other, config) for other in others):
             chosen.append(trial)
     return [trial.number for trial in chosen]

@@ -14,7 +14,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import ndtri, stdtr, stdtrit
 
-Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
+from optimizer.evidence.verdicts import Verdict
+
 Outcome = Literal["above", "below", "sinking", "futile", "open"]
 
 SPENDING = 3.0

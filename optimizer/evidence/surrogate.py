@@ -28,9 +28,9 @@ OWN_SPREAD = 4.0
 Smyth 2004): the spread of two seeds may be near zero by luck."""
 
 
-def shown(found: Iterable[TrialResult]) -> list[TrialResult]:
+def shown(results: Iterable[TrialResult]) -> list[TrialResult]:
     """Return the trials that the model sees: identity, then the best others, best first."""
-    best = ranked(found)
+    best = ranked(results)
     identity = [trial for trial in best if trial.role == "identity"]
     others = [trial for trial in best if trial.role != "identity"]
     return identity + others[: MODELLED - len(identity)]

@@ -1,13 +1,18 @@
 """Verdicts: what a confirmation found out about its finalists, as it is stored and exported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
-Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
+from optimizer.evidence.differences import Difference
 
-MEANING: dict[str, str] = {
+Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
+"""What fresh seeds say about a finalist."""
+PresetVerdict = Literal[Verdict, "unconfirmed"]
+"""What a preset says: of a density that no fresh seeds were spent on as well."""
+
+MEANING: dict[PresetVerdict, str] = {
     "better": "better than identity and than its scale control",
     "scale_only": "NOT a reason for a density: not shown to beat its scale control",
     "no_evidence": "NOT shown to help",
@@ -29,6 +34,12 @@ class PairedDifference(Part):
     mean: FiniteFloat
     standard_error: FiniteFloat | None
     by_seed: dict[str, FiniteFloat]
+
+    @classmethod
+    def of(cls, difference: Difference) -> "PairedDifference":
+        """Return a difference as it is stored."""
+        by_seed = by_text(difference.by_seed)
+        return cls(mean=difference.mean, standard_error=difference.standard_error, by_seed=by_seed)
 
 
 class Comparison(Part):
@@ -58,6 +69,10 @@ class FinalistVerdict(Part):
     seeds_to_settle: int | None = None
     """An estimate of the seeds that would settle an open question."""
 
+    def by_kernel_size(self) -> dict[int, tuple[float, ...]]:
+        """Return the densities as the other modules have them."""
+        return {int(size): tuple(den) for size, den in self.densities.items()}
+
 
 class Holdout(Part):
     """What identity and the winner reach on the test split, read once, after the verdict."""
@@ -76,11 +91,16 @@ class Holdout(Part):
     """The winner minus identity."""
 
 
-def best(found: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
+def by_text(by_seed: Mapping[int, float]) -> dict[str, float]:
+    """Return values by seed as JSON has them, which has text for keys."""
+    return {str(seed): value for seed, value in by_seed.items()}
+
+
+def best(verdicts: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
     """Return the best `better` finalist, else the one with the largest difference to identity."""
 
-    def rank(one: FinalistVerdict) -> tuple[bool, float]:
-        mean = float("-inf") if one.to_identity is None else one.to_identity.mean
-        return one.verdict == "better", mean
+    def rank(verdict: FinalistVerdict) -> tuple[bool, float]:
+        mean = float("-inf") if verdict.to_identity is None else verdict.to_identity.mean
+        return verdict.verdict == "better", mean
 
-    return max(found, key=rank, default=None)
+    return max(verdicts, key=rank, default=None)

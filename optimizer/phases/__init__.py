@@ -1,5 +1,6 @@
 """The course of a study: what is trained next, phase by phase.
 
+desk          what a step has in hand, and what all phases do alike
 proposer      the role that keeps the job queue filled
 calibration   phase 1: the learning rate, by identity at a grid of rates
 search        phase 2: densities that Optuna proposes, told in step with the ledger

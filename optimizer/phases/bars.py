@@ -17,10 +17,10 @@ LEAST = 5
 pruners start after five trials as well)."""
 
 
-def bars(
+def for_next(
     config: StudyConfig, told: Iterable[TrialRow], rows: Sequence[LedgerRow]
 ) -> dict[int, float]:
-    """Return {rung: least value of the first seed with which a trial goes on}.
+    """Return the next trial's {rung: least value of the first seed with which it goes on}.
 
     With several seeds the budget is a rung too: to go on from there is to be trained with the
     others. A bar is the (1 - search.keep)-quantile, linearly interpolated, of what the trials told

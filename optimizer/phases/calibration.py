@@ -5,86 +5,65 @@ The grid grows at the end where the best rate lies, until the best lies within.
 
 import statistics
 from collections.abc import Iterable
+from dataclasses import replace
 
-from sqlalchemy import Connection
-
-from densitune import density
-from optimizer import learning_rates
-from optimizer.config.study_file import StudyConfig
-from optimizer.evidence import baseline, differences
-from storage import jobs, ledger, studies, trials
-from storage.arms import Arm
+from optimizer import arms, learning_rates
+from optimizer.arms import Arm
+from optimizer.evidence import differences
+from optimizer.phases.desk import Desk
+from storage import studies
 from storage.ledger import LedgerRow
-from storage.studies import Study
 from storage.trials import TrialRow
 
 
-def step(connection: Connection, study: Study, config: StudyConfig) -> bool:
-    """Take the next step if there is one now: queue arms, or conclude when they have ended."""
-    arms = trials.all_of(connection, study.id, "calibrate")
-    if not arms:
-        for number, lr in enumerate(
-            learning_rates.grid(config.proxy.family, config.training.batch_size)
-        ):
-            _queue(connection, study, config, number, lr)
+def step(desk: Desk) -> bool:
+    """Take the next step if there is one now: queue rates, or conclude when they have ended."""
+    family, batch_size = desk.config.proxy.family, desk.config.training.batch_size
+    trials = desk.trials("calibrate")
+    if not trials:
+        for number, first in enumerate(learning_rates.grid(family, batch_size)):
+            _queue(desk, number, first)
         return True
-    if any(arm.waiting or arm.running for arm in arms):
-        jobs.fail_lost(connection, study.id)
+    if desk.waits_for(trials):
         return False
-    found = scores(arms, ledger.read(connection, study.id, "calibrate"))
-    tried = [arm.arm.lr for arm in arms if arm.arm.lr is not None]
-    family, batch_size = config.proxy.family, config.training.batch_size
-    further = learning_rates.beyond(family, batch_size, tried, found) if found else None
+    by_rate = scores(trials, desk.measured("calibrate"))
+    tried = [lr for trial in trials if (lr := rate(trial)) is not None]
+    further = learning_rates.beyond(family, batch_size, tried, by_rate) if by_rate else None
     if further is not None:
-        _queue(connection, study, config, len(arms), further)
+        _queue(desk, len(trials), further)
     else:
-        _conclude(connection, study, config, arms, found)
+        _conclude(desk, trials, by_rate)
     return True
 
 
-def scores(arms: Iterable[TrialRow], rows: Iterable[LedgerRow]) -> dict[float, float]:
-    """Return {learning rate: mean over the seeds} of the arms that could be trained."""
+def scores(trials: Iterable[TrialRow], rows: Iterable[LedgerRow]) -> dict[float, float]:
+    """Return {learning rate: mean over the seeds} of the trials that could be trained."""
     values = differences.final_values(rows)
     return {
-        arm.arm.lr: statistics.fmean(values[arm.number].values())
-        for arm in arms
-        if arm.arm.lr is not None and not (arm.waiting or arm.running or arm.failed)
+        lr: statistics.fmean(values[trial.number].values())
+        for trial in trials
+        if (lr := rate(trial)) is not None and not (trial.is_open or trial.failed)
     }
 
 
-def _queue(
-    connection: Connection, study: Study, config: StudyConfig, number: int, lr: float
-) -> None:
-    trials.add(
-        connection,
-        study.id,
-        number=number,
-        role="rate",
-        label=f"lr {lr:g}",
-        densities={k: density.identity(k) for k in config.kernel_size},
-        seeds=config.seeds,
-        budget=config.training.budget,
-        arm=Arm(lr=lr, init=config.init),
-        phase="calibrate",
-    )
+def rate(trial: TrialRow) -> float | None:
+    """Return the learning rate of a trial, None if it takes the recipe's."""
+    return Arm.of(trial.densities, trial.arm).lr
 
 
-def _conclude(
-    connection: Connection,
-    study: Study,
-    config: StudyConfig,
-    arms: list[TrialRow],
-    found: dict[float, float],
-) -> None:
-    for arm in arms:
-        state: trials.State = "failed" if arm.failed else "complete"
-        trials.finish(connection, study.id, arm.number, state, arm.error, "calibrate")
-    if not found:
-        reason = f"identity could not be trained at any learning rate: {arms[0].error}"
-        studies.halt(connection, study.id, reason)
+def _queue(desk: Desk, number: int, lr: float) -> None:
+    config = desk.config
+    arm = replace(arms.identity(config.kernel_size, lr), init=config.init)
+    desk.add(number, "rate", f"lr {lr:g}", arm, seeds=config.seeds, budget=config.training.budget)
+
+
+def _conclude(desk: Desk, trials: list[TrialRow], by_rate: dict[float, float]) -> None:
+    for trial in trials:
+        desk.close(trial)
+    if not by_rate:
+        error = trials[0].error_text
+        desk.halt(f"identity could not be trained at any learning rate: {error}")
         return
-    studies.calibrated(connection, study.id, learning_rates.best(found))
-    studies.enter(connection, study.id, "search")
-    failure = baseline.failure(config, baseline.floors(study, config), max(found.values()))
-    if failure is not None and not study.forced:
-        studies.halt(connection, study.id, failure)
+    studies.calibrated(desk.connection, desk.study.id, learning_rates.best(by_rate))
+    desk.enter("search")
+    desk.check_baseline(max(by_rate.values()))

@@ -9,7 +9,7 @@ from typing import Any
 
 from sqlalchemy import Engine
 
-from optimizer.config.changes import differences
+from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from storage import studies
@@ -18,14 +18,14 @@ from storage.studies import Study
 SEEDS = "confirm.seeds"
 
 
-def is_asked_for(stored: StudyConfig, given: StudyConfig) -> bool:
+def is_asked_for(stored: StudyConfig, asked: StudyConfig) -> bool:
     """Tell whether a config differs from its study's in more seeds of the confirmation alone."""
-    changed = differences(stored.document(), given.document())
-    more = given.confirm.seeds > stored.confirm.seeds
+    changed = changes.between(stored.document(), asked.document())
+    more = asked.confirm.seeds > stored.confirm.seeds
     return more and [line.partition(":")[0] for line in changed] == [SEEDS]
 
 
-def extend(engine: Engine, study: Study, given: StudyConfig) -> Study:
+def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
     """Reopen the confirmation of a decided study; return the study as it is then.
 
     UsageError if it is not decided yet, has no finalists, was extended before, or all of them are
@@ -44,4 +44,4 @@ def extend(engine: Engine, study: Study, given: StudyConfig) -> Study:
     if obstacle is not None:
         raise UsageError(f"study {study.name} {obstacle} extended; choose another name")
     was: dict[str, Any] = {"seeds": study.config["confirm"]["seeds"], "verdicts": verdicts}
-    return studies.reopen(engine, study.id, given.document(), {"extended": was})
+    return studies.reopen(engine, study.id, asked.document(), {"extended": was})

@@ -10,14 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from scipy.special import stdtrit
-from sqlalchemy import Connection
 
+from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict, Holdout, best
-from storage import jobs, ledger, studies, trials
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict, Holdout, best, by_text
+from optimizer.phases.desk import Desk
+from storage import studies
 from storage.ledger import LedgerRow
-from storage.studies import Study
 from storage.trials import TrialRow
 
 IDENTITY, WINNER = 0, 1
@@ -30,69 +30,61 @@ def is_due(config: StudyConfig, verdicts: Sequence[FinalistVerdict]) -> bool:
     return config.data.has_test and winner is not None and winner.to_identity is not None
 
 
-def step(connection: Connection, study: Study, config: StudyConfig) -> bool:
+def step(desk: Desk) -> bool:
     """Take the next step if there is one now: queue both trials, or end the study with them."""
-    arms = trials.all_of(connection, study.id, "decided")
-    if not arms:
-        _queue(connection, study, config)
+    pair = desk.trials("decided")
+    if not pair:
+        _queue(desk)
         return True
-    if any(arm.waiting or arm.running for arm in arms):
-        jobs.fail_lost(connection, study.id)
+    if desk.waits_for(pair):
         return False
-    _conclude(connection, study, arms)
+    for trial in pair:
+        desk.close(trial)
+    said = _said(pair, desk.measured("decided"))
+    studies.finish(desk.connection, desk.study.id, said.model_dump())
     return True
 
 
-def _queue(connection: Connection, study: Study, config: StudyConfig) -> None:
-    confirmed = trials.all_of(connection, study.id, "confirm")
-    winner = best([FinalistVerdict.model_validate(one) for one in study.verdicts or []])
+def _queue(desk: Desk) -> None:
+    confirmed, config = desk.trials("confirm"), desk.config
+    verdicts = [FinalistVerdict.model_validate(stored) for stored in desk.study.verdicts or []]
+    winner = best(verdicts)
     assert winner is not None  # is_due said so when the study was decided
     chosen = {
-        IDENTITY: next(arm for arm in confirmed if arm.role == "identity"),
+        IDENTITY: next(trial for trial in confirmed if trial.role == "identity"),
         WINNER: next(
-            arm for arm in confirmed if (arm.role, arm.origin) == ("finalist", winner.trial)
+            trial for trial in confirmed if (trial.role, trial.origin) == ("finalist", winner.trial)
         ),
     }
-    for number, arm in chosen.items():
-        trials.add(
-            connection,
-            study.id,
-            number=number,
-            origin=arm.origin,
-            role=arm.role,
-            label=arm.label,
-            densities=arm.densities,
+    for number, trial in chosen.items():
+        desk.add(
+            number,
+            trial.role,
+            trial.label,
+            replace(Arm.of(trial.densities, trial.arm), split="test"),
             seeds=config.fresh_seeds[: config.confirm.batch],
             budget=config.confirm_budget,
-            arm=replace(arm.arm, split="test"),
-            phase="decided",
+            origin=trial.origin,
         )
 
 
-def _conclude(connection: Connection, study: Study, arms: Sequence[TrialRow]) -> None:
-    for arm in arms:
-        state: trials.State = "complete" if arm.error is None else "failed"
-        trials.finish(connection, study.id, arm.number, state, arm.error, "decided")
-    rows = ledger.read(connection, study.id, "decided")
-    studies.finish(connection, study.id, _found(arms, rows).model_dump())
-
-
-def _found(arms: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
-    origin = arms[WINNER].origin
+def _said(pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
+    """Return what the test split says, or why it says nothing."""
+    origin = pair[WINNER].origin
     assert origin is not None  # as all finalists
-    failed = next((arm for arm in arms if arm.error is not None), None)
+    failed = next((trial for trial in pair if trial.failed), None)
     if failed is not None:
-        reason = f"{failed.label} could not be measured with every seed: {failed.error}"
+        reason = f"{failed.label} could not be measured with every seed: {failed.failure}"
         return Holdout(trial=origin, reason=reason)
     prints = {row.extra["test"] for row in rows}
     if len(prints) > 1:
         reason = f"workers had different test images ({', '.join(sorted(prints))})"
         return Holdout(trial=origin, reason=reason)
     values = differences.final_values(rows)
-    found = differences.paired(values[WINNER], values[IDENTITY])
-    seeds = sorted(found.by_seed)
-    assert found.standard_error is not None  # a batch has two seeds at least
-    reach = float(stdtrit(len(seeds) - 1, 0.975)) * found.standard_error
+    paired = differences.paired(values[WINNER], values[IDENTITY])
+    seeds = sorted(paired.by_seed)
+    assert paired.standard_error is not None  # a batch has two seeds at least
+    reach = float(stdtrit(len(seeds) - 1, 0.975)) * paired.standard_error
     return Holdout(
         trial=origin,
         fingerprint=prints.pop(),
@@ -100,9 +92,9 @@ def _found(arms: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
         value=statistics.fmean(values[WINNER].values()),
         identity=statistics.fmean(values[IDENTITY].values()),
         difference=Comparison(
-            mean=found.mean,
-            low=found.mean - reach,
-            high=found.mean + reach,
-            by_seed={str(seed): difference for seed, difference in found.by_seed.items()},
+            mean=paired.mean,
+            low=paired.mean - reach,
+            high=paired.mean + reach,
+            by_seed=by_text(paired.by_seed),
         ),
     )

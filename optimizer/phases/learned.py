@@ -10,42 +10,31 @@ search's last.
 from collections.abc import Sequence
 
 import numpy as np
-from sqlalchemy import Connection
 
-from densitune import density
 from densitune.density import Density
+from optimizer import arms
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences
 from optimizer.evidence.differences import TrialResult
-from storage import trials
-from storage.arms import Arm
+from optimizer.phases.desk import Desk
 from storage.ledger import LedgerRow
-from storage.studies import Study
 from storage.trials import TrialRow
 
 NUMBER = 1
 """Of the arm, in the confirmation."""
 
 
-def queue(connection: Connection, study: Study, config: StudyConfig) -> None:
+def queue(desk: Desk) -> None:
     """Queue the arm."""
-    trials.add(
-        connection,
-        study.id,
-        number=NUMBER,
-        role="trainable",
-        label="trainable density",
-        densities={k: density.identity(k) for k in config.kernel_size},
-        seeds=config.seeds,
-        budget=config.training.budget,
-        arm=Arm(lr=study.lr, init=config.init, trainable=True),
-        phase="confirm",
-    )
+    config = desk.config
+    arm = arms.trainable(config.kernel_size, desk.study.lr, config.init)
+    seeds, budget = config.seeds, config.training.budget
+    desk.add(NUMBER, "trainable", "trainable density", arm, seeds=seeds, budget=budget)
 
 
 def result(
     config: StudyConfig,
-    arms: Sequence[TrialRow],
+    trained: Sequence[TrialRow],
     rows: Sequence[LedgerRow],
     identity: TrialResult,
 ) -> TrialResult | None:
@@ -54,7 +43,7 @@ def result(
     Its values are those of the arm, whose layers had densities of their own; `identity` is the
     search's. None if there is no such arm, or it has not been trained with all seeds.
     """
-    arm = next((arm for arm in arms if arm.role == "trainable"), None)
+    arm = next((arm for arm in trained if arm.role == "trainable"), None)
     if arm is None or arm.done < arm.jobs:
         return None
     own = [row for row in rows if row.trial == arm.number and row.rung == row.budget]

@@ -16,7 +16,7 @@ import optuna
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import Engine, inspect
+from sqlalchemy import Engine
 
 from densitune import density
 from densitune.density import Densities
@@ -56,16 +56,16 @@ class DensityStudy:
             for name in _names(k)
         }
 
-    def ask(self, number: int, known: set[int]) -> tuple[int, Densities]:
+    def ask(self, number: int, ours: set[int]) -> tuple[int, Densities]:
         """Propose densitune's trial `number`; return Optuna's number and the densities.
 
-        `known` are the Optuna numbers that belong to earlier trials. A running trial that is not
+        `ours` are the Optuna numbers that belong to earlier trials. A running trial that is not
         among them is what a proposer left behind when it died: it is completed, not repeated.
         """
         point = self._point_known_in_advance(number)
         with _quiet():
             self._study.sampler = samplers.for_trial(self._config.search, number)
-            orphan = self._orphan(known)
+            orphan = self._orphan(ours)
             if orphan is None and point is not None and not self._waiting():
                 self._study.enqueue_trial(point)
             trial = self._study.ask() if orphan is None else Trial(self._study, orphan._trial_id)
@@ -116,12 +116,12 @@ class DensityStudy:
         trials = self._study.get_trials(deepcopy=False)
         return {trial.number: (outcomes.get(trial.state), trial.value) for trial in trials}
 
-    def close(self, known: set[int]) -> None:
-        """Fail what still runs and is none of the trials `known`; again is harmless.
+    def close(self, ours: set[int]) -> None:
+        """Fail what still runs and is none of the trials `ours`; again is harmless.
 
         Proposers that died have left it behind, and no further trial will use it.
         """
-        while (orphan := self._orphan(known)) is not None:
+        while (orphan := self._orphan(ours)) is not None:
             self._study.tell(orphan.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def _name_metric(self, name: str) -> None:
@@ -143,9 +143,9 @@ class DensityStudy:
     def _frozen(self, optuna_number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[optuna_number]
 
-    def _orphan(self, known: set[int]) -> FrozenTrial | None:
+    def _orphan(self, ours: set[int]) -> FrozenTrial | None:
         running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return next((trial for trial in running if trial.number not in known), None)
+        return next((trial for trial in running if trial.number not in ours), None)
 
     def _waiting(self) -> bool:
         return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
@@ -193,7 +193,7 @@ def optuna_storage(engine: Engine) -> optuna.storages.RDBStorage:
     It borrows our pool, so that a process has at most two connections whatever it does.
     """
     url = engine.url.render_as_string(hide_password=False)
-    if not inspect(engine).has_table("alembic_version"):  # the last of its tables
+    if not database.has_table(engine, "alembic_version"):  # the last of its tables
         # Optuna does not cope with several processes that make its tables at once. It takes two
         # connections for that, and one of our pool's holds the lock.
         once = engine.pool.recreate()

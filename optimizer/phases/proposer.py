@@ -8,9 +8,9 @@ what it does depends on what is stored and on nothing else.
 from sqlalchemy import Engine
 
 from optimizer.config.study_file import StudyConfig
-from optimizer.phases import calibration, confirmation, holdout
+from optimizer.phases import calibration, confirmation, holdout, search
+from optimizer.phases.desk import Desk
 from optimizer.phases.optuna_study import DensityStudy
-from optimizer.phases.search import Search
 from storage import database, studies
 
 
@@ -31,12 +31,13 @@ class Proposer:
             study = None if connection is None else studies.read(connection, self._study_id)
             if connection is None or study is None or study.state != "running":
                 return False
+            desk = Desk(connection, study, self._config)
             match study.phase:
                 case "calibrate":
-                    return calibration.step(connection, study, self._config)
+                    return calibration.step(desk)
                 case "search":
-                    return Search(connection, study, self._config, self._optuna).step()
+                    return search.step(desk, self._optuna)
                 case "confirm":
-                    return confirmation.step(connection, study, self._config)
+                    return confirmation.step(desk)
                 case "decided":
-                    return holdout.step(connection, study, self._config)
+                    return holdout.step(desk)

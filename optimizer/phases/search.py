@@ -8,124 +8,88 @@ when.
 
 import statistics
 
-from sqlalchemy import Connection
-
-from optimizer.config.study_file import StudyConfig
+from optimizer.arms import Arm
 from optimizer.design import Anchor
-from optimizer.evidence import baseline, differences
+from optimizer.evidence import differences
 from optimizer.phases import bars
+from optimizer.phases.desk import Desk
 from optimizer.phases.optuna_study import DensityStudy, Outcome
-from storage import jobs, ledger, studies, trials
-from storage.arms import Arm
-from storage.ledger import LedgerRow
-from storage.studies import Study
 from storage.trials import TrialRow
 
 
-class Search:
-    """One study's search, within the transaction of one step."""
-
-    def __init__(
-        self, connection: Connection, study: Study, config: StudyConfig, optuna: DensityStudy
-    ) -> None:
-        self._connection, self._study = connection, study
-        self._config, self._optuna = config, optuna
-
-    def step(self) -> bool:
-        """Take the next step if there is one now."""
-        rows = trials.all_of(self._connection, self._study.id)
-        if rows and rows[0].state == "failed":
-            studies.halt(self._connection, self._study.id, _no_baseline(rows[0].reason))
-            return False
-        told = next((row.number for row in rows if row.state == "running"), len(rows))
-        search = self._config.search
-        kept = next((row for row in rows[told:] if row.done == row.jobs < search.seeds), None)
-        if kept is not None:
-            self._train_on(kept)
-            return True
-        if len(rows) < search.trials and len(rows) - told < search.in_flight:
-            self._propose(rows, told)
-            return True
-        if told == search.trials:
-            self._optuna.close(_known(rows))
-            studies.enter(self._connection, self._study.id, "confirm")
-            return True
-        if rows[told].waiting or rows[told].running:
-            jobs.fail_lost(self._connection, self._study.id)
-            return False
-        self._tell(rows[told])
+def step(desk: Desk, optuna: DensityStudy) -> bool:
+    """Take the next step if there is one now."""
+    trials, search = desk.trials("search"), desk.config.search
+    if trials and trials[0].state == "failed":
+        reason = trials[0].reason
+        desk.halt(f"identity could not be trained, so nothing can be compared: {reason}")
+        return False
+    told = next((trial.number for trial in trials if trial.state == "running"), len(trials))
+    kept = next((trial for trial in trials[told:] if trial.done == trial.jobs < search.seeds), None)
+    if kept is not None:  # its first seed cleared every bar
+        desk.train_on(kept, desk.config.seeds[kept.jobs :], desk.config.training.budget)
         return True
-
-    def _propose(self, rows: list[TrialRow], told: int) -> None:
-        number = len(rows)
-        optuna_number, densities = self._optuna.ask(number, _known(rows))
-        anchors = self._config.anchors
-        anchor = (
-            anchors[number]
-            if number < len(anchors)
-            else Anchor("candidate", f"trial {number}", densities)
-        )
-        self._optuna.describe(optuna_number, {"role": anchor.role, "label": anchor.label})
-        measured = ledger.read(self._connection, self._study.id)
-        least = bars.bars(self._config, rows[:told], measured) if number >= len(anchors) else {}
-        trials.add(
-            self._connection,
-            self._study.id,
-            number=number,
-            optuna_number=optuna_number,
-            role=anchor.role,
-            label=anchor.label,
-            densities=densities,
-            seeds=self._config.seeds[:1] if least else self._config.seeds,
-            budget=self._config.training.budget,
-            bars=least,
-            arm=Arm(lr=self._study.lr, init=self._config.init),
-        )
-
-    def _train_on(self, trial: TrialRow) -> None:
-        """Queue the other seeds of a trial whose first one cleared every bar."""
-        seeds, budget = self._config.seeds[trial.jobs :], self._config.training.budget
-        jobs.enqueue(self._connection, self._study.id, trial.number, seeds, budget)
-
-    def _tell(self, trial: TrialRow) -> None:
-        """Tell Optuna how a trial ended of whose jobs none is waiting or running."""
-        assert trial.optuna_number is not None  # as all trials of a search
-        if trial.error is not None:
-            self._optuna.describe(trial.optuna_number, {"reason": trial.failure})
-            self._optuna.tell(trial.optuna_number, "failed", {})
-            trials.finish(self._connection, self._study.id, trial.number, "failed", trial.error)
-            return
-        rows = ledger.read(self._connection, self._study.id)
-        by_rung = differences.differences(rows, trial.number)
-        last = max(by_rung)
-        own = [row for row in rows if row.trial == trial.number and row.rung == last]
-        self._optuna.describe(
-            trial.optuna_number,
-            {
-                "values by seed": {str(row.seed): row.value for row in own},
-                "mean": statistics.fmean(row.value for row in own),
-            },
-        )
-        outcome: Outcome = "pruned" if trial.cut else "complete"
-        reason = f"below its bar after {last} epochs" if trial.cut else None
-        self._optuna.tell(trial.optuna_number, outcome, by_rung)
-        trials.finish(self._connection, self._study.id, trial.number, outcome, reason)
-        if trial.role == "identity":
-            self._check_baseline(own)
-
-    def _check_baseline(self, identity: list[LedgerRow]) -> None:
-        """Stop the study if identity is no healthy baseline, unless its user wants it so."""
-        score = statistics.fmean(row.value for row in identity)
-        floors = baseline.floors(self._study, self._config)
-        failure = baseline.failure(self._config, floors, score)
-        if failure is not None and not self._study.forced:
-            studies.halt(self._connection, self._study.id, failure)
+    if len(trials) < search.trials and len(trials) - told < search.in_flight:
+        _propose(desk, optuna, trials, told)
+        return True
+    if told == search.trials:
+        optuna.close(_optuna_numbers(trials))
+        desk.enter("confirm")
+        return True
+    if desk.waits_for([trials[told]]):
+        return False
+    _tell(desk, optuna, trials[told])
+    return True
 
 
-def _known(rows: list[TrialRow]) -> set[int]:
+def _propose(desk: Desk, optuna: DensityStudy, trials: list[TrialRow], told: int) -> None:
+    number, config = len(trials), desk.config
+    optuna_number, densities = optuna.ask(number, _optuna_numbers(trials))
+    anchors = config.anchors
+    anchor = (
+        anchors[number]
+        if number < len(anchors)
+        else Anchor("candidate", f"trial {number}", densities)
+    )
+    optuna.describe(optuna_number, {"role": anchor.role, "label": anchor.label})
+    least = {}
+    if number >= len(anchors):
+        least = bars.for_next(config, trials[:told], desk.measured("search"))
+    desk.add(
+        number,
+        anchor.role,
+        anchor.label,
+        Arm(densities, lr=desk.study.lr, init=config.init),
+        seeds=config.seeds[:1] if least else config.seeds,
+        budget=config.training.budget,
+        bars=least,
+        optuna_number=optuna_number,
+    )
+
+
+def _tell(desk: Desk, optuna: DensityStudy, trial: TrialRow) -> None:
+    """Tell Optuna how a trial ended of whose jobs none is waiting or running."""
+    assert trial.optuna_number is not None  # as all trials of a search
+    if trial.failed:
+        optuna.describe(trial.optuna_number, {"reason": trial.failure})
+        optuna.tell(trial.optuna_number, "failed", {})
+        desk.close(trial)
+        return
+    rows = desk.measured("search")
+    by_rung = differences.by_rung(rows, trial.number)
+    last = max(by_rung)
+    own = [row for row in rows if row.trial == trial.number and row.rung == last]
+    mean = statistics.fmean(row.value for row in own)
+    by_seed = {str(row.seed): row.value for row in own}
+    optuna.describe(trial.optuna_number, {"values by seed": by_seed, "mean": mean})
+    outcome: Outcome = "pruned" if trial.cut else "complete"
+    reason = f"below its bar after {last} epochs" if trial.cut else None
+    optuna.tell(trial.optuna_number, outcome, by_rung)
+    desk.finish(trial, outcome, reason)
+    if trial.role == "identity":
+        desk.check_baseline(mean)
+
+
+def _optuna_numbers(trials: list[TrialRow]) -> set[int]:
     """Return the Optuna numbers that belong to trials of ours."""
-    return {row.optuna_number for row in rows if row.optuna_number is not None}
-
-
-def _no_baseline(reason: str | None) -> str:
-    return f"identity could not be trained, so nothing can be compared: {reason}"
+    return {trial.optuna_number for trial in trials if trial.optuna_number is not None}

@@ -16,7 +16,7 @@ from densitune import density
 from densitune.density import Densities
 from optimizer.config import problems
 from optimizer.errors import UsageError
-from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part
+from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
 
 VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
@@ -69,7 +69,7 @@ class Evidence(Part):
     densities of their own.
     """
 
-    verdict: Literal["better", "scale_only", "no_evidence", "worse", "unconfirmed"]
+    verdict: PresetVerdict
     note: str
     confirmation: Confirmation | None = None
     test: Holdout | None = None
@@ -126,10 +126,10 @@ class Preset(Part):
 
     @field_validator("densities")
     @classmethod
-    def _densities_are_valid(cls, given: dict[str, list[float]]) -> dict[str, list[float]]:
-        for size, den in given.items():
+    def _densities_are_valid(cls, densities: dict[str, list[float]]) -> dict[str, list[float]]:
+        for size, den in densities.items():
             density.validate(den, int(size))
-        return given
+        return densities
 
     def by_kernel_size(self) -> Densities:
         """Return the densities as densitune.weighted_conv.apply_densities takes them."""

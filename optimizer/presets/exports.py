@@ -9,7 +9,13 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import baseline
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import MEANING, FinalistVerdict, Holdout, PairedDifference
+from optimizer.evidence.verdicts import (
+    MEANING,
+    FinalistVerdict,
+    Holdout,
+    PairedDifference,
+    PresetVerdict,
+)
 from optimizer.presets.document import (
     CONVENTION,
     SCHEMA,
@@ -25,7 +31,7 @@ from optimizer.snapshot import Snapshot, precision
 from storage.ledger import LedgerRow
 from storage.studies import Study
 
-NOTES = {
+NOTES: dict[PresetVerdict, str] = {
     "unconfirmed": (
         "Chosen by a search on validation data and not confirmed: the best of many noisy results "
         "looks better than it is, and a density also changes the scale of the initial weights. "
@@ -94,14 +100,6 @@ def export(
     return write(preset, folder), preset
 
 
-def in_words(preset: Preset) -> str:
-    """Return a preset's verdict and what it means, for a line."""
-    verdict = preset.evidence.verdict
-    words = f"{verdict}: {MEANING[verdict]}"
-    unhealthy = preset.evidence.note.startswith(UNHEALTHY)
-    return f"{words}; but identity was no healthy baseline" if unhealthy else words
-
-
 def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
     """Return the trial that is handed over: the one asked for, or the study's winner.
 
@@ -111,17 +109,17 @@ def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
     """
     if trial is None and snapshot.winner is not None:
         trial = snapshot.winner.trial
-    found = snapshot.best
+    result = snapshot.best
     if trial is not None:
-        known = [*snapshot.results, *filter(None, [snapshot.learned])]
-        found = next((result for result in known if result.number == trial), None)
-    if found is None:
+        results = [*snapshot.results, *filter(None, [snapshot.learned])]
+        result = next((other for other in results if other.number == trial), None)
+    if result is None:
         which = "no trial" if trial is None else f"no result of trial {trial}"
         raise UsageError(
             f"study {snapshot.study.name} has {which} to export yet; "
             f"look at: densitune status {snapshot.study.name}"
         )
-    return found
+    return result
 
 
 def _task(snapshot: Snapshot) -> PresetTask:
@@ -146,7 +144,7 @@ def _task(snapshot: Snapshot) -> PresetTask:
 
 def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
-    verdict = "unconfirmed" if finalist is None else finalist.verdict
+    verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     return Evidence(
         verdict=verdict,
         note=_note(snapshot, verdict),
@@ -157,11 +155,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
         identity=snapshot.results[0].mean,
         floor=max(snapshot.floors.values()),
         floors=snapshot.floors,
-        difference_to_identity=PairedDifference(
-            mean=chosen.difference.mean,
-            standard_error=chosen.difference.standard_error,
-            by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
-        ),
+        difference_to_identity=PairedDifference.of(chosen.difference),
         trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
         cautions=snapshot.cautions,
     )
@@ -192,7 +186,7 @@ def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
     )
 
 
-def _note(snapshot: Snapshot, verdict: str) -> str:
+def _note(snapshot: Snapshot, verdict: PresetVerdict) -> str:
     healthy = _complaint(snapshot) is None
     return NOTES[verdict] if healthy else f"{UNHEALTHY} {NOTES[verdict]}"
 

@@ -10,15 +10,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from densitune import density
-from densitune.density import Densities
+from optimizer import arms
+from optimizer.arms import Arm, Precision
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets.document import Preset
-from storage.arms import Arm
 
 DENSITY, IDENTITY, CONTROL = "density", "identity", "its scale control"
 UNNAMED = "CPU"
@@ -39,22 +38,22 @@ class Recorded:
     """What a preset recorded of its confirmation (of its search, if it has none)."""
 
     config: StudyConfig
-    precision: Literal["full", "bfloat16"]
+    precision: Precision
     budget: int
     """Epochs."""
-    arms: Mapping[str, tuple[Densities, Arm]]
+    arms: Mapping[str, Arm]
     """The density itself and, by name, all that it was compared with."""
     differences: Differences
 
     def seeds(self, count: int) -> list[int]:
         """Return the first seeds that were recorded; UsageError if there are not so many."""
-        known = sorted(self.differences[IDENTITY])
-        if count > len(known):
+        seeds = sorted(self.differences[IDENTITY])
+        if count > len(seeds):
             raise UsageError(
                 f"--rerun {count} is more than what preset {self.config.name} recorded; take 1 to "
-                f"{len(known)}"
+                f"{len(seeds)}"
             )
-        return known[:count]
+        return seeds[:count]
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,26 @@ class Rerun:
 
     seed: int
     recorded: Mapping[str, float]
-    found: Mapping[str, float]
+    repeated: Mapping[str, float]
     limits: Mapping[str, float]
     """By how much the differences may deviate, by the name of the arm they are to."""
 
     @property
     def deviation(self) -> float:
         """Return the largest deviation of a difference from what was recorded."""
-        return max(abs(self.found[name] - self.recorded[name]) for name in self.recorded)
+        return max(abs(self.repeated[name] - self.recorded[name]) for name in self.recorded)
 
     @property
     def reproduces(self) -> bool:
         """Tell whether every difference is within its limit."""
         return all(
-            abs(self.found[name] - self.recorded[name]) <= self.limits[name]
+            abs(self.repeated[name] - self.recorded[name]) <= self.limits[name]
             for name in self.recorded
         )
 
     def line(self, unit: str) -> str:
         """Return the differences for people, and how they compare."""
-        told = ", ".join(f"{value:+.4f} {unit} to {name}" for name, value in self.found.items())
+        told = ", ".join(f"{value:+.4f} {unit} to {name}" for name, value in self.repeated.items())
         if not self.deviation:
             return f"seed {self.seed}: {told}, to the last bit as recorded"
         recorded = ", ".join(f"{value:+.4f}" for value in self.recorded.values())
@@ -95,23 +94,23 @@ def recorded(preset: Preset, data: Path | None) -> Recorded:
 
     UsageError if the task needs a folder and there is none, or takes none and there is one.
     """
-    given = _config(preset, data)
-    found = preset.evidence.confirmation
-    confirmed = None if found is None else found.to_identity
-    if found is None or confirmed is None:  # or an arm could not be trained
-        budget = given.training.budget
+    config = _config(preset, data)
+    confirmation = preset.evidence.confirmation
+    confirmed = None if confirmation is None else confirmation.to_identity
+    if confirmation is None or confirmed is None:  # or an arm could not be trained
+        budget = config.training.budget
         differences = {IDENTITY: preset.evidence.difference_to_identity.by_seed}
     else:
-        budget = found.budget
+        budget = confirmation.budget
         differences = {IDENTITY: confirmed.by_seed}
-        if found.to_control is not None:
-            differences[CONTROL] = found.to_control.by_seed
-    arms = _arms(preset, given, confirmed=confirmed is not None)
+        if confirmation.to_control is not None:
+            differences[CONTROL] = confirmation.to_control.by_seed
+    trained = _arms(preset, config, confirmed=confirmed is not None)
     return Recorded(
-        config=given,
+        config=config,
         precision="bfloat16" if preset.task.training.get("precision") == "bfloat16" else "full",
         budget=budget,
-        arms={name: arms[name] for name in (DENSITY, *differences)},
+        arms={name: trained[name] for name in (DENSITY, *differences)},
         differences={name: _by_number(by_seed) for name, by_seed in differences.items()},
     )
 
@@ -121,9 +120,9 @@ def limits(preset: Preset, differences: Differences, device: str) -> dict[str, f
 
     Nothing where the preset was recorded on the very same kind of device with the same torch.
     """
-    known = preset.provenance
-    same = device != UNNAMED and known.devices == [device]
-    if same and known.versions.get("torch") == importlib.metadata.version("torch"):
+    provenance = preset.provenance
+    same = device != UNNAMED and provenance.devices == [device]
+    if same and provenance.versions.get("torch") == importlib.metadata.version("torch"):
         return dict.fromkeys(differences, 0.0)
     return {
         name: TOLERANCE * statistics.stdev(by_seed.values()) if len(by_seed) > 1 else 0.0
@@ -138,28 +137,28 @@ def compare(
     return Rerun(
         seed=seed,
         recorded={name: by_seed[seed] for name, by_seed in told.differences.items()},
-        found={name: metrics[DENSITY] - metrics[name] for name in told.differences},
+        repeated={name: metrics[DENSITY] - metrics[name] for name in told.differences},
         limits=limits,
     )
 
 
-def summary(found: Sequence[Rerun], preset: Preset, device: str) -> str:
+def summary(reruns: Sequence[Rerun], preset: Preset, device: str) -> str:
     """Return what the seeds come to, as one line; StudyFailedError if not all reproduce."""
-    unit, largest = preset.task.unit, max(one.deviation for one in found)
-    limits = ", ".join(f"{limit:.4g} {unit} to {name}" for name, limit in found[0].limits.items())
+    unit, largest = preset.task.unit, max(rerun.deviation for rerun in reruns)
+    limits = ", ".join(f"{limit:.4g} {unit} to {name}" for name, limit in reruns[0].limits.items())
     where = f"recorded on {', '.join(preset.provenance.devices)}, trained again on {device}"
-    lost = [one for one in found if not one.reproduces]
+    lost = [rerun for rerun in reruns if not rerun.reproduces]
     if lost:
         raise StudyFailedError(
-            f"preset {preset.name}: {len(lost)} of {len(found)} seeds are not reproduced, the "
+            f"preset {preset.name}: {len(lost)} of {len(reruns)} seeds are not reproduced, the "
             f"first is {lost[0].seed}; largest deviation {largest:.4g} {unit}, allowed {limits}; "
             f"{where}"
         )
     if not largest:
-        return f"{len(found)} seeds reproduced to the last bit; {where}"
+        return f"{len(reruns)} seeds reproduced to the last bit; {where}"
     return (
-        f"{len(found)} seeds reproduced; largest deviation {largest:.4g} {unit}, allowed {limits}; "
-        f"{where}"
+        f"{len(reruns)} seeds reproduced; largest deviation {largest:.4g} {unit}, "
+        f"allowed {limits}; {where}"
     )
 
 
@@ -181,22 +180,17 @@ def _config(preset: Preset, data: Path | None) -> StudyConfig:
     return study_file.parse({**document, "data": section}, origin=f"in preset {preset.name}")
 
 
-def _arms(
-    preset: Preset, given: StudyConfig, *, confirmed: bool
-) -> dict[str, tuple[Densities, Arm]]:
+def _arms(preset: Preset, config: StudyConfig, *, confirmed: bool) -> dict[str, Arm]:
     """Return the density and all arms that a difference may be to, as a study trains them."""
-    densities = preset.by_kernel_size()
-    plain = {k: density.identity(k) for k in densities}
-    gain = {k: density.rms(den) for k, den in densities.items()}
-    rate = preset.task.training["lr"]
+    densities, rate = preset.by_kernel_size(), preset.task.training["lr"]
     lr = None if isinstance(rate, str) else float(rate)
-    own = densities, Arm(lr=lr, init=given.init)
+    own = Arm(densities, lr, config.init)
     if preset.provenance.optuna_trial is None and not confirmed:  # learned: what was trained then
-        own = plain, Arm(lr=lr, init=given.init, trainable=True)
+        own = arms.trainable(densities, lr, config.init)
     return {
         DENSITY: own,
-        IDENTITY: (plain, Arm(lr=lr)),
-        CONTROL: (plain, Arm(lr=lr, gain=gain)),
+        IDENTITY: arms.identity(densities, lr),
+        CONTROL: arms.scale_control(densities, lr),
     }
 
 

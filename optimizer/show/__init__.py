@@ -1,7 +1,7 @@
 """What people read of a study.
 
 terminal            what is shown on a terminal
-words               sentences that terminal and report share
+words               numbers and findings in words
 confirmation_table  the table of a confirmation
 report              all that a study found as one HTML file
 page                the report's page

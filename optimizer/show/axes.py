@@ -35,8 +35,8 @@ class Axis:
         """Return round numbers to mark: steps of 1, 2 or 5; 1 and 3 of a decade on log axes."""
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            found = [factor * 10.0**decade for decade in decades for factor in (1, 3)]
-            return [value for value in found if self.low <= value <= self.high]
+            marks = [factor * 10.0**decade for decade in decades for factor in (1, 3)]
+            return [value for value in marks if self.low <= value <= self.high]
         rough = (self.high - self.low) / TICKS
         power = 10.0 ** math.floor(math.log10(rough))
         step = max(factor * power for factor in (1, 2, 5) if factor * power <= rough * 1.001)
@@ -51,8 +51,8 @@ def spanning(
     label: str, values: Iterable[float], start: float, end: float, *, log: bool = False
 ) -> Axis:
     """Return an axis that holds all the values, with a twentieth of their span to spare."""
-    known = list(values)
-    low, high = min(known), max(known)
+    numbers = list(values)
+    low, high = min(numbers), max(numbers)
     if log:
         factor = max((high / low) ** 0.05, 1.05)
         return Axis(label, low / factor, high * factor, start, end, log=True)

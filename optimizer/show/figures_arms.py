@@ -9,6 +9,7 @@ import numpy as np
 
 from densitune import density
 from densitune.density import Density
+from optimizer.show import words
 from optimizer.show.axes import (
     BOTTOM,
     LEFT,
@@ -141,7 +142,7 @@ def _row(row: Row, x: Axis, y: float) -> list[Element]:
     parts += [
         tag(
             "circle",
-            tag("title", f"{row.name}, seed {seed}: {value:+.3f}"),
+            tag("title", f"{row.name}, seed {seed}: {words.signed(value)}"),
             class_="seed", cx=x.at(value), cy=y, r=4,
         )
         for seed, value in row.by_seed.items()
@@ -156,5 +157,5 @@ def _row(row: Row, x: Axis, y: float) -> list[Element]:
 
 
 def _text(row: Row) -> str:
-    low, high = row.interval or (None, None)
-    return f"{row.name} {row.mean:+.3f}" + (f" ({low:+.3f} to {high:+.3f})" if row.interval else "")
+    text = f"{row.name} {words.signed(row.mean)}"
+    return f"{text} ({words.interval(*row.interval)})" if row.interval else text

@@ -11,6 +11,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from numpy.typing import NDArray
 
+from optimizer.show import words
 from optimizer.show.axes import (
     BOTTOM,
     LEFT,
@@ -157,7 +158,7 @@ def _tiles(x: Axis, y: Axis, model: Model, shown: tuple[float, float]) -> list[E
     return [
         tag(
             "rect",
-            tag("title", f"model at [{a:.3g}, {b:.3g}]: {mean:+.3f} ± {spread:.3f}"),
+            tag("title", f"model at [{a:.3g}, {b:.3g}]: {words.signed(mean, spread)}"),
             class_=_sign(mean),
             fill_opacity=_shade(mean, shown),
             x=across[a][0],
@@ -234,7 +235,7 @@ def _text(mark: Mark) -> str:
     where = f"{mark.name} [{', '.join(f'{value:.4g}' for value in mark.place)}]"
     if mark.value is None:
         return f"{where}: no value"
-    return f"{where}: {mark.value:+.3f}" + (f" ± {mark.error:.3f}" if mark.error else "")
+    return f"{where}: {words.signed(mark.value, mark.error or None)}"
 
 
 def _summary(marks: Sequence[Mark]) -> str:

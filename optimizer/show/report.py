@@ -9,15 +9,14 @@ from pathlib import Path
 from xml.etree.ElementTree import Element
 
 from densitune import density
-from densitune.density import Densities
 from optimizer.errors import UsageError
 from optimizer.evidence import baseline, differences
-from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict
+from optimizer.phases import calibration
 from optimizer.presets import exports
 from optimizer.show import search, words
 from optimizer.show.figures_arms import Row, intervals, mask, rates
-from optimizer.show.page import page, table, tag
-from optimizer.show.terminal import density_text, signed
+from optimizer.show.page import html_page, table, tag
 from optimizer.snapshot import Snapshot, precision
 
 UNCONFIRMED = (
@@ -41,7 +40,7 @@ def render(snapshot: Snapshot) -> str:
         f"{snapshot.study.phase}. Differences are in {config.unit}, paired by seed, to identity: "
         f"the standard convolution."
     )
-    return page(
+    return html_page(
         title,
         tag("h1", title),
         tag("p", about, class_="soft"),
@@ -79,22 +78,22 @@ def _verdict(snapshot: Snapshot) -> Element:
 
 def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
     """Return what kind of answer there is, and its paragraphs."""
-    unit, best, found = snapshot.config.unit, snapshot.best, snapshot.verdicts
+    unit, best, finalists = snapshot.config.unit, snapshot.best, snapshot.verdicts
     if snapshot.study.verdicts is not None:
-        lines = [f"{_name(one)}: {_judged(one, unit)}" for one in found]
-        if any(one.verdict == "better" for one in found):
+        lines = [f"{_name(one)}: {words.verdict_with_numbers(one, unit)}" for one in finalists]
+        if any(one.verdict == "better" for one in finalists):
             if _is_healthy(snapshot):
                 return "better", ["A density helps here.", *lines]
             return "open", ["A density is better than an identity that learnt too little.", *lines]
-        if not found:
+        if not finalists:
             lines = ["No trial was left to confirm."]
-        all_worse = bool(found) and all(one.verdict == "worse" for one in found)
+        all_worse = bool(finalists) and all(one.verdict == "worse" for one in finalists)
         return "worse" if all_worse else "open", ["No density is shown to help here.", *lines]
     if best is None:
         return "open", ["No result yet: identity is not complete."]
     if best.role == "identity":
         return "open", ["Unconfirmed: nothing is above identity so far.", UNCONFIRMED]
-    where = f"{density_text(best.densities)} at {signed(best)} {unit}"
+    where = f"{words.densities(best.densities)} at {words.to_identity(best)} {unit}"
     return "open", [f"Unconfirmed: {where} to identity.", UNCONFIRMED]
 
 
@@ -102,22 +101,6 @@ def _is_healthy(snapshot: Snapshot) -> bool:
     """Tell whether identity is a baseline that it means something to be better than."""
     identity = snapshot.results[0].mean
     return baseline.complaint(snapshot.config, snapshot.floors, identity) is None
-
-
-def _judged(one: FinalistVerdict, unit: str) -> str:
-    """Return a verdict with its reason and its numbers, as a sentence."""
-    meaning = MEANING[one.verdict]
-    if one.reason is not None:
-        return f"{meaning}; {one.reason}."
-    parts = [
-        f"{difference.mean:+.3f} {unit} to {what}, 95 % interval {difference.low:+.3f} to "
-        f"{difference.high:+.3f}, {len(difference.by_seed)} fresh seeds"
-        for what, difference in (("identity", one.to_identity), ("its control", one.to_control))
-        if difference is not None
-    ]
-    settled = one.seeds_to_settle
-    more = f" About {settled} seeds would settle what is open." if settled else ""
-    return f"{meaning} ({'; '.join(parts)}).{more}"
 
 
 def _confirmation(snapshot: Snapshot) -> list[Element]:
@@ -146,24 +129,24 @@ def _confirmation(snapshot: Snapshot) -> list[Element]:
 
 
 def _cells(title: str, row: Row) -> list[str]:
-    interval = "" if row.interval is None else "{:+.3f} to {:+.3f}".format(*row.interval)
-    return [title, row.name, f"{row.mean:+.3f}", interval, str(len(row.by_seed))]
+    interval = "" if row.interval is None else words.interval(*row.interval)
+    return [title, row.name, words.signed(row.mean), interval, str(len(row.by_seed))]
 
 
-def _rows(one: FinalistVerdict) -> list[Row]:
+def _rows(finalist: FinalistVerdict) -> list[Row]:
     """Return the differences that a finalist's arms have, seed by seed."""
-    rows = []
-    if one.to_identity is not None:
-        rows.append(_row("density minus identity", one.to_identity))
-    if one.to_identity is not None and one.to_control is not None:
-        rows.append(_row("density minus scale control", one.to_control))
+    rows, to_identity, to_control = [], finalist.to_identity, finalist.to_control
+    if to_identity is not None:
+        rows.append(_row("density minus identity", to_identity))
+    if to_identity is not None and to_control is not None:
+        rows.append(_row("density minus scale control", to_control))
         control = {
-            seed: difference - one.to_control.by_seed[seed]
-            for seed, difference in one.to_identity.by_seed.items()
+            seed: difference - to_control.by_seed[seed]
+            for seed, difference in to_identity.by_seed.items()
         }
         rows.append(Row("scale control minus identity", control))
-    if one.compensated is not None:
-        rows.append(Row("compensated minus identity", one.compensated.by_seed))
+    if finalist.compensated is not None:
+        rows.append(Row("compensated minus identity", finalist.compensated.by_seed))
     return rows
 
 
@@ -175,7 +158,7 @@ def _density(snapshot: Snapshot) -> list[Element]:
     """Return phi of the density that a preset carries."""
     winner, best = snapshot.winner, snapshot.best
     if winner is not None:
-        densities = _densities(winner)
+        densities = winner.by_kernel_size()
     elif best is not None:
         densities = best.densities
     else:
@@ -186,7 +169,7 @@ def _density(snapshot: Snapshot) -> list[Element]:
         f"which scales the initial weights: {scales}."
     )
     return [
-        tag("h2", f"The density {density_text(densities)}"),
+        tag("h2", f"The density {words.densities(densities)}"),
         tag(
             "figure",
             tag("div", (mask(size, den) for size, den in densities.items()), class_="row"),
@@ -195,20 +178,16 @@ def _density(snapshot: Snapshot) -> list[Element]:
     ]
 
 
-def _densities(one: FinalistVerdict) -> Densities:
-    return {int(size): tuple(den) for size, den in one.densities.items()}
-
-
-def _name(one: FinalistVerdict) -> str:
-    return f"{one.label} {density_text(_densities(one))}"
+def _name(finalist: FinalistVerdict) -> str:
+    return f"{finalist.label} {words.densities(finalist.by_kernel_size())}"
 
 
 def _calibration(snapshot: Snapshot) -> list[Element]:
     values = differences.final_values(snapshot.calibrate.rows)
     scores = {
-        arm.arm.lr: values.get(arm.number, {})
-        for arm in snapshot.calibrate.trials
-        if arm.arm.lr is not None
+        lr: values.get(trial.number, {})
+        for trial in snapshot.calibrate.trials
+        if (lr := calibration.rate(trial)) is not None
     }
     if not scores:
         return []

@@ -9,10 +9,9 @@ from xml.etree.ElementTree import Element
 from densitune import density
 from optimizer.evidence import differences
 from optimizer.evidence.differences import TrialResult
-from optimizer.show import response_model
+from optimizer.show import response_model, words
 from optimizer.show.figures_search import Mark, Model, curve, limits, plane
 from optimizer.show.page import table, tag
-from optimizer.show.terminal import density_text, signed
 from optimizer.snapshot import Snapshot
 
 PANELS = 6
@@ -27,7 +26,7 @@ def section(snapshot: Snapshot) -> list[Element]:
         return []
     model = response_model.of(snapshot)
     level = plateau(snapshot.results)
-    names = ", ".join(density_text(result.densities) for result in level)
+    names = ", ".join(words.densities(result.densities) for result in level)
     few = "1 density is" if len(level) == 1 else f"{len(level)} densities are"
     return [
         tag("h2", "Search"),
@@ -37,13 +36,13 @@ def section(snapshot: Snapshot) -> list[Element]:
     ]
 
 
-def plateau(found: Iterable[TrialResult]) -> list[TrialResult]:
+def plateau(results: Iterable[TrialResult]) -> list[TrialResult]:
     """Return the trials within one standard error of the largest difference, largest first.
 
     The standard errors are pooled over the trials, as sqrt(mean of squares): that of a single
     trial with two seeds is often near zero by luck. With single seeds only the best is known.
     """
-    ranked = differences.ranked(found)
+    ranked = differences.ranked(results)
     squares = [
         result.difference.standard_error**2
         for result in ranked
@@ -111,7 +110,7 @@ def _legend(snapshot: Snapshot, model: Model | None) -> str:
     if _paired(snapshot):
         low, high = limits(_marks(snapshot))
         unit = snapshot.config.unit
-        ends = [f"{end:+.3f} {unit}" for end in (low, high) if end]
+        ends = [f"{words.signed(end)} {unit}" for end in (low, high) if end]
         lines.append(f"The strongest colours are at {' and '.join(ends) or f'0 {unit}'}.")
     else:
         lines.append("Bars are standard errors; a triangle at the bottom lies below the figure.")
@@ -128,9 +127,17 @@ def _legend(snapshot: Snapshot, model: Model | None) -> str:
 def _trials(snapshot: Snapshot) -> Element:
     config = snapshot.config
     ranked = differences.ranked(snapshot.results)
-    rows = [[r.label, density_text(r.densities), f"{r.mean:.3f}", signed(r)] for r in ranked]
+    rows = [
+        [r.label, words.densities(r.densities), f"{r.mean:.3f}", words.to_identity(r)]
+        for r in ranked
+    ]
     rows += [
-        [trial.label, density_text(trial.densities), "", trial.reason or "cut at a rung"]
+        [
+            trial.label,
+            words.densities(trial.densities),
+            "",
+            trial.failure or trial.reason or "cut at a rung",
+        ]
         for trial in snapshot.trials
         if trial.state in ("pruned", "failed")
     ]

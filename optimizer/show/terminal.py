@@ -7,10 +7,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from densitune.density import Densities
 from optimizer.evidence import differences
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import MEANING
+from optimizer.show import words
 from optimizer.snapshot import PhaseRows, Snapshot, precision
 from storage.failures import FailureCount
 from storage.studies import StudyOverview
@@ -79,10 +79,8 @@ def trial_counts(snapshot: Snapshot) -> str:
 def best_line(snapshot: Snapshot) -> str:
     """Return the verdict, or the best trial so far against identity."""
     if snapshot.winner is not None:
-        densities = {int(k): tuple(den) for k, den in snapshot.winner.densities.items()}
-        return (
-            f"verdict: {density_text(densities)} is {snapshot.verdict}, {MEANING[snapshot.verdict]}"
-        )
+        densities = words.densities(snapshot.winner.by_kernel_size())
+        return f"verdict: {densities} is {snapshot.verdict}, {MEANING[snapshot.verdict]}"
     best = snapshot.best
     if best is None and snapshot.study.phase == "calibrate":
         return "no density tried yet"
@@ -92,8 +90,8 @@ def best_line(snapshot: Snapshot) -> str:
     if best.role == "identity":
         return f"best so far: identity itself, at {value}"
     return (
-        f"best so far (unconfirmed): {density_text(best.densities)} at {value}, "
-        f"{signed(best)} {snapshot.config.unit} to identity"
+        f"best so far (unconfirmed): {words.densities(best.densities)} at {value}, "
+        f"{words.to_identity(best)} {snapshot.config.unit} to identity"
     )
 
 
@@ -103,8 +101,12 @@ def worker_line(snapshot: Snapshot) -> str:
     left = snapshot.seconds_left
     return (
         f"{len(live)} worker{'s' if len(live) != 1 else ''}"
-        f", {_rate(snapshot.jobs_per_hour)} jobs/hour"
-        + (f", about {duration(left)} left of the search" if left is not None and left > 0 else "")
+        f", {words.per_hour(snapshot.jobs_per_hour)} jobs/hour"
+        + (
+            f", about {words.duration(left)} left of the search"
+            if left is not None and left > 0
+            else ""
+        )
     )
 
 
@@ -142,12 +144,12 @@ def final_table(snapshot: Snapshot) -> Table:
     table.add_column(f"{config.metric}, {config.unit}", justify="right")
     table.add_column("minus identity", justify="right")
     ranked = differences.ranked(snapshot.results)
-    known = sorted(
+    anchors = sorted(
         (result for result in ranked if result.role != "candidate"), key=lambda r: r.number
     )
-    for name, floor in snapshot.floors.items() if known else ():
+    for name, floor in snapshot.floors.items() if anchors else ():
         table.add_row("no network", name, f"{floor:.3f}", "")
-    _add_rows(table, known)
+    _add_rows(table, anchors)
     table.add_section()
     _add_rows(table, ranked[:BEST_SHOWN], rank=True)
     return table
@@ -157,10 +159,10 @@ def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False)
     for place, result in enumerate(shown, start=1):
         what = f"{place}. {result.label}" if rank else result.label
         table.add_row(
-            density_text(result.densities, between="\n"),
+            words.densities(result.densities, between="\n"),
             what,
             f"{result.mean:.3f}",
-            signed(result),
+            words.to_identity(result),
         )
 
 
@@ -212,7 +214,7 @@ def status(snapshot: Snapshot) -> RenderableType:
     lines += [
         Text(
             f"  {worker.host} pid {worker.pid} on {worker.device}: {worker.jobs_done} jobs, "
-            f"{_rate(worker.jobs_per_hour)}/hour"
+            f"{words.per_hour(worker.jobs_per_hour)}/hour"
         )
         for worker in snapshot.live_workers
     ]
@@ -230,7 +232,7 @@ def failure_line(failure: FailureCount) -> str:
     """Return how often jobs failed in a way, and the last time: which, where, and what it said."""
     times = "once" if failure.times == 1 else f"{failure.times} times"
     where = "" if failure.host is None else f" on {failure.host} pid {failure.pid}"
-    said = "" if not failure.error else f": {failure.error.strip().splitlines()[-1]}"
+    said = "".join(f": {line}" for line in (failure.error or "").strip().splitlines()[-1:])
     return (
         f"{failure.kind.replace('_', ' ')} {times}, last at {failure.failed_at:%Y-%m-%d %H:%M} "
         f"UTC: {failure.phase} trial {failure.trial} seed {failure.seed}{where}{said}"
@@ -243,41 +245,10 @@ def _learning_rate(snapshot: Snapshot) -> str:
     if lr is None:
         calibrates = snapshot.study.phase == "calibrate"
         return "learning rate not yet calibrated" if calibrates else "the family's learning rate"
-    found = ", ".join(
+    others = ", ".join(
         f"{rate:g}: {score:.3f}" for rate, score in sorted(snapshot.calibration.items())
     )
-    return f"learning rate {lr:g}" + (f" (identity at {found})" if found else "")
-
-
-def density_text(densities: Densities, between: str = "  ") -> str:
-    """Return densities for people: four digits, with sizes if there are several."""
-    texts = {
-        k: "[" + ", ".join(f"{value:.4g}" for value in den) + "]" for k, den in densities.items()
-    }
-    if len(texts) == 1:
-        return next(iter(texts.values()))
-    return between.join(f"k={k} {text}" for k, text in texts.items())
-
-
-def duration(seconds: float) -> str:
-    """Return a duration for people: its two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def signed(result: TrialResult) -> str:
-    """Return a trial's difference to identity with its standard error."""
-    if result.role == "identity":
-        return "0 (the baseline)"
-    error = result.difference.standard_error
-    return f"{result.difference.mean:+.3f}" + (f" ± {error:.3f}" if error is not None else "")
-
-
-def _rate(per_hour: float) -> str:
-    return f"{per_hour:.0f}" if per_hour >= 10 or per_hour == 0 else f"{per_hour:.1f}"
+    return f"learning rate {lr:g}" + (f" (identity at {others})" if others else "")
 
 
 def _name(trial: TrialRow) -> str:
@@ -291,7 +262,7 @@ def console() -> Console:
 
     Brackets and colons in what is printed, such as those of densities and paths, are only that.
     """
-    found = Console(highlight=False, markup=False, emoji=False)
-    if not found.is_terminal:
-        found.width = 110
-    return found
+    plain = Console(highlight=False, markup=False, emoji=False)
+    if not plain.is_terminal:
+        plain.width = 110
+    return plain

@@ -1,28 +1,119 @@
-"""Sentences that terminal and report share."""
+"""Numbers and findings in words, the same on the terminal and in the report."""
 
+from collections.abc import Mapping
+
+from densitune.density import Densities
+from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
 from optimizer.phases import holdout
+from optimizer.presets import exports
+from optimizer.presets.document import Preset
 from optimizer.snapshot import Snapshot
+
+
+def densities(by_kernel_size: Densities, between: str = "  ") -> str:
+    """Return densities with four digits, and with sizes if there are several."""
+    texts = {
+        k: "[" + ", ".join(f"{value:.4g}" for value in den) + "]"
+        for k, den in by_kernel_size.items()
+    }
+    if len(texts) == 1:
+        return next(iter(texts.values()))
+    return between.join(f"k={k} {text}" for k, text in texts.items())
+
+
+def duration(seconds: float) -> str:
+    """Return a duration by its two largest units."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def per_hour(rate: float) -> str:
+    """Return how much is done in an hour: whole numbers, but for low rates."""
+    return f"{rate:.0f}" if rate >= 10 or rate == 0 else f"{rate:.1f}"
+
+
+def signed(difference: float, standard_error: float | None = None) -> str:
+    """Return a difference, with its standard error if that is known."""
+    return f"{difference:+.3f}" + (f" ± {standard_error:.3f}" if standard_error is not None else "")
+
+
+def interval(low: float, high: float) -> str:
+    """Return the ends of an interval."""
+    return f"{signed(low)} to {signed(high)}"
+
+
+def brackets(low: float, high: float) -> str:
+    """Return an interval where there is little room."""
+    return f"[{signed(low)}, {signed(high)}]"
+
+
+def to_identity(result: TrialResult) -> str:
+    """Return a trial's difference to identity with its standard error."""
+    if result.role == "identity":
+        return "0 (the baseline)"
+    return signed(result.difference.mean, result.difference.standard_error)
+
+
+def verdict(finalist: FinalistVerdict) -> str:
+    """Return a verdict and what it means, for a line."""
+    about = f"{densities(finalist.by_kernel_size())} is {finalist.verdict}"
+    text = f"{about}: {finalist.reason or MEANING[finalist.verdict]}"
+    if finalist.seeds_to_settle is not None and finalist.verdict in ("no_evidence", "scale_only"):
+        text += f"; about {finalist.seeds_to_settle} seeds might settle it"
+    return f"{text}."
+
+
+def preset_verdict(preset: Preset) -> str:
+    """Return a preset's verdict and what it means, for a line."""
+    stated = preset.evidence.verdict
+    text = f"{stated}: {MEANING[stated]}"
+    unhealthy = preset.evidence.note.startswith(exports.UNHEALTHY)
+    return f"{text}; but identity was no healthy baseline" if unhealthy else text
+
+
+def verdict_with_numbers(finalist: FinalistVerdict, unit: str) -> str:
+    """Return what a verdict means, with its reason or its numbers, as a sentence."""
+    meaning = MEANING[finalist.verdict]
+    if finalist.reason is not None:
+        return f"{meaning}; {finalist.reason}."
+    compared = {"identity": finalist.to_identity, "its control": finalist.to_control}
+    settled = finalist.seeds_to_settle
+    more = f" About {settled} seeds would settle what is open." if settled else ""
+    return f"{meaning} ({'; '.join(_comparisons(compared, unit))}).{more}"
+
+
+def _comparisons(compared: Mapping[str, Comparison | None], unit: str) -> list[str]:
+    return [
+        f"{signed(difference.mean)} {unit} to {name}, 95 % interval "
+        f"{interval(difference.low, difference.high)}, {len(difference.by_seed)} fresh seeds"
+        for name, difference in compared.items()
+        if difference is not None
+    ]
 
 
 def about_test_split(snapshot: Snapshot) -> str | None:
     """Return a line about the test split; None before the verdict, or without a finalist."""
-    config, found = snapshot.config, snapshot.holdout
+    config, tested = snapshot.config, snapshot.holdout
     if snapshot.study.phase != "decided" or snapshot.winner is None:
         return None
-    if found is None and not config.data.has_test:
+    if tested is None and not config.data.has_test:
         return "no test split"
-    if found is None and not holdout.is_due(config, snapshot.verdicts):
+    if tested is None and not holdout.is_due(config, snapshot.verdicts):
         return "test split: not read, for no finalist could be judged"
-    if found is None:
+    if tested is None:
         counted = snapshot.decided.jobs
         return f"test split: {counted['done']}/{counted['queued']} jobs done"
-    if found.difference is None:
-        return f"test split: {found.reason}"
-    if found.trial != snapshot.winner.trial:
-        return f"test split: read before the study was extended, for trial {found.trial}"
-    difference = found.difference
+    difference = tested.difference
+    if difference is None:
+        return f"test split: {tested.reason}"
+    if tested.trial != snapshot.winner.trial:
+        return f"test split: read before the study was extended, for trial {tested.trial}"
     return (
-        f"test split: {difference.mean:+.3f} {config.unit} "
-        f"[{difference.low:+.3f}, {difference.high:+.3f}] to identity "
-        f"({found.value:.3f} against {found.identity:.3f}, {len(found.seeds)} seeds)"
+        f"test split: {signed(difference.mean)} {config.unit} "
+        f"{brackets(difference.low, difference.high)} to identity "
+        f"({tested.value:.3f} against {tested.identity:.3f}, {len(tested.seeds)} seeds)"
     )

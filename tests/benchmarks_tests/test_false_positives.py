@@ -11,6 +11,7 @@ from sqlalchemy import Engine
 from support.synthetic import decided
 
 from densitune.weighted_conv import WeightedConv2d
+from optimizer.arms import Arm
 from workers import preparation
 from workers.training import loop
 from workers.training.member import Member
@@ -19,11 +20,11 @@ from workers.training.recipe import Job
 CPU = torch.device("cpu")
 SMALL = {"patch": 16, "patches_per_image": 4, "crop": 32}
 ARMS = {
-    "identity": Job({3: (1.0,)}, seed=1, budget=1),
-    "a density": Job({3: (0.5,)}, seed=1, budget=1),
-    "another": Job({3: (0.7,)}, seed=1, budget=1),
-    "its control": Job({3: (1.0,)}, seed=1, budget=1, gain={3: 0.66}),
-    "compensated": Job({3: (0.5,)}, seed=1, budget=1, init="compensated"),
+    "identity": Job(Arm({3: (1.0,)}), seed=1, budget=1),
+    "a density": Job(Arm({3: (0.5,)}), seed=1, budget=1),
+    "another": Job(Arm({3: (0.7,)}), seed=1, budget=1),
+    "its control": Job(Arm({3: (1.0,)}, gain={3: 0.66}), seed=1, budget=1),
+    "compensated": Job(Arm({3: (0.5,)}, init="compensated"), seed=1, budget=1),
 }
 
 

@@ -18,12 +18,15 @@ from support.checkout import ROOT
 from support.synthetic import configured
 from torch import nn
 
+from optimizer.arms import Arm
 from optimizer.errors import UsageError
 from workers.data.bank import Arrays, Bank
 from workers.networks.proxies import Proxy
 from workers.training import tasks
 from workers.training.loop import train
 from workers.training.recipe import Job, Measurement, Recipe, steps_per_epoch
+
+pytestmark = pytest.mark.numerical
 
 CPU = torch.device("cpu")
 IMAGES = 8
@@ -103,7 +106,8 @@ def of_densitune(
     def fail(_: int, error: Exception) -> None:
         raise error
 
-    job = Job(densities, 5, how.rungs[-1])
+    arm = Arm({size: tuple(den) for size, den in densities.items()})
+    job = Job(arm, 5, how.rungs[-1])
     outputs = judged(
         task,
         lambda: train(task, how, [job], CPU, on_rung=keep, on_failure=fail),

@@ -41,7 +41,7 @@ def test_simulated_workers_train_every_job_once(
 ) -> None:
     with database.begin() as connection:
         trials.add(
-            connection, study.id, number=0, role="candidate", label="", densities={},
+            connection, study.id, "search", number=0, role="candidate", label="", densities={},
             seeds=range(9), budget=BUDGET,
         )  # fmt: skip
     load = Load(workers=3, job_seconds=0.02, seconds=1.5)

@@ -3,13 +3,14 @@
 import ast
 import json
 import shutil
-import site
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
 
+import numpy
 import pytest
+import torch
 from support.checkout import ROOT
 
 import densitune
@@ -168,7 +169,8 @@ def test_an_editable_install_serves_a_project_with_names_like_ours(project: Path
 
 def test_a_wheel_serves_a_project_with_names_like_ours(project: Path, wheel: Path) -> None:
     # Isolated and without `site`, which would find the editable install; dependencies come last.
-    paths = [str(project), str(wheel), *site.getsitepackages()]
+    installed = {str(Path(str(package.__file__)).parents[1]) for package in (numpy, torch)}
+    paths = [str(project), str(wheel), *sorted(installed)]
     head = f"import sys; sys.path[:0] = {paths[:2]!r}; sys.path += {paths[2:]!r}\n"
     place, loaded = packages_loaded(run(head + PROGRAM, "-I", "-S", folder=project))
     assert place == wheel / "densitune" / "__init__.py"

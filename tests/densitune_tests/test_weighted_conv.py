@@ -23,6 +23,8 @@ from densitune.weighted_conv import (
     fold_all,
 )
 
+pytestmark = pytest.mark.numerical
+
 Array = NDArray[np.float64]
 
 WEIGHTED = {1: WeightedConv1d, 2: WeightedConv2d, 3: WeightedConv3d}

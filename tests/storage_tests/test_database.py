@@ -1,9 +1,10 @@
 """Connections, their errors, the schema and its migrations."""
 
+import re
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from alembic import command
@@ -14,11 +15,20 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 
+from optimizer.arms import Arm
 from optimizer.phases.optuna_study import optuna_storage
 from storage import jobs, ledger, roster, studies, tables, trials
-from storage.arms import Arm
-from storage.database import connect, masked, prepare, proposer_lock, translated
+from storage.database import (
+    connect,
+    masked,
+    prepare,
+    proposer_lock,
+    translated,
+    with_password,
+)
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
+from storage.failures import Kind
+from storage.states import JobState, Phase, Role, StudyState, TrialState
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
@@ -233,17 +243,33 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     worker = roster.register(engine, study.id, "host", 1, "cpu", {})
     [job] = jobs.claim(engine, study.id, worker, 5, 60)
     assert (job.trial, job.bars, job.phase) == (1, {}, "search")
-    assert job.arm == Arm(init="compensated")  # as its config says
+    as_its_config_says = Arm(job.densities, init="compensated")
+    assert Arm.of(job.densities, job.arm) == as_its_config_says
     assert (study.phase, study.lr, study.verdicts, study.forced) == ("search", None, None, False)
     assert study.holdout is None
     ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
     with engine.begin() as connection:
-        trials.finish(connection, study.id, 1, "pruned")
-        first, second = trials.all_of(connection, study.id)
+        trials.finish(connection, study.id, "search", 1, "pruned")
+        first, second = trials.all_of(connection, study.id, "search")
         assert (first.state, second.state) == ("complete", "pruned")
-        assert (first.failed, first.kind, first.error) == (1, "code", "it went wrong")
-        assert [row.value for row in ledger.read(connection, study.id)] == [30.5]
+        assert (first.failed, first.kind, first.error_text) == (1, "code", "it went wrong")
+        assert [row.value for row in ledger.read(connection, study.id, "search")] == [30.5]
     engine.dispose()
+
+
+def test_the_database_takes_the_words_of_the_closed_sets_and_no_others(database: Engine) -> None:
+    sets = {
+        "ck_studies_state": StudyState, "ck_studies_phase": Phase, "ck_trials_phase": Phase,
+        "ck_trials_role": Role, "ck_trials_state": TrialState, "ck_jobs_state": JobState,
+        "ck_jobs_kind": Kind, "ck_failures_kind": Kind,
+    }  # fmt: skip
+    query = text("""
+        SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE contype = 'c' AND connamespace = 'densitune'::regnamespace
+    """)
+    with database.connect() as connection:
+        found = {name: re.findall("'([a-z_]+)'", rule) for name, rule in connection.execute(query)}
+    assert found == {name: list(get_args(words)) for name, words in sets.items()}
 
 
 def test_preparing_again_costs_one_query(database: Engine) -> None:
@@ -277,7 +303,7 @@ def test_optuna_lives_beside_in_the_same_database(empty_url: str, optuna_first: 
             )
         )
         assert list(schemas) == ["densitune", "public"]
-    studies.create(engine, "a", {}, "", {})
+    studies.create(engine, "a", {}, "", {}, "search")
     storage.engine.dispose()
     engine.dispose()
 
@@ -311,3 +337,14 @@ def test_proposers_transaction_is_all_or_nothing(study: studies.Study, database:
     assert studies.find(database, study.name) == study
     rename_and_divide(1)
     assert studies.find(database, "renamed") is not None
+
+
+@pytest.mark.parametrize("url", ["postgresql://host:port/", "no url", ""])
+def test_an_unreadable_url_takes_no_password(url: str) -> None:
+    assert with_password(url, "secret") == url
+
+
+def test_a_password_is_put_into_its_place() -> None:
+    url = with_password("postgresql://user@host:5432/database", "p@ss:word")
+    assert url == "postgresql://user:p%40ss%3Aword@host:5432/database"
+    assert make_url(url).password == "p@ss:word"

@@ -1,6 +1,7 @@
 """Failures: each is kept, and what follows depends on its kind and on nobody's name."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 
 import optuna
@@ -16,7 +17,7 @@ from optimizer.show import terminal
 from storage import failures, jobs, leases, ledger, roster, studies, trials
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
-from storage.ledger import Measurement
+from storage.ledger import Entry
 
 FOR_GOOD: dict[Kind, int | None] = {
     "preempted": None,
@@ -69,9 +70,9 @@ def test_a_job_whose_losses_others_report_is_failed_with_a_reason(
         [job] = claim(database, study, enter(database, study))
         jobs.release(database, [job.claim], "lost")
     with database.connect() as connection:
-        [trial] = trials.all_of(connection, study.id)
-    assert (trial.failed, trial.error) == (1, failures.POLICIES["lost"].said)
-    assert trial.failure == trial.error is not None
+        [trial] = trials.all_of(connection, study.id, "search")
+    assert (trial.failed, trial.error_text) == (1, failures.POLICIES["lost"].said)
+    assert trial.failure == trial.error_text is not None
 
 
 def test_jobs_of_a_process_that_died_are_taken_back_at_once_with_how_it_died(
@@ -88,7 +89,7 @@ def test_jobs_of_a_process_that_died_are_taken_back_at_once_with_how_it_died(
     assert states(database) == ["waiting", "waiting", "running"]
     with database.connect() as connection:
         [told] = failures.counts(connection, study.id)
-        assert [row.stopped_at is None for row in roster.roster(connection, study.id)] == [
+        assert [row.stopped_at is None for row in roster.read(connection, study.id)] == [
             False,
             True,
         ]
@@ -106,8 +107,8 @@ def test_a_job_that_kills_every_worker_is_failed_with_how_they_died(
         assert len(claim(database, study, enter(database, study, pid=pid))) == 1
         assert jobs.lose(database, study.id, "host", pid, how) == 1
     with database.connect() as connection:
-        [trial] = trials.all_of(connection, study.id)
-    assert (trial.failed, trial.error) == (1, how)
+        [trial] = trials.all_of(connection, study.id, "search")
+    assert (trial.failed, trial.error_text) == (1, how)
     assert trial.failure == failures.POLICIES["lost"].said  # what Optuna and presets are told
 
 
@@ -168,7 +169,7 @@ def test_a_worker_without_another_tries_its_failed_job_again(
     if gone == "retired":
         roster.retire(database, enter(database, study))
     elif gone == "elsewhere":
-        enter(database, studies.create(database, "another study", {}, "", {})[0])
+        enter(database, studies.create(database, "another study", {}, "", {}, "search")[0])
     elif gone == "silent":
         silent = enter(database, study)
         with database.begin() as connection:
@@ -203,7 +204,7 @@ def test_every_failure_is_kept_also_after_the_job_succeeded(
     [job] = claim(database, study, two)
     expire_leases(database)
     [job] = claim(database, study, three)
-    result = Measurement(job_id=job.id, rung=4, value=1.0, extra={}, seconds=1.0)
+    result = Entry(job_id=job.id, rung=4, value=1.0, extra={}, seconds=1.0)
     ledger.record(database, three, [result], [job.id])
     assert kept(database) == [
         (job.id, 1, one, "data", "no such file"),
@@ -307,14 +308,16 @@ def test_status_says_how_often_jobs_failed_in_which_way_and_where_last(database:
     [entry] = now.document()["failures"]
     assert entry["failed_at"] == count.failed_at.isoformat(timespec="seconds")
     assert entry["error"].endswith(f"OSError: no image {last.seed}")
+    mute = replace(count, error=" \n")
+    assert terminal.failure_line(mute) == terminal.failure_line(replace(count, error=None))
 
 
 def test_failures_of_other_studies_are_not_counted(database: Engine, study: studies.Study) -> None:
-    other, _ = studies.create(database, "another study", {}, "", {})
+    other, _ = studies.create(database, "another study", {}, "", {}, "search")
     queue(database, other)
     [job] = claim(database, other, enter(database, other))
     jobs.fail(database, job.claim, "", "code")
     with database.connect() as connection:
         assert failures.counts(connection, study.id) == []
         assert [count.times for count in failures.counts(connection, other.id)] == [1]
-        assert [trial.waiting for trial in trials.all_of(connection, other.id)] == [1]
+        assert [trial.waiting for trial in trials.all_of(connection, other.id, "search")] == [1]

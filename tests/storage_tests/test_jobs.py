@@ -11,10 +11,10 @@ from sqlalchemy import Engine, text
 from support.queued import add_trial, enter, expire_leases, states
 
 from storage import jobs, ledger, roster, studies, trials
-from storage.arms import Arm
 from storage.failures import MAX_LOSSES
 from storage.jobs import Beat
-from storage.ledger import Measurement
+from storage.ledger import Entry
+from storage.states import StudyState
 
 CLAIM_ALL = """
 import json, multiprocessing, sys
@@ -55,9 +55,9 @@ def test_each_job_is_claimed_exactly_once(
 def test_claim_tells_all_that_training_needs(database: Engine, study: studies.Study) -> None:
     add_trial(database, study, 3, [2**40, 7], budget=9)
     [job, _] = jobs.claim(database, study.id, enter(database, study), 5, 60)
-    assert (job.trial, job.seed, job.budget, job.epoch) == (3, 2**40, 9, 1)
+    assert (job.trial, job.seed, job.budget, job.fence) == (3, 2**40, 9, 1)
     assert job.densities == {3: (0.7,), 5: (0.2, 0.8)}
-    assert (job.bars, job.phase, job.arm) == ({}, "search", Arm())
+    assert (job.bars, job.phase, job.arm) == ({}, "search", {})
 
 
 bars = st.dictionaries(
@@ -76,7 +76,7 @@ def test_bars_come_back_to_the_last_bit(
         connection.execute(text("DELETE FROM densitune.trials"))
     add_trial(database, study, 0, [])
     with database.begin() as connection:
-        jobs.enqueue(connection, study.id, 0, [1], 4, bars)
+        jobs.enqueue(connection, study.id, "search", 0, [1], 4, bars)
     [job] = jobs.claim(database, study.id, enter(database, study), 1, 60)
     # Adding 0.0 turns -0.0 into 0.0, as PostgreSQL's JSON does.
     assert {rung: repr(bar) for rung, bar in job.bars.items()} == {
@@ -99,7 +99,7 @@ def test_pack_has_one_budget_and_the_oldest_come_first(
 
 @pytest.mark.parametrize("state", ["stopped", "finished"])
 def test_nothing_is_claimed_unless_the_study_runs(
-    database: Engine, study: studies.Study, state: studies.State
+    database: Engine, study: studies.Study, state: StudyState
 ) -> None:
     worker = enter(database, study)
     add_trial(database, study, 0, [0])
@@ -111,7 +111,7 @@ def test_nothing_is_claimed_unless_the_study_runs(
 
 
 def test_claims_stay_within_the_study(database: Engine, study: studies.Study) -> None:
-    other, _ = studies.create(database, "other", {}, "", {})
+    other, _ = studies.create(database, "other", {}, "", {}, "search")
     add_trial(database, study, 0, [0])
     assert jobs.claim(database, other.id, enter(database, other), 1, 60) == []
 
@@ -126,7 +126,7 @@ def test_expired_lease_is_claimed_anew_and_fences_the_old_holder_off(
     expire_leases(database)
     [after] = jobs.claim(database, study.id, new, 1, 60)
     assert after.id == before.id
-    assert after.epoch > before.epoch
+    assert after.fence > before.fence
     assert jobs.heartbeat(database, old, 60) == Beat(study_state="running", held=frozenset())
     assert jobs.heartbeat(database, new, 60).held == {after.claim}
     assert not jobs.fail(database, before.claim, "too late", "diverged")
@@ -151,7 +151,7 @@ def test_released_job_is_free_at_once_and_not_counted_as_lost(
     epochs = []
     for _ in range(2 * MAX_LOSSES):
         [job] = jobs.claim(database, study.id, worker, 1, 60)
-        epochs.append(job.epoch)
+        epochs.append(job.fence)
         jobs.release(database, [job.claim])
     assert epochs == sorted(set(epochs))
     with database.begin() as connection:
@@ -170,10 +170,10 @@ def test_job_lost_too_often_fails(database: Engine, study: studies.Study) -> Non
     assert jobs.claim(database, study.id, worker, 1, 60) == []
     with database.begin() as connection:
         assert jobs.fail_lost(connection, study.id) == 1
-        [trial] = trials.all_of(connection, study.id)
+        [trial] = trials.all_of(connection, study.id, "search")
     assert trial.failed == 1
-    assert trial.error is not None
-    assert trial.error.startswith(f"lost {MAX_LOSSES} times")
+    assert trial.error_text is not None
+    assert trial.error_text.startswith(f"lost {MAX_LOSSES} times")
 
 
 def test_failure_keeps_the_end_of_any_text(database: Engine, study: studies.Study) -> None:
@@ -183,11 +183,11 @@ def test_failure_keeps_the_end_of_any_text(database: Engine, study: studies.Stud
     assert jobs.fail(database, job.claim, "x" * 10_000 + "\0\ud800 it ended", "diverged")
     assert jobs.heartbeat(database, worker, 60).held == {other.claim}
     with database.connect() as connection:
-        [trial] = trials.all_of(connection, study.id)
+        [trial] = trials.all_of(connection, study.id, "search")
     assert (trial.waiting, trial.running, trial.done, trial.failed) == (0, 1, 0, 1)
-    assert trial.error is not None
-    assert trial.error.endswith("it ended")
-    assert len(trial.error) <= jobs.ERROR_CHARACTERS
+    assert trial.error_text is not None
+    assert trial.error_text.endswith("it ended")
+    assert len(trial.error_text) <= jobs.ERROR_CHARACTERS
 
 
 def test_deleted_study_ends_its_workers_gently(database: Engine, study: studies.Study) -> None:
@@ -200,7 +200,7 @@ def test_deleted_study_ends_its_workers_gently(database: Engine, study: studies.
     assert jobs.claim(database, study.id, worker, 1, 60) == []
     assert not jobs.fail(database, job.claim, "gone", "diverged")
     jobs.release(database, [job.claim])
-    result = Measurement(job_id=job.id, rung=4, value=1.0, extra={}, seconds=1.0)
+    result = Entry(job_id=job.id, rung=4, value=1.0, extra={}, seconds=1.0)
     ledger.record(database, worker, [result], [job.id])
     roster.retire(database, worker)
     with database.connect() as connection:
@@ -225,6 +225,7 @@ def test_densities_come_back_to_the_last_bit(
     trials.add(
         connection,
         study.id,
+        "search",
         number=0,
         optuna_number=0,
         role="candidate",
@@ -233,6 +234,6 @@ def test_densities_come_back_to_the_last_bit(
         seeds=[],
         budget=1,
     )
-    [trial] = trials.all_of(connection, study.id)
+    [trial] = trials.all_of(connection, study.id, "search")
     connection.close()  # rolls back
     assert trial.densities == expected

@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from storage import jobs, ledger, roster, studies, trials
 from storage.failures import MAX_LOSSES
 from storage.jobs import ClaimedJob
-from storage.ledger import Measurement
+from storage.ledger import Entry
 
 
 def claim(
@@ -23,6 +23,7 @@ def claim(
         trials.add(
             connection,
             study.id,
+            "search",
             number=0,
             optuna_number=0,
             role="identity",
@@ -35,19 +36,19 @@ def claim(
     return worker, jobs.claim(database, study.id, worker, 100, 60)
 
 
-def at(job: ClaimedJob, rung: int, value: float = 1.0) -> Measurement:
-    return Measurement(job_id=job.id, rung=rung, value=value, extra={"loss": value}, seconds=0.5)
+def at(job: ClaimedJob, rung: int, value: float = 1.0) -> Entry:
+    return Entry(job_id=job.id, rung=rung, value=value, extra={"loss": value}, seconds=0.5)
 
 
 def values(database: Engine, study: studies.Study) -> list[tuple[int, int, float]]:
     with database.connect() as connection:
-        rows = ledger.read(connection, study.id)
+        rows = ledger.read(connection, study.id, "search")
     return [(row.seed, row.rung, row.value) for row in rows]
 
 
 def trials_of(database: Engine, study: studies.Study) -> list[trials.TrialRow]:
     with database.connect() as connection:
-        return trials.all_of(connection, study.id)
+        return trials.all_of(connection, study.id, "search")
 
 
 def trial(database: Engine, study: studies.Study) -> trials.TrialRow:
@@ -98,7 +99,7 @@ def test_late_result_counts_once_and_frees_the_new_holder(
     ledger.record(database, new, [at(again, 4)], [again.id])
     assert values(database, study) == [(1, 4, 1.0)]
     with database.connect() as connection:
-        done = {row.id: row.jobs_done for row in roster.roster(connection, study.id)}
+        done = {row.id: row.jobs_done for row in roster.read(connection, study.id)}
     assert done == {old: 1, new: 0}
 
 
@@ -110,7 +111,7 @@ def test_a_cut_job_is_over_like_a_done_one(database: Engine, study: studies.Stud
     assert values(database, study) == [(1, 2, 1.0), (2, 4, 1.0)]
     assert jobs.heartbeat(database, worker, 60).held == {open_.claim}
     with database.connect() as connection:
-        assert [row.jobs_done for row in roster.roster(connection, study.id)] == [2]
+        assert [row.jobs_done for row in roster.read(connection, study.id)] == [2]
 
 
 def test_the_first_end_of_a_job_stays(database: Engine, study: studies.Study) -> None:
@@ -152,7 +153,7 @@ def test_measurements_and_ends_of_jobs_are_recorded_together(
 
 def test_jobs_that_are_gone_do_not_keep_others_back(database: Engine, study: studies.Study) -> None:
     worker, [job] = claim(database, study, [1])
-    gone = Measurement(job_id=job.id + 1, rung=4, value=1.0, extra={}, seconds=1.0)
+    gone = Entry(job_id=job.id + 1, rung=4, value=1.0, extra={}, seconds=1.0)
     ledger.record(database, worker, [gone, at(job, 4)], [gone.job_id, job.id])
     assert values(database, study) == [(1, 4, 1.0)]
     assert trial(database, study).done == 1
@@ -171,12 +172,12 @@ def test_values_come_back_to_the_last_bit(
         connection.execute(text("DELETE FROM densitune.measurements"))
         job_id = connection.scalars(text("SELECT id FROM densitune.jobs")).one()
     new = [
-        Measurement(job_id=job_id, rung=rung, value=x, extra={"x": abs(x)}, seconds=0.1)
+        Entry(job_id=job_id, rung=rung, value=x, extra={"x": abs(x)}, seconds=0.1)
         for rung, x in enumerate(numbers)
     ]
     ledger.record(database, 1, new, [])
     with database.connect() as connection:
-        rows = ledger.read(connection, study.id)
+        rows = ledger.read(connection, study.id, "search")
     # Adding 0.0 turns -0.0 into 0.0, as PostgreSQL does with the number as it is sent.
     assert [repr(row.value) for row in rows] == [repr(x + 0.0) for x in numbers]
     for row, x in zip(rows, numbers, strict=True):
@@ -186,10 +187,10 @@ def test_values_come_back_to_the_last_bit(
 def test_diverged_side_values_are_stored_as_null(database: Engine, study: studies.Study) -> None:
     worker, [job] = claim(database, study, [1])
     extra = {"loss": math.nan, "curve": (1.5, math.inf), "inner": {"x": -math.inf, "n": 3}}
-    new = Measurement(job_id=job.id, rung=1, value=math.nan, extra=extra, seconds=0.1)
+    new = Entry(job_id=job.id, rung=1, value=math.nan, extra=extra, seconds=0.1)
     ledger.record(database, worker, [new], [])
     with database.connect() as connection:
-        [row] = ledger.read(connection, study.id)
+        [row] = ledger.read(connection, study.id, "search")
     assert row.extra == {"loss": None, "curve": [1.5, None], "inner": {"x": None, "n": 3}}
 
 

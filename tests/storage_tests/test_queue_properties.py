@@ -17,7 +17,7 @@ from sqlalchemy import Engine, text
 
 from storage import jobs, ledger, roster, studies, trials
 from storage.jobs import Claim
-from storage.ledger import Measurement
+from storage.ledger import Entry
 
 BUDGET, CLIENTS, LOSSES = 4, 3, 5
 FINAL = ("done", "cut", "failed")
@@ -59,11 +59,12 @@ class Queue(RuleBasedStateMachine):
     def begin(self, count: int) -> None:
         with self.engine.begin() as connection:
             connection.execute(text("DELETE FROM densitune.studies"))
-        self.study = studies.create(self.engine, "queue", {}, "", {})[0].id
+        self.study = studies.create(self.engine, "queue", {}, "", {}, "search")[0].id
         with self.engine.begin() as connection:
             trials.add(
                 connection,
                 self.study,
+                "search",
                 number=0,
                 role="candidate",
                 label="",
@@ -164,7 +165,7 @@ class Queue(RuleBasedStateMachine):
         """By whoever had the job once, in time or late; another value each time, to tell apart."""
         worker, (job_id, _) = self.claims[pick % len(self.claims)]
         self.measured += 1
-        new = Measurement(job_id=job_id, rung=rung, value=self.measured, extra={}, seconds=1.0)
+        new = Entry(job_id=job_id, rung=rung, value=self.measured, extra={}, seconds=1.0)
         ledger.record(
             self.engine,
             worker,

@@ -20,7 +20,7 @@ from storage import jobs, ledger, roles, roster, studies
 from storage.database import connect
 from storage.errors import StorageError
 from storage.failures import POLICIES
-from storage.ledger import Measurement
+from storage.ledger import Entry
 
 DENIED = "42501"
 
@@ -57,7 +57,7 @@ def test_a_worker_does_all_that_workers_do(granted: Engine, study: studies.Study
             assert jobs.fail(engine, held.pop().claim, "so it went", kind)
         last, cut = held.pop(), held.pop()
         found = [
-            Measurement(job_id=job.id, rung=4, value=1.5, extra={"loss": 2.0}, seconds=1.0)
+            Entry(job_id=job.id, rung=4, value=1.5, extra={"loss": 2.0}, seconds=1.0)
             for job in (last, cut)
         ]
         for _ in range(2):
@@ -65,8 +65,8 @@ def test_a_worker_does_all_that_workers_do(granted: Engine, study: studies.Study
         assert studies.state(engine, study.id) == "running"
         roster.retire(engine, worker)
     with granted.connect() as connection:
-        assert len(ledger.read(connection, study.id)) == 2
-        gone_row, row = roster.roster(connection, study.id)
+        assert len(ledger.read(connection, study.id, "search")) == 2
+        gone_row, row = roster.read(connection, study.id)
         assert (gone_row.jobs_done, row.jobs_done, row.live) == (0, 2, False)
 
 

@@ -8,12 +8,13 @@ from sqlalchemy.exc import IntegrityError
 
 from storage import roster, studies, trials
 from storage.database import connect
+from storage.states import TrialState
 from storage.studies import StudyOverview
 
 
 def test_study_comes_back_as_it_was_stored(database: Engine) -> None:
     config = {"name": "a", "density": {"low": 0.05}, "kernel_size": [3, 5]}
-    study, created = studies.create(database, "a", config, "sha", {"torch": "2.11"})
+    study, created = studies.create(database, "a", config, "sha", {"torch": "2.11"}, "search")
     assert created
     assert (study.config, study.data_fingerprint) == (config, "sha")
     assert (study.provenance, study.state, study.failure) == ({"torch": "2.11"}, "running", None)
@@ -25,7 +26,9 @@ def test_study_comes_back_as_it_was_stored(database: Engine) -> None:
 def test_name_is_created_once(database: Engine, database_url: str) -> None:
     engines = [connect(database_url) for _ in range(4)]
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda e: studies.create(e, "a", {"by": id(e)}, "", {}), engines))
+        results = list(
+            pool.map(lambda e: studies.create(e, "a", {"by": id(e)}, "", {}, "search"), engines)
+        )
     assert sorted(created for _, created in results) == [False, False, False, True]
     assert len({study.id for study, _ in results}) == 1
     for engine in engines:
@@ -51,6 +54,7 @@ def test_trials_of_a_study_are_unique(database: Engine, study: studies.Study) ->
             trials.add(
                 connection,
                 study.id,
+                "search",
                 number=number,
                 optuna_number=optuna_number,
                 role="published",
@@ -66,17 +70,18 @@ def test_trials_of_a_study_are_unique(database: Engine, study: studies.Study) ->
         with pytest.raises(IntegrityError):
             add(number, optuna_number)
     with database.connect() as connection:
-        assert [trial.number for trial in trials.all_of(connection, study.id)] == [0, 1]
+        assert [trial.number for trial in trials.all_of(connection, study.id, "search")] == [0, 1]
 
 
 def test_overview_counts_trials_and_live_workers(database: Engine, study: studies.Study) -> None:
-    other, _ = studies.create(database, "empty", {}, "", {})
+    other, _ = studies.create(database, "empty", {}, "", {}, "search")
     with database.begin() as connection:
-        states: list[trials.State] = ["running", "complete", "complete", "pruned", "failed"]
+        states: list[TrialState] = ["running", "complete", "complete", "pruned", "failed"]
         for number, state in enumerate(states):
             trials.add(
                 connection,
                 study.id,
+                "search",
                 number=number,
                 optuna_number=number,
                 role="candidate",
@@ -85,7 +90,7 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
                 seeds=[1, 2],
                 budget=1,
             )
-            trials.finish(connection, study.id, number, state)
+            trials.finish(connection, study.id, "search", number, state)
     live, silent, retired = (
         roster.register(database, study.id, "host", pid, "cpu", {}) for pid in range(3)
     )
@@ -95,7 +100,7 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
             text("UPDATE densitune.workers SET seen_at = now() - interval '1 day' WHERE id = :id"),
             {"id": silent},
         )
-        workers = roster.roster(connection, study.id)
+        workers = roster.read(connection, study.id)
     assert [(row.id, row.live) for row in workers] == [
         (live, True),
         (silent, False),
@@ -130,12 +135,13 @@ def test_overview_counts_trials_and_live_workers(database: Engine, study: studie
 
 
 def test_deleting_leaves_other_studies_alone(database: Engine, study: studies.Study) -> None:
-    kept, _ = studies.create(database, "kept", {}, "", {})
+    kept, _ = studies.create(database, "kept", {}, "", {}, "search")
     with database.begin() as connection:
         for owner in (study, kept):
             trials.add(
                 connection,
                 owner.id,
+                "search",
                 number=0,
                 optuna_number=0,
                 role="identity",

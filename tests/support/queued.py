@@ -14,6 +14,7 @@ def add_trial(
         trials.add(
             connection,
             study.id,
+            "search",
             number=number,
             optuna_number=number,
             role="candidate",

@@ -7,7 +7,7 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, roster, studies, trials
 from storage.jobs import ClaimedJob
-from storage.ledger import LedgerRow, Measurement
+from storage.ledger import Entry, LedgerRow
 from storage.trials import TrialRow
 
 
@@ -36,7 +36,9 @@ def make_config(
 
 def create(engine: Engine, given: StudyConfig) -> int:
     """A study that ends with its search."""
-    study_id = studies.create(engine, given.name, given.document(), "fingerprint", {})[0].id
+    study_id = studies.create(engine, given.name, given.document(), "fingerprint", {}, "search")[
+        0
+    ].id
     studies.go_on(engine, study_id, "search", force=False)
     return study_id
 
@@ -50,7 +52,7 @@ def finish(engine: Engine, worker: int, job: ClaimedJob) -> None:
     found = []
     for rung in (1, 2, 4):
         at_rung = value(job, rung)
-        found.append(Measurement(job_id=job.id, rung=rung, value=at_rung, extra={}, seconds=rung))
+        found.append(Entry(job_id=job.id, rung=rung, value=at_rung, extra={}, seconds=rung))
         if at_rung < job.bars.get(rung, at_rung):
             ledger.record(engine, worker, found, finished=[], cut=[job.id])
             return
@@ -74,4 +76,6 @@ def enlist(engine: Engine, study_id: int) -> int:
 
 def contents(engine: Engine, study_id: int) -> tuple[list[TrialRow], list[LedgerRow]]:
     with engine.connect() as connection:
-        return trials.all_of(connection, study_id), ledger.read(connection, study_id)
+        return trials.all_of(connection, study_id, "search"), ledger.read(
+            connection, study_id, "search"
+        )

@@ -13,7 +13,8 @@ from optimizer.phases.proposer import Proposer
 from optimizer.snapshot import Snapshot
 from storage import jobs, ledger, roster, studies
 from storage.jobs import ClaimedJob
-from storage.ledger import Measurement
+from storage.ledger import Entry
+from storage.states import Phase
 from support.synthetic import configured
 
 Measure = Callable[[ClaimedJob], float | tuple[float, dict[str, Any]]]
@@ -38,7 +39,7 @@ def small(**changes: Any) -> StudyConfig:
 
 def create(engine: Engine, given: StudyConfig, floor: float = 0.0) -> int:
     """Store a study as `launch` would, with one floor."""
-    first: studies.Phase = "calibrate" if given.training.lr == "auto" else "search"
+    first: Phase = "calibrate" if given.training.lr == "auto" else "search"
     provenance = {"source": "none", "floors": {"noisy input": floor}, "versions": {}}
     study, _ = studies.create(engine, given.name, given.document(), "print", provenance, first)
     return study.id
@@ -89,9 +90,9 @@ def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> Non
         jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
         return
     value, extra = measured if isinstance(measured, tuple) else (measured, {})
-    if job.arm.split == "test":
+    if job.arm["split"] == "test":
         extra = {"test": "print", **extra}
-    found = Measurement(job_id=job.id, rung=job.budget, value=value, extra=extra, seconds=1.0)
+    found = Entry(job_id=job.id, rung=job.budget, value=value, extra=extra, seconds=1.0)
     ledger.record(engine, worker, [found], finished=[job.id])
 
 
@@ -100,8 +101,8 @@ def noise(job: ClaimedJob, spread: float) -> float:
 
     The spread of a paired difference is `spread`.
     """
-    name = [*np.array(sum(job.densities.values(), ())).tobytes(), *job.arm.init.encode()]
-    name += np.array([*job.arm.gain.values(), 0.0]).tobytes()
+    name = [*np.array(sum(job.densities.values(), ())).tobytes(), *job.arm["init"].encode()]
+    name += np.array([*job.arm["gain"].values(), 0.0]).tobytes()
     shared = np.random.default_rng(job.seed).standard_normal()
     own = np.random.default_rng([job.seed, *name]).standard_normal()
     return float(3 * shared + spread * own / np.sqrt(2))

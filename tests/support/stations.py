@@ -18,9 +18,9 @@ from storage.ledger import LedgerRow
 from storage.studies import Study
 from storage.trials import TrialRow
 from workers import preparation
+from workers.preparation import Bench
 from workers.service import loop
 from workers.service.checkpoint import Checkpoints
-from workers.service.pack import Bench
 from workers.service.shift import Shift
 
 
@@ -60,7 +60,7 @@ class Station:
 
 def make_bench(engine: Engine, given: StudyConfig, cache: Path) -> Station:
     bank = preparation.bank(given.data, cache)
-    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {})
+    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {}, "search")
     device = torch.device("cpu")
     task, recipe = (
         preparation.task(given, bank, device),
@@ -77,6 +77,7 @@ def add(engine: Engine, bench: Station, densities: list[float], budget: int = 2)
             trials.add(
                 connection,
                 bench.study_id,
+                "search",
                 number=number,
                 optuna_number=number,
                 role="candidate",
@@ -89,7 +90,9 @@ def add(engine: Engine, bench: Station, densities: list[float], budget: int = 2)
 
 def contents(engine: Engine, bench: Station) -> tuple[list[TrialRow], list[LedgerRow]]:
     with engine.connect() as connection:
-        return trials.all_of(connection, bench.study_id), ledger.read(connection, bench.study_id)
+        return trials.all_of(connection, bench.study_id, "search"), ledger.read(
+            connection, bench.study_id, "search"
+        )
 
 
 def work(

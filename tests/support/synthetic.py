@@ -12,7 +12,6 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict, PairedDifference, Verdict
 from optimizer.snapshot import PhaseRows, Snapshot
-from storage.arms import Arm
 from storage.ledger import LedgerRow
 from storage.roster import WorkerRow
 from storage.studies import Study
@@ -50,7 +49,7 @@ def trial(number: int, densities: Densities, **changes: Any) -> TrialRow:
         "role": "identity" if number == 0 else "candidate",
         "label": "identity" if number == 0 else f"trial {number}",
         "densities": densities,
-        "arm": Arm(),
+        "arm": {},
         "state": "complete",
         "reason": None,
         "jobs": 2,
@@ -59,7 +58,7 @@ def trial(number: int, densities: Densities, **changes: Any) -> TrialRow:
         "done": 2,
         "cut": 0,
         "failed": 0,
-        "error": None,
+        "error_text": None,
     }
     return TrialRow(**{**fields, **changes})
 

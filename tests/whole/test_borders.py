@@ -1,5 +1,6 @@
 """The borders of the house: they hold, and each stops what it is there for."""
 
+import ast
 import re
 import shutil
 import subprocess
@@ -67,6 +68,7 @@ PLANTED = [
     ("optimizer/cli/look.py", "from optuna import create_study", {OPTUNA}),
     ("workers/preparation.py", "from optimizer.evidence import baseline", {VOCABULARY}),
     ("workers/training/recipe.py", "import pydantic", {TRAINING}),
+    ("optimizer/arms.py", "from storage import jobs", {TRAINING}),
     ("workers/seeds.py", "from workers import training", {WORKERS}),
     ("optimizer/phases/bars.py", "from optimizer import snapshot", {HOUSE, OPTIMIZER}),
     ("optimizer/attic/__init__.py", "", {OPTIMIZER}),
@@ -98,3 +100,66 @@ def test_what_is_planted_breaks_its_border_and_no_other(
 
 def test_every_border_was_seen_to_stop_something() -> None:
     assert {name for *_, names in PLANTED for name in names} == {one["name"] for one in contracts()}
+
+
+def test_who_lives_and_whose_lease_has_run_out_is_said_once() -> None:
+    storage = [path.read_text(encoding="utf-8") for path in (ROOT / "storage").glob("*.py")]
+    for condition in (r"\bseen_at\s*[<>]", r"\bgreatest\(lease_until\b"):
+        assert sum(len(re.findall(condition, text)) for text in storage) == 1, condition
+
+
+def sql_of(source: str) -> set[str]:
+    """What in a module speaks to the database by itself, or has the means to.
+
+    The types of a connection may be named, and errors be caught; what is asked is storage's.
+    """
+    harmless = {"sqlalchemy": {"Connection", "Engine"}}
+    libraries = {"sqlalchemy", "alembic", "psycopg2"}
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Import(names=names):
+                found |= {a.name for a in names if a.name.partition(".")[0] in libraries}
+            case ast.ImportFrom(module="sqlalchemy.exc"):
+                pass
+            case ast.ImportFrom(module=str(module), names=names):
+                if module.partition(".")[0] in libraries:
+                    found |= {a.name for a in names} - harmless.get(module, set())
+            case ast.Call(
+                func=ast.Attribute(
+                    attr="execute" | "scalar" | "scalars" | "exec_driver_sql" as called
+                )
+            ):
+                found.add(called)
+    return found
+
+
+OUTSIDE = [
+    path.relative_to(ROOT)
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+    if package != "storage"
+]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=str)
+def test_sql_stands_in_storage_only(path: Path) -> None:
+    assert sql_of((ROOT / path).read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize(
+    ("planted", "found"),
+    [
+        ("from sqlalchemy import Engine, text", {"text"}),
+        ("import sqlalchemy as sa", {"sqlalchemy"}),
+        ("from sqlalchemy.orm import Session", {"Session"}),
+        ("def f():\n    import psycopg2", {"psycopg2"}),
+        ("connection.execute('SELECT 1')", {"execute"}),
+        ("connection.exec_driver_sql('SELECT 1')", {"exec_driver_sql"}),
+        ("from sqlalchemy import Connection, Engine", set()),
+        ("from sqlalchemy.exc import DBAPIError", set()),
+        ("from optimizer.show.page import text", set()),
+    ],
+)
+def test_planted_sql_is_found(planted: str, found: set[str]) -> None:
+    assert sql_of(planted) == found

@@ -4,13 +4,18 @@ import ast
 import importlib
 import re
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer.main
 from support.checkout import ROOT
 
+from optimizer.cli import options
 from optimizer.cli.main import app
+from storage import states
 
 PACKAGES = ("densitune", "optimizer", "workers", "storage")
 SOURCES = [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
@@ -59,6 +64,41 @@ def test_a_module_is_small_and_so_are_its_functions(path: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 60, node.name
+
+
+def choices(source: str) -> Iterator[frozenset[str]]:
+    """The closed sets that a module spells out: literals of several words."""
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=words)):
+                spelt = frozenset(
+                    str(word.value) for word in words if isinstance(word, ast.Constant)
+                )
+                if len(spelt) > 1:  # the rest may be a set of another name
+                    yield spelt
+
+
+OPEN = {
+    frozenset(words)
+    for words in (
+        ("library", "compensated"),
+        ("full", "bfloat16"),
+        ("auto", "full", "bfloat16"),
+        ("done", "cut"),
+        ("validation", "test"),
+    )
+}
+"""Sets that are still spelt out more than once."""
+
+
+def test_a_closed_set_is_spelt_out_once() -> None:
+    spelt = Counter(words for path in SOURCES for words in choices(path.read_text("utf-8")))
+    assert {words for words, times in spelt.items() if times > 1} <= OPEN
+
+
+def test_a_study_may_stop_after_phases_that_there_are() -> None:
+    [stops, _] = get_args(get_args(options.Until)[0])
+    assert get_args(stops) == get_args(states.Phase)[: len(get_args(stops))]
 
 
 def test_no_module_hides_one_of_the_standard_library() -> None:

@@ -1,7 +1,7 @@
 """Arms: a job's own learning rate, init and gain, from the queue to the weights."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -15,9 +15,9 @@ from sqlalchemy import Engine, text
 from support.stations import Station, contents, make_bench, make_config, without_time, work
 
 from densitune.weighted_conv import WeightedConv2d
+from optimizer.arms import Arm
 from optimizer.config.sections import FolderPhotographs
 from storage import jobs, roster, studies, trials
-from storage.arms import Arm
 from workers import preparation
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
@@ -39,6 +39,7 @@ def one_thread() -> Iterator[None]:
 positive = st.floats(min_value=1e-30, max_value=1e30)
 arms = st.builds(
     Arm,
+    densities=st.dictionaries(st.sampled_from([3, 9]), st.just((0.1,)), min_size=1),
     lr=st.none() | positive,
     init=st.sampled_from(["library", "compensated"]),
     gain=st.dictionaries(st.sampled_from([3, 5, 7]), positive),
@@ -59,48 +60,49 @@ def test_an_arm_reaches_the_worker_to_the_last_bit(
         trials.add(
             connection,
             study.id,
+            "confirm",
             number=0,
             role="control",
             label="",
-            densities={3: (1.0,)},
+            densities=arm.densities,
             seeds=[1],
             budget=1,
-            arm=arm,
+            arm=arm.stored(),
             origin=7,
-            phase="confirm",
         )
         [stored] = trials.all_of(connection, study.id, "confirm")
-        assert trials.all_of(connection, study.id) == []
+        assert trials.all_of(connection, study.id, "search") == []
     worker = roster.register(database, study.id, "host", 1, "cpu", {})
     [job] = jobs.claim(database, study.id, worker, 5, 60)
-    assert stored.arm == job.arm == arm
+    assert Arm.of(stored.densities, stored.arm) == Arm.of(job.densities, job.arm) == arm
     assert (stored.origin, stored.optuna_number, job.phase) == (7, None, "confirm")
 
 
-def add(engine: Engine, bench: Station, chosen: dict[float, Arm]) -> None:
-    """Queue one trial per density."""
+def add(engine: Engine, bench: Station, chosen: Sequence[Arm]) -> None:
+    """Queue one trial per arm."""
     with engine.begin() as connection:
-        for number, (value, arm) in enumerate(chosen.items()):
+        for number, arm in enumerate(chosen):
             trials.add(
                 connection,
                 bench.study_id,
+                "search",
                 number=number,
                 role="candidate",
                 label="",
-                densities={3: (value,)},
+                densities=arm.densities,
                 seeds=[0, 1],
                 budget=2,
-                arm=arm,
+                arm=arm.stored(),
             )
 
 
-MIXED = {
-    1.0: Arm(),
-    0.5: Arm(lr=0.01),
-    0.6: Arm(init="compensated"),
-    0.999: Arm(gain={3: 0.25}),
-    0.7: Arm(trainable=True),
-}
+MIXED = [
+    Arm({3: (1.0,)}),
+    Arm({3: (0.5,)}, lr=0.01),
+    Arm({3: (0.6,)}, init="compensated"),
+    Arm({3: (0.999,)}, gain={3: 0.25}),
+    Arm({3: (0.7,)}, trainable=True),
+]
 
 
 def test_a_pack_of_mixed_arms_measures_what_each_does_alone(database: Engine, cache: Path) -> None:
@@ -136,7 +138,7 @@ def test_a_job_on_the_test_split_is_measured_on_its_images_at_the_end(
     for name in ("brick.png", "grass.png", "gravel.png", "moon.png"):
         shutil.copy(images / name, cache / "mine")
     bench = make_bench(database, given.model_copy(update={"data": data}), cache)
-    add(database, bench, {1.0: Arm(), 0.999: Arm(split="test")})
+    add(database, bench, [Arm({3: (1.0,)}), Arm({3: (0.999,)}, split="test")])
     assert work(database, bench) == 4
     _, rows = contents(database, bench)
     assert [(row.trial, row.seed, row.rung) for row in rows] == [
@@ -151,26 +153,26 @@ def test_a_study_whose_data_have_no_test_split_fails_the_job_and_says_so(
     database: Engine, cache: Path
 ) -> None:
     bench = make_bench(database, make_config(), cache)
-    add(database, bench, {1.0: Arm(), 0.999: Arm(split="test")})
+    add(database, bench, [Arm({3: (1.0,)}), Arm({3: (0.999,)}, split="test")])
     work(database, bench, pack=4)
     done, _ = contents(database, bench)
     assert [(trial.done, trial.failed) for trial in done] == [(2, 0), (0, 2)]
-    assert "have no test split" in (done[1].error or "")
+    assert "have no test split" in (done[1].error_text or "")
 
 
 def test_a_jobs_own_rate_and_init_are_those_of_a_recipe_that_has_them(
     database: Engine, cache: Path
 ) -> None:
-    arm = Arm(lr=0.01, init="compensated")
+    arm = Arm({3: (0.5,)}, lr=0.01, init="compensated")
     own = make_bench(database, make_config(lr=1e-3).model_copy(update={"name": "own"}), cache)
-    add(database, own, {0.5: arm})
+    add(database, own, [arm])
     work(database, own)
     other = make_bench(database, make_config(lr=0.01).model_copy(update={"name": "other"}), cache)
     assert other.bench.recipe.lr == 0.01
-    add(database, other, {0.5: Arm(init="compensated")})
+    add(database, other, [Arm({3: (0.5,)}, init="compensated")])
     work(database, other)
     plain = make_bench(database, make_config(lr=0.01).model_copy(update={"name": "plain"}), cache)
-    add(database, plain, {0.5: Arm()})
+    add(database, plain, [Arm({3: (0.5,)})])
     work(database, plain)
     first, second, third = (
         without_time(contents(database, bench)[1]) for bench in (own, other, plain)

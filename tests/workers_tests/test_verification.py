@@ -21,6 +21,7 @@ from support.databases import temporary
 from support.synthetic import configured, decided, usual
 
 from densitune.weighted_conv import WeightedConv2d
+from optimizer.arms import Arm
 from optimizer.cli import main
 from optimizer.config import study_file
 from optimizer.config.sections import FolderPhotographs
@@ -29,7 +30,11 @@ from optimizer.presets import exports, reruns
 from optimizer.presets.document import Preset
 from storage.database import connect
 from workers import verification
+from workers.preparation import Bench
 from workers.training import devices
+from workers.training.recipe import Job
+
+pytestmark = pytest.mark.numerical
 
 CPU = torch.device("cpu")
 
@@ -204,12 +209,12 @@ def test_the_arms_are_those_of_the_confirmation() -> None:
     alpha = [*den, 1.0, *reversed(den)]
     rms = math.sqrt(statistics.fmean((a * b) ** 2 for a in alpha for b in alpha))
     assert list(told.arms) == ["density", "identity", "its scale control"]
-    densities, arm = told.arms["density"]
-    assert (densities, arm.lr, arm.init, arm.gain) == ({5: den}, 0.01, "library", {})
-    densities, arm = told.arms["identity"]
-    assert (densities, arm.lr, arm.init, arm.gain) == ({5: (1.0, 1.0)}, 0.01, "library", {})
-    densities, arm = told.arms["its scale control"]
-    assert (densities, arm.lr, arm.init) == ({5: (1.0, 1.0)}, 0.01, "library")
+    arm = told.arms["density"]
+    assert (arm.densities, arm.lr, arm.init, arm.gain) == ({5: den}, 0.01, "library", {})
+    arm = told.arms["identity"]
+    assert (arm.densities, arm.lr, arm.init, arm.gain) == ({5: (1.0, 1.0)}, 0.01, "library", {})
+    arm = told.arms["its scale control"]
+    assert (arm.densities, arm.lr, arm.init) == ({5: (1.0, 1.0)}, 0.01, "library")
     assert arm.gain == pytest.approx({5: rms})
     assert told.budget == decided().config.confirm_budget == 8
 
@@ -227,7 +232,7 @@ def test_precision_and_initialisation_are_those_of_the_preset() -> None:
     study = usual(given=configured(init="compensated"), provenance=known)
     told = reruns.recorded(of(study), None)
     assert told.precision == "bfloat16"
-    assert told.arms["density"][1].init == "compensated"
+    assert told.arms["density"].init == "compensated"
 
 
 def test_what_was_learned_and_not_confirmed_is_learned_again() -> None:
@@ -235,12 +240,12 @@ def test_what_was_learned_and_not_confirmed_is_learned_again() -> None:
     known = of(usual())
     provenance = known.provenance.model_copy(update={"optuna_trial": None})
     told = reruns.recorded(known.model_copy(update={"provenance": provenance}), None)
-    densities, arm = told.arms["density"]
-    assert (densities, arm.trainable) == ({5: (1.0, 1.0)}, True)
-    assert not told.arms["identity"][1].trainable
+    arm = told.arms["density"]
+    assert (arm.densities, arm.trainable) == ({5: (1.0, 1.0)}, True)
+    assert not told.arms["identity"].trainable
     confirmed = of(decided()).model_copy(update={"provenance": provenance})
-    densities, arm = reruns.recorded(confirmed, None).arms["density"]
-    assert (densities, arm.trainable) == ({5: decided().trials[6].densities[5]}, False)
+    arm = reruns.recorded(confirmed, None).arms["density"]
+    assert (arm.densities, arm.trainable) == ({5: decided().trials[6].densities[5]}, False)
 
 
 def test_more_seeds_than_were_recorded_are_refused() -> None:
@@ -302,7 +307,7 @@ def test_a_seed_reproduces_if_every_difference_is_within_its_limit(
     one = reruns.Rerun(
         seed=7,
         recorded={"identity": a, "its scale control": b},
-        found={"identity": a + off, "its scale control": b + off_control},
+        repeated={"identity": a + off, "its scale control": b + off_control},
         limits={"identity": limit, "its scale control": limit_control},
     )
     away, away_control = abs((a + off) - a), abs((b + off_control) - b)
@@ -313,6 +318,16 @@ def test_a_seed_reproduces_if_every_difference_is_within_its_limit(
     else:
         with pytest.raises(StudyFailedError, match="1 of 1 seeds are not reproduced"):
             reruns.summary([one], SHOWN, "CPU")
+
+
+def test_an_arm_is_trained_again_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an arm may say, on which split it is measured too."""
+    arm = Arm({3: (0.5,)}, 0.01, "compensated", {3: 2.0}, trainable=True, split="test")
+    trained: list[Job] = []
+    monkeypatch.setattr(verification, "train", lambda *given, **_: trained.extend(given[2]))
+    bench: Any = Bench(None, None, torch.device("cpu"))  # type: ignore[arg-type]
+    verification.metrics(bench, {"density": arm}, 7, 4)
+    assert trained == [Job(arm, 7, 4)]
 
 
 # Layers

@@ -15,10 +15,11 @@ import zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Literal
+from typing import Any, BinaryIO, ClassVar
 
 import numpy as np
 
+from optimizer.config.choices import LabelKind
 from optimizer.errors import UsageError
 from workers.data.bank import (
     Arrays,
@@ -32,8 +33,6 @@ from workers.data.bank import (
 )
 from workers.data.sources import md5_of, stamps
 from workers.data.splits import stratified_split
-
-LabelKind = Literal["fine", "coarse"]
 
 CLASSES: dict[LabelKind, int] = {"fine": 100, "coarse": 20}
 _FOLDER = "cifar-100-python"

@@ -18,9 +18,10 @@ from io import BytesIO
 from pathlib import Path
 from urllib.error import HTTPError
 
+from optimizer.config.choices import Color
 from optimizer.errors import UsageError
 from workers.data.bank import Arrays, Bank, Held, Pixels, alone_in, cached, digest, key_of, writing
-from workers.data.images import Color, decode, image_files, pixels, read
+from workers.data.images import decode, image_files, pixels, read
 from workers.data.patches import PatchPlan, Photograph, crops, cut
 from workers.data.sources import md5_of, stamps
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from optimizer.config.choices import Color
 from optimizer.errors import UsageError
 from workers.data.bank import Arrays, Bank, Held, Pixels, cached, key_of
-from workers.data.images import CHANNELS, Color, decode, image_files, pixels, read, visible
+from workers.data.images import CHANNELS, decode, image_files, pixels, read, visible
 from workers.data.patches import PatchPlan, Photograph, crops, cut
 from workers.data.sources import stamps
 from workers.data.splits import stratified_split

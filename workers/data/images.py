@@ -2,15 +2,14 @@
 
 import warnings
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from optimizer.config.choices import Color
 from optimizer.errors import UsageError
 from workers.data.bank import Pixels
-
-Color = Literal["gray", "rgb"]
 
 CHANNELS: dict[Color, int] = {"gray": 1, "rgb": 3}
 _MODES: dict[Color, str] = {"gray": "L", "rgb": "RGB"}

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from optimizer.config.choices import Color
 from optimizer.errors import UsageError
 from workers.data.bank import Arrays, Pixels
-from workers.data.images import CHANNELS, Color
+from workers.data.images import CHANNELS
 from workers.data.splits import random_integers, split
 
 PATCH_SEED = 20_250_529

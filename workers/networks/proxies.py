@@ -8,13 +8,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from torch import Tensor, nn
 
 from densitune import density
 from densitune.weighted_conv import WeightedConv2d, apply_densities
+from optimizer.arms import Init
+from optimizer.learning_rates import Family
 from workers.networks.classifiers import VGG, ResNet
 from workers.networks.denoisers import DnCNN, NAFNet
 from workers.seeds import generator
@@ -24,7 +26,7 @@ from workers.seeds import generator
 class Proxy:
     """A network by its family and numbers; `depth` and the stages are the family's own."""
 
-    family: Literal["vgg", "resnet", "dncnn", "nafnet"]
+    family: Family
     width: int
     """Channels of the first stage."""
     depth: int
@@ -40,7 +42,7 @@ def build(
     proxy: Proxy,
     densities: Mapping[int, Sequence[float]],
     *,
-    init: Literal["library", "compensated"],
+    init: Init,
     seed: int,
     gain: Mapping[int, float] = MappingProxyType({}),
     trainable: bool = False,

@@ -9,6 +9,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from storage import jobs
 from storage.jobs import Claim
+from storage.retry import first_line
 
 LEASE = 60.0
 """Seconds after its last heartbeat until a job may go to another worker."""
@@ -96,8 +97,3 @@ class Heart:
         """Release claims that were unknown a beat ago too: not those that just come in."""
         jobs.release(self._engine, unknown & self._unknown)
         self._unknown = unknown
-
-
-def first_line(error: Exception) -> str:
-    """Return what an error says before it quotes statements and hints."""
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from optimizer.errors import UsageError
 from storage.errors import StorageUnreachableError
 from storage.jobs import ClaimedJob
+from workers.preparation import Bench
 from workers.service.checkpoint import Checkpoints
-from workers.service.pack import Bench, Place, train
+from workers.service.pack import Place, train
 from workers.service.shift import Shift
 from workers.training import devices, packing
 

@@ -15,16 +15,19 @@ from typing import Any
 
 import torch
 
+from optimizer.arms import Arm
 from optimizer.errors import StudyFailedError, UsageError
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
+from workers.preparation import Bench
+from workers.service import checkpoint
 from workers.service.checkpoint import Checkpoints
 from workers.service.shift import Shift
 from workers.training import devices, loop
 from workers.training.loop import StoppedError
 from workers.training.member import DivergedError, State
-from workers.training.recipe import Job, Measurement, Recipe
-from workers.training.tasks import Score, Task
+from workers.training.recipe import Job, Measurement
+from workers.training.tasks import Score
 
 LOOK_SECONDS = 1.0
 """Between two looks for jobs that could join."""
@@ -32,15 +35,6 @@ PROBATION = 3
 """Failures after which a worker leaves if none of its jobs ever came to an end."""
 
 log = logging.getLogger("densitune.worker")
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What a worker trains with: a study's task and recipe on a device."""
-
-    task: Task
-    recipe: Recipe
-    device: torch.device
 
 
 @dataclass
@@ -68,8 +62,8 @@ class Place:
 
 
 @dataclass
-class _Open:
-    """A job that has not ended."""
+class _Held:
+    """A claimed job that has not ended."""
 
     claimed: ClaimedJob
     job: Job
@@ -105,7 +99,7 @@ def train(place: Place, claimed: Sequence[ClaimedJob], *, places: int) -> bool:
         if len(pack.open) == 1:
             pack.fail(next(iter(pack.open)), error)
             return place.tally.proven or not full
-        apart = [one.claimed for one in pack.open.values()]
+        apart = [held.claimed for held in pack.open.values()]
     for job in apart:
         train(place, [job], places=0)
     return True
@@ -138,7 +132,7 @@ class _Pack:
 
     def __init__(self, place: Place, claimed: Sequence[ClaimedJob], places: int) -> None:
         self._place, self._places = place, places
-        self.open: dict[int, _Open] = {}
+        self.open: dict[int, _Held] = {}
         self._arrived = 0
         self._looked = time.monotonic()
         self._first = self._join(claimed)
@@ -162,13 +156,13 @@ class _Pack:
 
     def release(self) -> None:
         """Hand the open jobs back."""
-        self._place.shift.release(one.claimed for one in self.open.values())
+        self._place.shift.release(held.claimed for held in self.open.values())
 
     def fail(self, number: int, error: Exception) -> None:
         """Note that a job failed for a reason of its own; StudyFailedError if all of them do."""
-        one, kind, reason = self.open[number], _kind(error), _said(error)
-        log.warning("%s failed: %s", _name(one.claimed), reason)
-        self._place.shift.fail(one.claimed, reason, kind)
+        held, kind, reason = self.open[number], _kind(error), _said(error)
+        log.warning("%s failed: %s", _name(held.claimed), reason)
+        self._place.shift.fail(held.claimed, reason, kind)
         self._end(number)
         tally = self._place.tally
         tally.failed += kind != "diverged"
@@ -182,13 +176,13 @@ class _Pack:
         return self._place.stop.is_set() or self._place.shift.study_state != "running"
 
     def _record(self, number: int, measurement: Measurement) -> None:
-        one = self.open[number]
-        one.made.append(measurement)
-        self._place.shift.record(one.claimed, one.made, one.told)
-        one.told = len(one.made)
+        held = self.open[number]
+        held.made.append(measurement)
+        self._place.shift.record(held.claimed, held.made, held.told)
+        held.told = len(held.made)
         log.info(
             "%s: %.4f after %d of %d epochs, %.1f s%s",
-            _name(one.claimed), measurement.score.value, measurement.rung, one.job.budget,
+            _name(held.claimed), measurement.score.value, measurement.rung, held.job.budget,
             measurement.seconds, ", cut" if measurement.ending == "cut" else "",
         )  # fmt: skip
         if measurement.ending:
@@ -207,55 +201,46 @@ class _Pack:
         return self._join(self._place.shift.claim_more(free))
 
     def _join(self, claimed: Sequence[ClaimedJob]) -> list[Job]:
-        joining = [_Open(one, _job(one)) for one in claimed]
+        joining = [_Held(job, _job(job)) for job in claimed]
         self.open |= dict(enumerate(joining, start=self._arrived))
         self._arrived += len(joining)
-        return [one.job for one in joining]
+        return [held.job for held in joining]
 
     def _drop_lost(self) -> list[int]:
-        lost = [n for n, one in self.open.items() if self._place.shift.lost(one.claimed)]
+        lost = [n for n, held in self.open.items() if self._place.shift.lost(held.claimed)]
         for number in lost:
             log.warning("%s is no longer this worker's", _name(self.open.pop(number).claimed))
         return lost
 
     def _save(self, number: int, state: State) -> None:
         """Save a job that stops here, unless nobody will go on with it."""
-        shift, one = self._place.shift, self.open[number]
-        if shift.lost(one.claimed) or shift.study_state not in ("running", "stopped"):
+        shift, held = self._place.shift, self.open[number]
+        if shift.lost(held.claimed) or shift.study_state not in ("running", "stopped"):
             return
-        saved = {"training": state, "measurements": [asdict(made) for made in one.made]}
+        saved = {"training": state, "measurements": [asdict(made) for made in held.made]}
         try:
-            self._place.checkpoints.save(one.claimed.id, self._subject(one), saved)
+            self._place.checkpoints.save(held.claimed.id, self._subject(held), saved)
         except OSError as error:
-            log.warning("%s is not saved: %s", _name(one.claimed), error)
+            log.warning("%s is not saved: %s", _name(held.claimed), error)
 
     def _restore(self, number: int) -> State | None:
-        one = self.open[number]
-        found = self._place.checkpoints.load(one.claimed.id, self._subject(one))
+        held = self.open[number]
+        found = self._place.checkpoints.load(held.claimed.id, self._subject(held))
         if found is None:
             return None
-        one.made = [_measurement(made) for made in found["measurements"]]
-        log.info("%s goes on from its checkpoint", _name(one.claimed))
+        held.made = [_measurement(made) for made in found["measurements"]]
+        log.info("%s goes on from its checkpoint", _name(held.claimed))
         state: State = found["training"]
         return state
 
-    def _subject(self, one: _Open) -> str:
-        return repr((one.job, self._place.bench.recipe, self._place.bench.device.type))
+    def _subject(self, held: _Held) -> str:
+        bench = self._place.bench
+        return checkpoint.subject(held.job, bench.recipe, bench.device)
 
 
 def _job(claimed: ClaimedJob) -> Job:
-    arm = claimed.arm
-    return Job(
-        claimed.densities,
-        claimed.seed,
-        claimed.budget,
-        claimed.bars,
-        lr=arm.lr,
-        init=arm.init,
-        gain=arm.gain,
-        trainable=arm.trainable,
-        split=arm.split,
-    )
+    arm = Arm.of(claimed.densities, claimed.arm)
+    return Job(arm, claimed.seed, claimed.budget, claimed.bars)
 
 
 def _measurement(saved: dict[str, Any]) -> Measurement:

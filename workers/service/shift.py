@@ -19,11 +19,12 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from storage import jobs, ledger, retry, roster, studies
-from storage.errors import StorageUnreachableError
 from storage.failures import Kind
 from storage.jobs import Claim, ClaimedJob
+from storage.retry import first_line
 from storage.studies import Study
-from workers.service.heartbeat import LEASE, Heart, first_line
+from workers.service import spool
+from workers.service.heartbeat import LEASE, Heart
 from workers.service.spool import Delivery, Spool
 from workers.training import devices
 from workers.training.recipe import Measurement
@@ -36,12 +37,12 @@ log = logging.getLogger("densitune.worker")
 class Shift:
     """A worker as the storage knows it: entered, its heart beating, within a `with` block.
 
-    What it still holds at the end is handed back. `spool` is a folder that a host's workers share.
+    What it still holds at the end is handed back. `folder` is the spool: a host's workers share it.
     """
 
-    def __init__(self, engine: Engine, study: Study, device: torch.device, spool: Path) -> None:
+    def __init__(self, engine: Engine, study: Study, device: torch.device, folder: Path) -> None:
         self._engine, self._study, self._device = engine, study, device
-        self._folder, self._spool = spool, Spool(spool, study)
+        self._folder, self._spool = folder, Spool(folder, study)
 
     def __enter__(self) -> Self:
         self._worker_id = retry.persist(self._register, LEASE)
@@ -73,17 +74,13 @@ class Shift:
     ) -> Result:
         """Return an attempt's result, trying again while the storage is away and `stop` is not set.
 
-        StorageUnreachableError after `limit` seconds, or when `stop` is set.
+        StorageUnreachableError after `limit` seconds (--outage-limit), or when `stop` is set.
         """
-        try:
-            return retry.persist(attempt, limit, pause=stop.wait)
-        except Exception as error:
-            if not retry.is_passing(error):
-                raise
-            raise StorageUnreachableError(
-                f"PostgreSQL was away for {limit:.0f} s (--outage-limit): {first_line(error)}; "
-                f"what was measured waits in {self._folder} for the next worker on this machine"
-            ) from error
+        advice = (
+            f"what was measured waits in {self._folder} for the next worker on this machine "
+            f"(--outage-limit waits longer)"
+        )
+        return retry.patiently(attempt, limit, advice, pause=stop.wait)
 
     def claim(self, count: int) -> list[ClaimedJob]:
         """Claim up to `count` jobs; what the storage raises comes through."""
@@ -161,29 +158,19 @@ class Shift:
 
     def _recorded(self, deliveries: Sequence[Delivery]) -> bool:
         """Store measurements of one job; False if the storage is away."""
-        last = deliveries[-1]
-        ended = [last.measurement.job_id]
         try:
-            ledger.record(
-                self._engine,
-                self._worker_id,
-                [delivery.measurement for delivery in deliveries],
-                finished=ended if last.ending == "done" else [],
-                cut=ended if last.ending == "cut" else [],
-            )
+            spool.record(self._engine, deliveries)
         except SQLAlchemyError as error:
             log.warning("a measurement goes to the spool: %s", first_line(error))
             return False
         return True
 
     def _delivery(self, job: ClaimedJob, made: Measurement) -> Delivery:
-        row = ledger.Measurement(
+        entry = ledger.Entry(
             job_id=job.id,
             rung=made.rung,
             value=made.score.value,
             extra=made.score.extra,
             seconds=made.seconds,
         )
-        return Delivery(
-            worker_id=self._worker_id, epoch=job.epoch, measurement=row, ending=made.ending
-        )
+        return Delivery(worker_id=self._worker_id, fence=job.fence, entry=entry, ending=made.ending)

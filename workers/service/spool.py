@@ -13,19 +13,20 @@ import logging
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from sqlalchemy import Engine
 
 from storage import ledger, studies
-from storage.ledger import Measurement
+from storage.ledger import Entry
 from storage.studies import Study
 from workers.service import durable
+from workers.training.recipe import Ending
 
 MOST_FILES = 10_000
 """How many measurements a folder may hold: days of a busy host."""
@@ -48,20 +49,25 @@ class Delivery:
     """A measurement on its way to the ledger."""
 
     worker_id: int
-    epoch: int  # of the job's claim under which it was made
-    measurement: Measurement
-    ending: Literal["done", "cut"] | None  # whether the job ends with it, and how
+    fence: int  # of the job's claim under which it was made
+    entry: Entry
+    ending: Ending | None  # whether the job ends with it, and how
 
-    def record(self, engine: Engine) -> None:
-        """Store the measurement and end its job; again is harmless."""
-        ended = [self.measurement.job_id]
-        ledger.record(
-            engine,
-            self.worker_id,
-            [self.measurement],
-            finished=ended if self.ending == "done" else [],
-            cut=ended if self.ending == "cut" else [],
-        )
+
+def record(engine: Engine, deliveries: Sequence[Delivery]) -> None:
+    """Store measurements of one job, in order, and end it if the last one does.
+
+    Again is harmless. What the database raises comes through.
+    """
+    last = deliveries[-1]
+    ended = [last.entry.job_id]
+    ledger.record(
+        engine,
+        last.worker_id,
+        [delivery.entry for delivery in deliveries],
+        finished=ended if last.ending == "done" else [],
+        cut=ended if last.ending == "cut" else [],
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ class Spool:
         delivered = sum(self._deliver_file(path, engine) for path in files)
         with self._lock:
             while self._held:
-                self._held[0].record(engine)
+                record(engine, self._held[:1])
                 del self._held[0]
                 delivered += 1
         return delivered
@@ -154,7 +160,7 @@ class Spool:
                     return False
                 if earlier:
                     delivery = replace(delivery, ending=None)
-                delivery.record(engine)
+                record(engine, [delivery])
                 path.unlink(missing_ok=True)
         except OSError as error:
             log.error("cannot take the spooled measurement %s: %s", path, error.strerror)
@@ -197,7 +203,7 @@ def _write(folder: Path, key: StudyKey, delivery: Delivery) -> None:
 
     SpoolError if the folder is full, by the bounds above or on the disk, or cannot be used.
     """
-    new = delivery.measurement
+    new = delivery.entry
     path = folder / f"{key.short}-{new.job_id:012d}-{new.rung:06d}.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -227,7 +233,13 @@ def _check_bounds(folder: Path) -> None:
 
 def _encoded(key: StudyKey, delivery: Delivery) -> bytes:
     """Return a file's content; floats are written so that they are read back to the last bit."""
-    content = {"study": asdict(key), "delivery": asdict(delivery)}
+    stored = {
+        "worker_id": delivery.worker_id,
+        "epoch": delivery.fence,  # as the database calls it
+        "measurement": asdict(delivery.entry),
+        "ending": delivery.ending,
+    }
+    content = {"study": asdict(key), "delivery": stored}
     return json.dumps({"sha256": _digest(content), "content": content}, indent=1).encode()
 
 
@@ -238,9 +250,14 @@ def _decoded(stored: bytes) -> tuple[StudyKey, Delivery]:
         content = document["content"]
         if document["sha256"] != _digest(content):
             raise DamagedError("its checksum does not match")
-        given = content["delivery"]
-        measurement = Measurement(**given["measurement"])
-        return StudyKey(**content["study"]), Delivery(**{**given, "measurement": measurement})
+        made = content["delivery"]
+        delivery = Delivery(
+            worker_id=made["worker_id"],
+            fence=made["epoch"],
+            entry=Entry(**made["measurement"]),
+            ending=made["ending"],
+        )
+        return StudyKey(**content["study"]), delivery
     except (ValueError, KeyError, TypeError) as error:
         raise DamagedError("it is no measurement, or only a part of one") from error
 

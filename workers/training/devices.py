@@ -10,8 +10,8 @@ from typing import Literal
 
 import torch
 
+from optimizer.arms import Precision
 from optimizer.errors import UsageError
-from workers.training.recipe import Precision
 
 
 def resolve(name: str) -> torch.device:
@@ -57,7 +57,7 @@ def cpu_model() -> str:
     return names[0] if names else platform.processor() or platform.machine() or "CPU"
 
 
-def precision(asked: Literal["auto", "full", "bfloat16"], device: torch.device) -> Precision:
+def precision(asked: Literal["auto", Precision], device: torch.device) -> Precision:
     """Return the precision to train with: what was asked for, or what a device is fast with.
 
     A GPU is from compute capability 8.0 on, a CPU with AVX-512 BF16 or AMX (docs/performance.md).

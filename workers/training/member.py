@@ -2,14 +2,14 @@
 
 import math
 import time
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from workers.networks import depthwise, pointwise, proxies
 from workers.training import capture, devices
-from workers.training.recipe import Job, Measurement, Recipe, steps_per_epoch, tuners
+from workers.training.recipe import Ending, Job, Measurement, Recipe, steps_per_epoch, tuners
 from workers.training.tasks import Draws, Score, Task
 
 State = dict[str, Any]
@@ -34,16 +34,16 @@ class Member:
         self.seconds = 0.0
         """The member's share of the time that training takes, kept by the loop."""
         # Before training, and before the member's own stream: if it cannot be read, no job waits.
-        self._judge = task.test() if job.split == "test" else task.evaluate
+        self._judge = task.test() if job.arm.split == "test" else task.evaluate
         self._lane = capture.Lane(device)
         with self._lane():
             network = proxies.build(
                 recipe.proxy,
-                job.densities,
-                init=job.init or recipe.init,
+                job.arm.densities,
+                init=job.arm.init or recipe.init,
                 seed=job.seed,
-                gain=job.gain,
-                trainable=job.trainable,
+                gain=job.arm.gain,
+                trainable=job.arm.trainable,
             )
             # Channels last: 1.1x to 1.7x in fp32 on one core (docs/performance.md).
             self._network = network.to(device).to(memory_format=torch.channels_last)
@@ -70,7 +70,9 @@ class Member:
             return None
         if epoch == self._job.budget:
             return epoch
-        return epoch if epoch in self._recipe.rungs and self._job.split == "validation" else None
+        return (
+            epoch if epoch in self._recipe.rungs and self._job.arm.split == "validation" else None
+        )
 
     def state(self) -> State:
         """Return the state between two steps; its tensors are those in use."""
@@ -127,11 +129,11 @@ class Member:
                 f"diverged: loss {loss:g}, score {score.value:g} and "
                 f"{'finite' if sound else 'non-finite'} weights after {epoch} epochs"
             )
-        if self._job.trainable:
+        if self._job.arm.trainable:
             score = Score(score.value, {**score.extra, "den": proxies.learned(self._network)})
         return Measurement(epoch, score, self.seconds, self._ending(epoch, score.value))
 
-    def _ending(self, epoch: int, score: float) -> Literal["done", "cut"] | None:
+    def _ending(self, epoch: int, score: float) -> Ending | None:
         if score < self._job.bars.get(epoch, -math.inf):
             return "cut"
         return "done" if epoch == self._job.budget else None

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from densitune import density
+from optimizer import arms
 from workers.training import capture, devices
 from workers.training.member import Member
 from workers.training.recipe import Job, Recipe, steps_per_epoch
@@ -77,8 +77,11 @@ def best_size(task: Task, recipe: Recipe, device: torch.device) -> int:
 
 def step_rate(task: Task, recipe: Recipe, device: torch.device, size: int) -> float:
     """Return how many steps a pack of identities trains per second, all members together."""
-    identity = {k: density.identity(k) for k in recipe.proxy.kernel_sizes}
-    job = Job(identity, seed=0, budget=MOST_STEPS // steps_per_epoch(task, recipe) + 1)
+    job = Job(
+        arms.identity(recipe.proxy.kernel_sizes, recipe.lr),
+        seed=0,
+        budget=MOST_STEPS // steps_per_epoch(task, recipe) + 1,
+    )
     warm_up = capture.EAGER_STEPS + 1 if device.type == "cuda" else 1
     pack: list[Member] = []
     try:

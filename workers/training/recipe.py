@@ -1,7 +1,7 @@
 """What is trained and how: recipe, job and measurement, and the schedules behind them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from optimizer import learning_rates
+from optimizer.arms import Arm, Init, Precision
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
 from workers.training.tasks import Score, Task
 
-Precision = Literal["full", "bfloat16"]
+Ending = Literal["done", "cut"]
+"""Of a job: its budget is used up, or its score was below a bar."""
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises linearly, before it falls as a cosine."""
@@ -29,36 +31,25 @@ class Recipe:
     """How the jobs of a study are trained, where they do not say otherwise."""
 
     proxy: Proxy
-    init: Literal["library", "compensated"]
+    init: Init
     batch_size: int
     lr: float | None
     """Peak learning rate; None takes the family's usual one."""
     rungs: tuple[int, ...]
     """Epochs after which a job is measured; those at or beyond its budget are ignored."""
     precision: Precision = "full"
-    """Of the network in training; weights, loss and every measurement are float32 in any case."""
 
 
 @dataclass(frozen=True)
 class Job:
     """The unit of training."""
 
-    densities: Mapping[int, Sequence[float]]
+    arm: Arm
     seed: int
     budget: int
     """Epochs."""
     bars: Mapping[int, float] = field(default_factory=dict)
     """By rung: the least score with which the job goes on."""
-    lr: float | None = None
-    """Peak learning rate; None takes the recipe's."""
-    init: Literal["library", "compensated"] | None = None
-    """None takes the recipe's."""
-    gain: Mapping[int, float] = field(default_factory=dict)
-    """By kernel size: a factor of the initial weights (workers.networks.proxies.build)."""
-    trainable: bool = False
-    """Whether every layer learns its density along with its weights, starting at `densities`."""
-    split: Literal["validation", "test"] = "validation"
-    """On which images the job is measured; on the test split only once, at the end."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +61,8 @@ class Measurement:
     score: Score
     seconds: float
     """The job's share of the time that training has taken so far."""
-    ending: Literal["done", "cut"] | None
-    """Whether the job ends here: the score is below its bar, or its budget is used up."""
+    ending: Ending | None
+    """Whether the job ends here, and how."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +93,12 @@ def tuners(task: Task, recipe: Recipe, job: Job, network: nn.Module) -> list[Tun
     steps = job.budget * epoch_steps
     lr = torch.zeros((), device=device)
     optimizer = optimizer_for(recipe.proxy, network, lr)
-    found = [Tuner(optimizer, lr, rates(peak_lr(recipe, job), steps).to(device))]
-    if job.trainable:
+    both = [Tuner(optimizer, lr, rates(peak_lr(recipe, job), steps).to(device))]
+    if job.arm.trainable:
         own = torch.zeros((), device=device)
         densities = density_optimizer(network, own)
-        found.append(Tuner(densities, own, density_rates(steps, epoch_steps).to(device)))
-    return found
+        both.append(Tuner(densities, own, density_rates(steps, epoch_steps).to(device)))
+    return both
 
 
 def steps_per_epoch(task: Task, recipe: Recipe) -> int:
@@ -116,8 +107,8 @@ def steps_per_epoch(task: Task, recipe: Recipe) -> int:
 
 
 def peak_lr(recipe: Recipe, job: Job) -> float:
-    """Return the peak learning rate of a job: its own, the recipe's, or the family's usual one."""
-    return job.lr or recipe.lr or usual_lr(recipe.proxy, recipe.batch_size)
+    """Return a job's peak learning rate: its arm's, the recipe's, or the family's usual one."""
+    return job.arm.lr or recipe.lr or usual_lr(recipe.proxy, recipe.batch_size)
 
 
 def rates(peak: float, steps: int) -> Tensor:

@@ -20,14 +20,14 @@ from support import simulated
 from typer.testing import CliRunner
 
 from optimizer.cli import doctor, main
-from optimizer.cli.doctor_checks import Finding
+from optimizer.cli.doctor_checks import Diagnosis
 from optimizer.errors import UsageError
 from optimizer.phases.optuna_study import optuna_storage
 from optimizer.phases.proposer import Proposer
 from storage import database as storage_database
 from storage import jobs, leases, ledger, roster, studies, trials
 from storage.jobs import ClaimedJob
-from storage.ledger import Measurement
+from storage.ledger import Entry
 from storage.studies import Study
 from workers.service import spool
 from workers.service.checkpoint import path_of
@@ -64,13 +64,13 @@ def opened(database: Engine) -> Open:
         trials.add(
             connection,
             study_id,
+            "calibrate",
             number=0,
             role="rate",
             label="lr 0.01",
             densities={3: [1.0]},
             seeds=[1, 2, 3],
             budget=2,
-            phase="calibrate",
         )
     return claimed(database)
 
@@ -115,7 +115,7 @@ def ask(database: Engine, query: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(text(query))]
 
 
-def wrong(database: Engine, home: Path, name: str | None = None) -> list[Finding]:
+def wrong(database: Engine, home: Path, name: str | None = None) -> list[Diagnosis]:
     return [finding for finding in doctor.examine(database, home, name) if not finding.note]
 
 
@@ -140,8 +140,8 @@ def beyond_repair(database: Engine, home: Path) -> str:
 
 
 def delivery(job: ClaimedJob, worker: int) -> Delivery:
-    made = Measurement(job_id=job.id, rung=2, value=1.0, extra={}, seconds=1.0)
-    return Delivery(worker_id=worker, epoch=job.epoch, measurement=made, ending="done")
+    made = Entry(job_id=job.id, rung=2, value=1.0, extra={}, seconds=1.0)
+    return Delivery(worker_id=worker, fence=job.fence, entry=made, ending="done")
 
 
 def test_a_study_in_order_has_no_findings(database: Engine, searched: Study, home: Path) -> None:
@@ -344,7 +344,7 @@ def test_an_older_schema_is_brought_up_to_date(empty_url: str, home: Path) -> No
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")
     assert "its schema is of revision 0002" in mended(engine, home)
-    studies.create(engine, "new", {}, "fingerprint", {})
+    studies.create(engine, "new", {}, "fingerprint", {}, "search")
     engine.dispose()
 
 
@@ -389,7 +389,7 @@ def test_checkpoints_of_ended_jobs_are_removed_and_others_stay(
     database: Engine, opened: Open, home: Path
 ) -> None:
     ended, open_, _ = opened.jobs
-    ledger.record(database, opened.worker, [delivery(ended, 1).measurement], [ended.id])
+    ledger.record(database, opened.worker, [delivery(ended, 1).entry], [ended.id])
     key = spool.key_of(opened.study)
     elsewhere = replace(key, created_at="2020-01-01T00:00:00+00:00")
     folder = home / "checkpoints"
@@ -465,7 +465,7 @@ def test_one_study_is_examined_without_the_others(
     database: Engine, opened: Open, home: Path
 ) -> None:
     roster.retire(database, opened.worker)
-    studies.create(database, "other", {"task": "photos"}, "fingerprint", {})
+    studies.create(database, "other", {"task": "photos"}, "fingerprint", {}, "search")
     lines = [finding.line for finding in wrong(database, home, NAME)]
     assert len(lines) == 1
     assert any("study other: " in finding.line for finding in wrong(database, home))

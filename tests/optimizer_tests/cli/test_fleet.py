@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,15 @@ def test_what_is_no_duration_is_refused_in_one_line(given: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
-def make_study(engine: Engine, budget: int) -> StudyConfig:
-    """A study with one waiting job."""
+def make_study(engine: Engine, budget: int, seeds: Sequence[int] = (0,)) -> StudyConfig:
+    """A study with a waiting job for each seed."""
     given = make_config(budget=budget)
     bank = preparation.bank(given.data, environment.home())
-    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {})
+    study, _ = studies.create(engine, given.name, given.document(), bank.fingerprint, {}, "search")
     with engine.begin() as connection:
         trials.add(
-            connection, study.id, number=0, optuna_number=0, role="candidate", label="",
-            densities={3: (0.5,)}, seeds=[0], budget=budget,
+            connection, study.id, "search", number=0, optuna_number=0, role="candidate", label="",
+            densities={3: (0.5,)}, seeds=seeds, budget=budget,
         )  # fmt: skip
     return given
 
@@ -163,3 +164,41 @@ def test_a_worker_that_waits_for_the_server_leaves_when_it_is_told_to(tmp_path: 
     finally:
         process.kill()
     assert "Traceback" not in log.read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_that_a_signal_ends_is_told_of_with_its_jobs(
+    database: Engine, database_url: str, tmp_path: Path
+) -> None:
+    study = make_study(database, budget=2000, seeds=[0, 1])
+
+    def rows(query: str) -> list[tuple[Any, ...]]:
+        with database.connect() as connection:
+            return [tuple(row) for row in connection.execute(text(query))]
+
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "optimizer.cli", "worker", study.name, "--workers", "2"],
+            env={**os.environ, "DENSITUNE_STORAGE": database_url, "PYTHONPATH": str(ROOT)},
+            stdout=log,
+            stderr=log,
+        )
+    holder = """
+        SELECT pid FROM densitune.workers AS workers
+        JOIN densitune.jobs AS jobs ON worker_id = workers.id WHERE state = 'running'
+    """
+    try:
+        wait_for(lambda: len(rows(holder)) == 2)
+        (first,), _ = rows(holder)
+        os.kill(first, signal.SIGSEGV)
+        wait_for(lambda: bool(rows("SELECT FROM densitune.failures")))
+        wait_for(lambda: len(rows(holder)) == 1)  # at once: the lease would last for a minute
+        assert (first,) not in rows(holder)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 130
+    finally:
+        process.kill()
+    told = rows("SELECT kind, error FROM densitune.failures ORDER BY failed_at LIMIT 1")
+    assert told == [("lost", "its process ended by signal 11 (SIGSEGV) in training")]
+    logs = (environment.home() / "logs").glob(f"{study.name}.{process.pid}-*.log")
+    assert any("Fatal Python error: Segmentation fault" in path.read_text() for path in logs)

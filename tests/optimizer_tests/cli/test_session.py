@@ -46,7 +46,7 @@ def test_a_study_from_before_a_key_existed_is_the_one_with_its_default(database:
     document = older(given, search=["keep"], training=["precision"])
     del document["confirm"]
     old, _ = studies.create(
-        database, given.name, document, "fingerprint", {"source": "", "floor": 1}
+        database, given.name, document, "fingerprint", {"source": "", "floor": 1}, "search"
     )
     assert create(database, given) == old
     assert snapshot.precision(old) == "full"

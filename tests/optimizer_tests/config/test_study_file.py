@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from support.checkout import ROOT
 
 from optimizer.config import study_file
-from optimizer.config.changes import differences
+from optimizer.config.changes import between
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 
@@ -387,7 +387,7 @@ def test_a_config_survives_yaml_and_json(raw: dict[str, Any]) -> None:
     again = study_file.parse(stored, "x")
     assert again == first
     assert again.document() == stored
-    assert differences(stored, first.document()) == []
+    assert between(stored, first.document()) == []
     assert again.anchors == first.anchors
 
 
@@ -424,12 +424,12 @@ def test_differences_name_what_changed() -> None:
         ),
         "x",
     ).document()
-    assert differences(old, new) == [
+    assert between(old, new) == [
         "density.include: [] -> [{'3': [0.5], '5': [0.1, 0.2]}]",
         "kernel_size: [5] -> [3, 5]",
         "search.trials: 20 -> 30",
     ]
-    assert differences({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b.c: None -> 2"]
+    assert between({"a": 1}, {"b": {"c": 2}}) == ["a: 1 -> None", "b.c: None -> 2"]
 
 
 @pytest.mark.parametrize(
@@ -526,8 +526,8 @@ def test_a_test_folder_is_relative_to_the_file_and_makes_a_test_split(
     assert document["data"]["test"] == str(tmp_path.parent / "others")
     # Where it lies does not count, whether there is one does.
     moved = {**document, "data": {**document["data"], "test": "/elsewhere"}}
-    assert differences(document, moved) == []
-    assert differences(without.document(), document) == [
+    assert between(document, moved) == []
+    assert between(without.document(), document) == [
         f"data.test: None -> {tmp_path.parent / 'others'}"
     ]
 

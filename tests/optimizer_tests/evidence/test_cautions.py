@@ -4,7 +4,6 @@ import pytest
 from support.synthetic import configured, measured, snapshot, trial, usual
 
 from optimizer.snapshot import PhaseRows
-from storage.arms import Arm
 
 
 def test_a_healthy_study_has_no_cautions() -> None:
@@ -50,7 +49,7 @@ def test_a_best_learning_rate_at_the_edge_of_the_grid_is_said(
 ) -> None:
     grid = (1e-6, 3.16e-4, 1e-3, 3.16e-3, 1.0)  # with the ends beyond which it does not grow
     arms = [
-        trial(n, {5: (1.0, 1.0)}, role="rate", arm=Arm(lr=lr), failed=score is None)
+        trial(n, {5: (1.0, 1.0)}, role="rate", arm={"lr": lr}, failed=score is None)
         for n, (lr, score) in enumerate(zip(grid, scores, strict=True))
     ]
     rows = [row for n, score in enumerate(scores) if score for row in measured(n, {0: score})]

@@ -53,9 +53,9 @@ def test_what_is_told_are_differences_at_every_rung_over_the_seeds_that_both_hav
     other = [*measured(3, {0: 20.5, 1: 23.0}), *measured(4, {0: 99.0})]
     reached = [row for row in measured(5, {1: 25.0}) if row.rung == RUNG]
     rows = [*identity, *other, *reached]
-    assert differences.differences(rows, 0) == {RUNG: 0.0, BUDGET: 0.0}
-    assert differences.differences(rows, 3) == {RUNG: 0.75, BUDGET: 0.75}
-    assert differences.differences(rows, 5) == {RUNG: 3.0}
+    assert differences.by_rung(rows, 0) == {RUNG: 0.0, BUDGET: 0.0}
+    assert differences.by_rung(rows, 3) == {RUNG: 0.75, BUDGET: 0.75}
+    assert differences.by_rung(rows, 5) == {RUNG: 3.0}
 
 
 def test_nothing_is_compared_before_identity_is_complete() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from sqlalchemy import Engine, text
 from support.simulated import TESTED, create, go_on, noise, run, small, train
 from support.synthetic import configured
 
+from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.phases import confirmation, optuna_study
 from optimizer.phases.proposer import Proposer
-from optimizer.presets import exports
+from optimizer.presets import exports, reruns
 from optimizer.snapshot import Snapshot
 from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
@@ -36,8 +38,8 @@ def helps(job: ClaimedJob) -> float:
 def scales(job: ClaimedJob) -> float:
     """Nothing but the scale of the initial weights counts, and 0.6's is the best."""
     a = job.densities[3][0]
-    scale = job.arm.gain.get(3, 1.0)
-    if job.arm.init == "library":
+    scale: float = job.arm["gain"].get("3", 1.0)
+    if job.arm["init"] == "library":
         scale *= (2 * a**2 + 1) / 3
     return 30 - 4 * (scale - (2 * 0.36 + 1) / 3) ** 2 + noise(job, SPREAD)
 
@@ -100,19 +102,42 @@ def test_arms_are_identity_finalists_scale_controls_and_compensated_ones(
     identity, *others = now.confirm.trials
     assert (identity.role, identity.densities, identity.origin) == ("identity", {3: (1.0,)}, None)
     assert [arm.role for arm in others] == 2 * ["finalist", "control", "compensated"]
-    assert all(arm.arm.lr == now.study.lr is not None for arm in now.confirm.trials)
+    assert all(arm.arm["lr"] == now.study.lr is not None for arm in now.confirm.trials)
     searched = {trial.number: trial for trial in now.trials}
     for finalist, control, compensated in (others[:3], others[3:]):
         origin = searched[finalist.origin or 0]
         assert finalist.densities == compensated.densities == origin.densities
-        assert (finalist.arm.init, finalist.arm.gain) == ("library", {})
-        assert (compensated.arm.init, compensated.arm.gain) == ("compensated", {})
+        assert (finalist.arm["init"], finalist.arm["gain"]) == ("library", {})
+        assert (compensated.arm["init"], compensated.arm["gain"]) == ("compensated", {})
         [a] = finalist.densities[3]
         phi = np.outer([a, 1, a], [a, 1, a])
         assert control.densities == {3: (1.0,)}
-        assert control.arm.gain == pytest.approx({3: np.sqrt((phi**2).mean())})
+        assert control.arm["gain"] == pytest.approx({"3": np.sqrt((phi**2).mean())})
         assert {control.origin, compensated.origin} == {finalist.origin}
     assert {row.budget for row in now.confirm.rows} == {2 * given.training.budget}
+
+
+@pytest.mark.parametrize("init", ["library", "compensated"])
+def test_a_rerun_trains_the_very_arms_that_were_confirmed(database: Engine, init: str) -> None:
+    now = run(database, small(init=init), helps)
+    preset = exports.compose(now, exports.chosen(now))
+    told = reruns.recorded(preset, None)
+    group = next(
+        group
+        for group in confirmation.groups(now.confirm.trials)
+        if group.finalist.origin == preset.provenance.trial
+    )
+    compared = {
+        "density": group.finalist,
+        "identity": now.confirm.trials[0],
+        "its scale control": group.control,
+    }
+    # A preset names the rate that a study leaves to its recipe.
+    assert told.arms == {
+        name: replace(Arm.of(arm.densities, arm.arm), lr=now.lr)
+        for name, arm in compared.items()
+        if arm is not None
+    }
 
 
 def test_a_density_that_starts_at_identitys_scale_needs_no_control(database: Engine) -> None:
@@ -189,7 +214,9 @@ def thorough() -> StudyConfig:
 
 def learning(job: ClaimedJob) -> tuple[float, dict[str, Any]]:
     """What `split` measures; layers learn something between 0.3 and 0.4."""
-    return split(job), {"den": {"3": [[0.3 + job.seed / 100], [0.4]]}} if job.arm.trainable else {}
+    return split(job), {"den": {"3": [[0.3 + job.seed / 100], [0.4]]}} if job.arm[
+        "trainable"
+    ] else {}
 
 
 def test_verdicts_and_ledger_do_not_depend_on_who_finishes_first(database: Engine) -> None:

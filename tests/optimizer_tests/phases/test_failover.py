@@ -21,7 +21,7 @@ from optimizer.phases.optuna_study import optuna_storage
 from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, studies
 from storage.database import alone, connect
-from storage.ledger import Measurement
+from storage.ledger import Entry
 
 
 class DiedError(BaseException):
@@ -64,7 +64,7 @@ def train(engine: Engine, study_id: int, fails: int = -1) -> None:
             continue
         outer, inner = job.densities[5]
         value = 30 - (outer - 0.4) ** 2 - (inner - 0.9) ** 2 + 0.01 * job.seed
-        found = Measurement(job_id=job.id, rung=4, value=value, extra={}, seconds=1.0)
+        found = Entry(job_id=job.id, rung=4, value=value, extra={}, seconds=1.0)
         ledger.record(engine, worker, [found], finished=[job.id])
 
 

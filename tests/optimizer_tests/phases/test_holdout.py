@@ -14,7 +14,7 @@ from optimizer.phases.proposer import Proposer
 from optimizer.presets import exports
 from optimizer.presets.document import Preset
 from optimizer.show import words
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot, of
 from storage import studies
 from storage.jobs import ClaimedJob
@@ -25,7 +25,7 @@ SPREAD = 0.3
 def helps(job: ClaimedJob) -> float:
     """A density near 0.6 helps; test images are harder than the others."""
     distance = abs(job.densities[3][0] - 0.6) / 0.4
-    level = 27 if job.arm.split == "test" else 30
+    level = 27 if job.arm["split"] == "test" else 30
     return level - distance**2 + noise(job, SPREAD)
 
 
@@ -49,9 +49,9 @@ def test_identity_and_the_winner_are_trained_again_as_they_were_confirmed(
     assert winner.densities == confirmed[now.winner.trial].densities
     assert winner.origin == now.winner.trial
     for arm, before in ((identity, now.confirm.trials[0]), (winner, confirmed[winner.origin])):
-        assert before.arm.split == "validation"
-        assert arm.arm.split == "test"
-        assert (arm.arm.lr, arm.arm.init, arm.arm.gain) == (now.study.lr, "library", {})
+        assert before.arm["split"] == "validation"
+        assert arm.arm["split"] == "test"
+        assert (arm.arm["lr"], arm.arm["init"], arm.arm["gain"]) == (now.study.lr, "library", {})
         assert arm.state == "complete"
     seeds = list(given.fresh_seeds[: given.confirm.batch])
     measured = [(row.trial, row.seed, row.budget, row.rung) for row in now.decided.rows]
@@ -63,8 +63,8 @@ def test_nobody_reads_the_test_split_before_the_verdict(database: Engine) -> Non
     seen: list[tuple[str, str]] = []
 
     def measure(job: ClaimedJob) -> float:
-        seen.append((job.phase, job.arm.split))
-        if job.arm.split == "test":
+        seen.append((job.phase, job.arm["split"]))
+        if job.arm["split"] == "test":
             found = studies.find(database, "a-study")
             assert found is not None
             assert found.verdicts
@@ -99,7 +99,7 @@ def test_the_difference_is_that_of_a_paired_t_interval(database: Engine) -> None
 
 def test_what_the_test_split_says_changes_neither_verdict_nor_winner(database: Engine) -> None:
     def worse_there(job: ClaimedJob) -> float:
-        if job.arm.split == "test":
+        if job.arm["split"] == "test":
             return 20.0 + abs(job.densities[3][0] - 0.6) + noise(job, SPREAD) / 100
         return helps(job)
 
@@ -157,7 +157,7 @@ def test_an_arm_that_cannot_be_measured_leaves_a_reason_and_the_verdict(
     assert now.holdout is not None
     assert now.holdout.difference is None
     name = now.decided.trials[failing].label
-    reason = f"{name} could not be measured with every seed: diverged: loss nan"
+    reason = f"{name} could not be measured with every seed: training diverged"
     assert now.holdout.reason == reason
     assert words.about_test_split(now) == f"test split: {reason}"
     assert [arm.state for arm in now.decided.trials].count("failed") == 1
@@ -194,7 +194,7 @@ def test_the_words_say_how_far_it_is_and_what_came_out(database: Engine) -> None
     assert line.endswith(f"({found.value:.3f} against {found.identity:.3f}, 8 seeds)")
     console = Console(width=200)
     with console.capture() as shown:
-        console.print(confirmation_table(now))
+        console.print(arms_table(now))
     assert line in shown.get()
     document = json.loads(json.dumps(now.document(), allow_nan=False))
     assert document["test"]["difference"]["mean"] == found.difference.mean

@@ -14,7 +14,7 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.phases import confirmation
 from optimizer.presets import exports
 from optimizer.presets.document import Preset
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage.jobs import ClaimedJob
 
@@ -30,7 +30,7 @@ def learning(*layers: Layers) -> Callable[[ClaimedJob], tuple[float, dict[str, A
     """What is measured where seed n learns `layers[n]`."""
 
     def measure(job: ClaimedJob) -> tuple[float, dict[str, Any]]:
-        return helps(job), {"den": {"3": layers[job.seed]}} if job.arm.trainable else {}
+        return helps(job), {"den": {"3": layers[job.seed]}} if job.arm["trainable"] else {}
 
     return measure
 
@@ -56,13 +56,13 @@ def test_the_arm_starts_at_identity_with_the_searchs_seeds_and_budget(database: 
 
     now = run(database, given, noted)
     first = [job for job in seen if job.phase == "confirm"][:2]
-    assert all(job.arm.trainable for job in first)
+    assert all(job.arm["trainable"] for job in first)
     assert [job.seed for job in first] == list(given.seeds)
     assert {job.budget for job in first} == {given.training.budget}
     assert {tuple(job.densities.items()) for job in first} == {((3, (1.0,)),)}
-    assert not any(job.arm.trainable for job in seen if job not in first)
+    assert not any(job.arm["trainable"] for job in seen if job not in first)
     [arm] = [arm for arm in now.confirm.trials if arm.role == "trainable"]
-    assert (arm.state, arm.arm.lr, arm.arm.init) == ("complete", now.study.lr, "library")
+    assert (arm.state, arm.arm["lr"], arm.arm["init"]) == ("complete", now.study.lr, "library")
     assert now.confirm.trials[0].role == "identity"
 
 
@@ -90,7 +90,7 @@ def test_every_value_is_a_mean_of_its_own(database: Engine) -> None:
 
     def measure(job: ClaimedJob) -> tuple[float, dict[str, Any]]:
         den = {"3": [[0.3], [0.5]], "5": [[0.2, 1.0], [0.4, 1.4 + job.seed]]}
-        return 30 + noise(job, 0.3), {"den": den} if job.arm.trainable else {}
+        return 30 + noise(job, 0.3), {"den": den} if job.arm["trainable"] else {}
 
     now = run(database, given, measure)
     assert now.learned is not None
@@ -125,13 +125,13 @@ def test_what_is_practically_a_finalist_or_identity_is_not_confirmed_again(
 def shown(now: Snapshot) -> str:
     console = Console(width=250)
     with console.capture() as captured:
-        console.print(confirmation_table(now))
+        console.print(arms_table(now))
     return captured.get()
 
 
 def test_an_arm_that_diverges_leaves_the_others_as_they_are(database: Engine) -> None:
     def measure(job: ClaimedJob) -> float:
-        if job.arm.trainable and job.seed == 1:
+        if job.arm["trainable"] and job.seed == 1:
             raise ArithmeticError("loss nan")
         return helps(job)
 

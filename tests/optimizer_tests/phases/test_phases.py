@@ -9,13 +9,14 @@ from support.simulated import create, go_on, noise, run, small
 from optimizer import learning_rates
 from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
+from storage.states import Phase
 
 GRID = learning_rates.grid("nafnet", 128)
 
 
 def best_at_2e3(job: ClaimedJob) -> float:
     """Training does best at a rate between two of the grid."""
-    rate = job.arm.lr or 1e-3
+    rate = job.arm["lr"] or 1e-3
     return 30 - 5 * (math.log10(rate / 2e-3)) ** 2 + noise(job, 0.01)
 
 
@@ -29,7 +30,7 @@ def test_identity_is_trained_at_every_rate_with_the_searchs_seeds_and_budget(
     given = small(**automatic())
     now = run(database, given, best_at_2e3)
     assert [arm.role for arm in now.calibrate.trials] == ["rate"] * 5
-    assert [arm.arm.lr for arm in now.calibrate.trials] == GRID
+    assert [arm.arm["lr"] for arm in now.calibrate.trials] == GRID
     assert all(arm.densities == {3: (1.0,)} for arm in now.calibrate.trials)
     assert all(arm.state == "complete" for arm in now.calibrate.trials)
     measured = [(row.trial, row.seed, row.budget) for row in now.calibrate.rows]
@@ -40,20 +41,20 @@ def test_search_and_confirmation_train_at_the_calibrated_rate(database: Engine) 
     now = run(database, small(**automatic()), best_at_2e3)
     assert now.study.lr == pytest.approx(2e-3, rel=0.05)
     assert now.lr == now.study.lr
-    assert {trial.arm.lr for trial in now.trials} == {now.study.lr}
-    assert {arm.arm.lr for arm in now.confirm.trials} == {now.study.lr}
+    assert {trial.arm["lr"] for trial in now.trials} == {now.study.lr}
+    assert {arm.arm["lr"] for arm in now.confirm.trials} == {now.study.lr}
 
 
 def test_a_given_rate_is_not_calibrated(database: Engine) -> None:
     now = run(database, small(), best_at_2e3)
     assert now.calibrate.trials == []
     assert (now.study.lr, now.lr) == (None, 0.01)
-    assert {trial.arm.lr for trial in now.trials} == {None}  # the recipe's
+    assert {trial.arm["lr"] for trial in now.trials} == {None}  # the recipe's
 
 
 def test_rates_at_which_training_diverges_are_left_out(database: Engine) -> None:
     def measure(job: ClaimedJob) -> float:
-        if (job.arm.lr or 0) > 2e-3 and job.seed % 2:
+        if (job.arm["lr"] or 0) > 2e-3 and job.seed % 2:
             raise ArithmeticError("loss nan")
         return best_at_2e3(job)
 
@@ -74,19 +75,19 @@ def test_the_grid_grows_until_the_best_rate_lies_within_it_or_at_its_limit(
     database: Engine, peak: float, more: list[float], lr: float
 ) -> None:
     def measure(job: ClaimedJob) -> float:
-        rate = job.arm.lr or 1e-3
+        rate = job.arm["lr"] or 1e-3
         return 30 - 5 * (math.log10(rate / peak)) ** 2 + noise(job, 0.01)
 
     now = run(database, small(**automatic()), measure, floor=-1e6)
-    assert [arm.arm.lr for arm in now.calibrate.trials] == pytest.approx(GRID + more)
+    assert [arm.arm["lr"] for arm in now.calibrate.trials] == pytest.approx(GRID + more)
     assert now.study.lr == pytest.approx(lr, rel=0.1)
 
 
 def test_the_grid_does_not_grow_where_training_diverges(database: Engine) -> None:
     def measure(job: ClaimedJob) -> float:
-        if (job.arm.lr or 0) > 0.02:
+        if (job.arm["lr"] or 0) > 0.02:
             raise ArithmeticError("loss nan")
-        return 30 + math.log10(job.arm.lr or 1e-3) + noise(job, 0.01)
+        return 30 + math.log10(job.arm["lr"] or 1e-3) + noise(job, 0.01)
 
     now = run(database, small(**automatic()), measure)
     assert [arm.state for arm in now.calibrate.trials] == ["complete"] * 5 + ["failed"]
@@ -149,7 +150,7 @@ def test_force_does_not_help_an_identity_that_cannot_be_trained(database: Engine
 
 @pytest.mark.parametrize(("until", "following"), [("calibrate", "search"), ("search", "confirm")])
 def test_a_study_stops_after_the_phase_asked_for_and_goes_on_later(
-    database: Engine, until: studies.Phase, following: studies.Phase
+    database: Engine, until: Phase, following: Phase
 ) -> None:
     calm = run(database, small(name="calm", **automatic()), best_at_2e3)
     given = small(name="parts", **automatic())
@@ -183,9 +184,9 @@ def test_a_job_tells_its_phase_and_arm(database: Engine) -> None:
 
     go_on(database, study_id, given, measure)
     assert [job.phase for job in seen[:10]] == ["calibrate"] * 10
-    assert [job.arm.lr for job in seen[:10:2]] == GRID
+    assert [job.arm["lr"] for job in seen[:10:2]] == GRID
     assert {job.phase for job in seen[10:]} == {"search"}
-    assert len({job.arm.lr for job in seen[10:]}) == 1
+    assert len({job.arm["lr"] for job in seen[10:]}) == 1
 
 
 def test_phases_may_use_the_same_numbers_and_seeds(database: Engine) -> None:

@@ -17,7 +17,7 @@ from optimizer.phases import optuna_study
 from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, studies
 from storage.jobs import ClaimedJob
-from storage.ledger import Measurement
+from storage.ledger import Entry
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -154,8 +154,7 @@ def advance_to_bars(
 def reach_the_end(database: Engine, worker: int, job: ClaimedJob) -> None:
     """Record what clears every bar."""
     found = [
-        Measurement(job_id=job.id, rung=rung, value=40.0, extra={}, seconds=1.0)
-        for rung in (1, 2, 4)
+        Entry(job_id=job.id, rung=rung, value=40.0, extra={}, seconds=1.0) for rung in (1, 2, 4)
     ]
     ledger.record(database, worker, found, finished=[job.id])
 

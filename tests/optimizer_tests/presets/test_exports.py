@@ -17,6 +17,7 @@ from support.synthetic import configured, decided, measured, snapshot, trial, us
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.presets import document, exports
 from optimizer.presets.document import Preset
+from optimizer.show import words
 from optimizer.snapshot import Snapshot
 
 SHIPPED = Path(document.__file__).with_name("preset.schema.json")
@@ -287,10 +288,10 @@ def test_better_beside_an_unhealthy_identity_is_marked_and_does_not_do(tmp_path:
     _, marked = exports.export(forced, tmp_path)
     assert marked.evidence.verdict == "better"
     assert marked.evidence.note.startswith("NOT TO BE RELIED ON")
-    assert "identity was no healthy baseline" in exports.in_words(marked)
+    assert "identity was no healthy baseline" in words.preset_verdict(marked)
     _, sound = exports.export(known, tmp_path)
     assert "RELIED" not in sound.evidence.note
-    assert exports.in_words(sound) == "better: better than identity and than its scale control"
+    assert words.preset_verdict(sound) == "better: better than identity and than its scale control"
 
 
 def test_the_hash_of_the_ledger_covers_the_confirmation() -> None:

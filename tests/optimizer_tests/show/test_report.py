@@ -21,7 +21,6 @@ from optimizer.show.axes import Axis, spanning
 from optimizer.show.figures_search import Mark, limits
 from optimizer.show.page import table, tag
 from optimizer.snapshot import PhaseRows, Snapshot
-from storage.arms import Arm
 
 VOID = {"meta", "br"}
 
@@ -133,10 +132,10 @@ def calibrated(**changes: Any) -> Snapshot:
     """A study that looked for its learning rate; the last rate of three diverged."""
     found = usual(given=configured(training={"lr": "auto"}), lr=0.0021, **changes)
     arms = [
-        trial(n, {5: (1.0, 1.0)}, role="rate", label=f"lr {lr:g}", arm=Arm(lr=lr))
+        trial(n, {5: (1.0, 1.0)}, role="rate", label=f"lr {lr:g}", arm={"lr": lr})
         for n, lr in enumerate((0.001, 0.003))
     ]
-    lost: dict[str, Any] = {"role": "rate", "label": "lr 0.01", "arm": Arm(lr=0.01)}
+    lost: dict[str, Any] = {"role": "rate", "label": "lr 0.01", "arm": {"lr": 0.01}}
     arms.append(trial(2, {5: (1.0, 1.0)}, state="failed", done=0, failed=2, **lost))
     rows = [*measured(0, {0: 24.0, 1: 24.5}), *measured(1, {0: 24.25, 1: 25.0})]
     calibrate = PhaseRows(arms, rows)
@@ -448,6 +447,19 @@ def test_the_table_has_every_trial_that_has_ended() -> None:
         assert cells.count(label) == 1
     assert "+0.720 ± 0.060" in cells
     assert "loss is not finite" in cells
+
+
+def test_a_failure_is_told_in_words_that_depend_on_no_machine() -> None:
+    """A report is handed on, and an error's text may name somebody's folders."""
+    changes: dict[str, Any] = {
+        "state": "failed", "kind": "data", "reason": "OSError: /home/ann/x.png",
+        "error_text": "OSError: /home/ann/x.png", "done": 0, "failed": 2,
+    }  # fmt: skip
+    known = usual()
+    trials = [*known.trials, trial(12, {5: (0.4, 0.4)}, **changes)]
+    text = report.render(dataclasses.replace(known, trials=trials))
+    assert "/home/ann" not in text
+    assert "its data could not be read, twice" in Reader(text).of("td")
 
 
 # The model

@@ -21,10 +21,9 @@ from support.synthetic import (
 )
 
 from densitune.density import Densities
-from optimizer.show import terminal
-from optimizer.show.confirmation_table import confirmation_table
+from optimizer.show import terminal, words
+from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
-from storage.arms import Arm
 from storage.studies import StudyOverview
 
 WIDTHS = [80, 120]
@@ -253,7 +252,7 @@ def test_nothing_shown_claims_that_a_density_helps() -> None:
     ],
 )
 def test_a_duration_has_its_two_largest_units(seconds: float, expected: str) -> None:
-    assert terminal.duration(seconds) == expected
+    assert words.duration(seconds) == expected
 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.4, "0.4"), (9.96, "10.0"), (120.4, "120")])
@@ -320,12 +319,12 @@ def test_the_document_for_programs_is_json_with_the_same_numbers() -> None:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) -> None:
-    text = rendered(confirmation_table(decided()), width)
+    text = rendered(arms_table(decided()), width)
     cells = rows(text)
     assert cells[0] == ["identity", "4", "27.505", "0 (the baseline)", ""]
     shown = [" ".join(filter(None, column)) for column in zip(*cells, strict=True)]
-    for words in ("[0.6333, 1.857]", "trial 6: better", "trial 9: scale_only", "compensated"):
-        assert words in shown[0]
+    for expected in ("[0.6333, 1.857]", "trial 6: better", "trial 9: scale_only", "compensated"):
+        assert expected in shown[0]
     assert shown[0].count("scale control") == 2
     assert "[+0.440, +0.540]" in shown[3]
     assert "[+0.340, +0.440]" in shown[4]
@@ -349,7 +348,7 @@ def calibrating(**changes: Any) -> Snapshot:
     """Two of five rates are done."""
     identity: Densities = {5: (1.0, 1.0)}
     arms = [
-        trial(n, identity, role="rate", arm=Arm(lr=lr), **done)
+        trial(n, identity, role="rate", arm={"lr": lr}, **done)
         for n, (lr, done) in enumerate(
             [(1e-4, {}), (1e-3, {}), (1e-2, {"state": "running", "done": 0, "waiting": 2})]
         )

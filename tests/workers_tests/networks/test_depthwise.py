@@ -16,6 +16,8 @@ from workers.networks import depthwise, proxies
 from workers.networks.depthwise import convolve, speed_up
 from workers.training import devices
 
+pytestmark = pytest.mark.numerical
+
 FORMATS = {"contiguous": torch.contiguous_format, "channels last": torch.channels_last}
 
 Convolution = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from densitune.weighted_conv import WeightedConv2d
 from workers.networks.pointwise import make_exact
 
+pytestmark = pytest.mark.numerical
+
 PLAIN = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 LAST = {1: torch.contiguous_format, 2: torch.channels_last, 3: torch.channels_last_3d}
 

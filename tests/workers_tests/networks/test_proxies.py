@@ -18,6 +18,8 @@ from workers.networks.denoisers import DnCNN, LayerNorm2d, NAFBlock, NAFNet, sim
 from workers.networks.proxies import Proxy, build, learned, trainable_densities
 from workers.seeds import generator
 
+pytestmark = pytest.mark.numerical
+
 PROXIES = [
     Proxy("vgg", 8, 6, (5,), 3, 10),
     Proxy("vgg", 8, 7, (7, 3, 5), 3, 10),

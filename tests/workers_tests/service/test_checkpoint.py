@@ -16,8 +16,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.synthetic import snapshot
 
+from optimizer.arms import Arm
 from storage.studies import Study
+from workers.networks.proxies import Proxy
+from workers.service import checkpoint
 from workers.service.checkpoint import Checkpoints
+from workers.training.recipe import Job, Recipe
+
+pytestmark = pytest.mark.numerical
 
 JOB, SUBJECT = 7, "a job and its recipe"
 
@@ -97,6 +103,19 @@ def test_only_the_same_study_job_and_subject_get_it(
     [foreign] = set((tmp_path / "shared").iterdir()) - {path}
     foreign.replace(path)
     assert kept.load(JOB, SUBJECT) is None
+
+
+def test_a_subject_keeps_the_words_of_the_first_checkpoints() -> None:
+    """Else a study that an earlier version began would lose the jobs that were in training."""
+    arm = Arm({3: (0.5,), 5: (0.2, 0.8)}, lr=0.01, init="library", gain={3: 0.25})
+    recipe = Recipe(Proxy("nafnet", 4, 1, (3, 5), 1, None), "library", 8, None, (1, 2), "full")
+    assert checkpoint.subject(Job(arm, 7, 2, {1: 20.5}), recipe, torch.device("cpu")) == (
+        "(Job(densities={3: (0.5,), 5: (0.2, 0.8)}, seed=7, budget=2, bars={1: 20.5}, lr=0.01, "
+        "init='library', gain={3: 0.25}, trainable=False, split='validation'), "
+        "Recipe(proxy=Proxy(family='nafnet', width=4, depth=1, kernel_sizes=(3, 5), channels=1, "
+        "classes=None), init='library', batch_size=8, lr=None, rungs=(1, 2), precision='full'), "
+        "'cpu')"
+    )
 
 
 @pytest.mark.parametrize("package", ["torch", "densitune"])

@@ -71,8 +71,8 @@ def test_a_diverged_job_is_failed_and_the_worker_goes_on(database: Engine, cache
     assert work(database, bench, pack=2) == 4
     done, _ = contents(database, bench)
     assert all(trial.failed == 2 for trial in done)
-    assert done[0].error is not None
-    assert "diverged" in done[0].error
+    assert done[0].error_text is not None
+    assert "diverged" in done[0].error_text
 
 
 def test_jobs_below_their_bar_are_cut_and_others_take_their_place(
@@ -191,7 +191,7 @@ def test_an_exception_fails_the_job_that_raises_it_alone(
     work(database, bench, pack=pack)
     done, rows = contents(database, bench)
     assert [(trial.done, trial.failed) for trial in done] == [(1, 1), (1, 1)]
-    assert done[0].error == "RuntimeError: the device has caught fire"
+    assert done[0].error_text == "RuntimeError: the device has caught fire"
     assert {row.seed for row in rows} == {0}
 
 

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, create_engine, text
 from sqlalchemy.exc import OperationalError
 
 from storage import jobs, ledger, roster, studies, trials
-from storage.ledger import Measurement
+from storage.ledger import Entry
 from storage.studies import Study
 from workers.service import spool
 from workers.service.spool import DamagedError, Delivery, Spool, StudyKey
@@ -40,6 +40,7 @@ def claims(database: Engine, study: Study) -> list[jobs.Claim]:
         trials.add(
             connection,
             study.id,
+            "search",
             number=0,
             role="identity",
             label="identity",
@@ -53,10 +54,8 @@ def claims(database: Engine, study: Study) -> list[jobs.Claim]:
 
 def delivery(claim: jobs.Claim, rung: int = 4, value: float = 1.5, **extra: Any) -> Delivery:
     job_id, epoch = claim
-    measured = Measurement(job_id=job_id, rung=rung, value=value, extra=extra, seconds=0.1 + rung)
-    return Delivery(
-        worker_id=1, epoch=epoch, measurement=measured, ending="done" if rung == 4 else None
-    )
+    measured = Entry(job_id=job_id, rung=rung, value=value, extra=extra, seconds=0.1 + rung)
+    return Delivery(worker_id=1, fence=epoch, entry=measured, ending="done" if rung == 4 else None)
 
 
 def recorded(database: Engine) -> list[tuple[int, int, float]]:
@@ -96,12 +95,20 @@ def test_a_file_holds_a_measurement_to_the_last_bit(
     value: float, seconds: float, extra: dict[str, Any], ending: Any
 ) -> None:
     key = StudyKey("a study", 3, "2026-01-02T03:04:05.000006+00:00")
-    measured = Measurement(job_id=7, rung=2, value=value, extra=extra, seconds=seconds)
-    given = Delivery(worker_id=5, epoch=1, measurement=measured, ending=ending)
+    measured = Entry(job_id=7, rung=2, value=value, extra=extra, seconds=seconds)
+    given = Delivery(worker_id=5, fence=1, entry=measured, ending=ending)
     found_key, found = spool._decoded(spool._encoded(key, given))
     assert (found_key, found) == (key, given)
-    assert found.measurement.value.hex() == value.hex()  # which tells 0.0 from -0.0
-    assert found.measurement.seconds.hex() == seconds.hex()
+    assert found.entry.value.hex() == value.hex()  # which tells 0.0 from -0.0
+    assert found.entry.seconds.hex() == seconds.hex()
+
+
+def test_a_file_has_the_keys_that_earlier_versions_wrote() -> None:
+    key = StudyKey("a study", 3, "2026-01-02T03:04:05.000006+00:00")
+    content = json.loads(spool._encoded(key, delivery((7, 1), value=27.25)))["content"]
+    assert content.keys() == {"study", "delivery"}
+    assert content["delivery"].keys() == {"worker_id", "epoch", "measurement", "ending"}
+    assert content["delivery"]["epoch"] == 1
 
 
 @given(st.data())
@@ -155,7 +162,7 @@ def test_a_delivery_is_what_the_ledger_is_told_directly(
     queue.deliver(database)
     assert states(database) == ["done", "cut", "running"]
     with database.connect() as connection:
-        rows = ledger.read(connection, study.id)
+        rows = ledger.read(connection, study.id, "search")
     assert [row.value for row in rows] == [claim[0] + 0.25 for claim in claims]
     assert rows[0].extra == {"loss": 0.5, "curve": [1, 2.5]}
     assert rows[0].seconds == 2.1
@@ -171,7 +178,7 @@ def test_what_was_committed_before_a_crash_is_not_counted_twice(
     assert queue.deliver(database) == 1
     path.write_bytes(content)  # the process died between the commit and the removal
     again = delivery(claims[0], value=2.0)
-    again.record(database)
+    spool.record(database, [again])
     assert Spool(folder, study).deliver(database) == 1
     assert recorded(database) == [(claims[0][0], 4, 1.0)]
 
@@ -307,7 +314,7 @@ def test_what_is_recorded_before_a_database_goes_away_is_not_sent_again(
     sent: list[int] = []
     record = ledger.record
 
-    def only_one(engine: Engine, worker: int, found: list[Measurement], **ended: Any) -> None:
+    def only_one(engine: Engine, worker: int, found: list[Entry], **ended: Any) -> None:
         if sent:
             raise OperationalError("", {}, Exception("gone"))
         sent.append(found[0].job_id)

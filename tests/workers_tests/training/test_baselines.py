@@ -15,6 +15,8 @@ from workers.data.bank import Bank, Pixels
 from workers.training import baselines
 from workers.training.tasks import Denoising
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 Array = NDArray[np.float64]
 

@@ -11,6 +11,8 @@ import torch
 from optimizer.errors import UsageError
 from workers.training import devices
 
+pytestmark = pytest.mark.numerical
+
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 

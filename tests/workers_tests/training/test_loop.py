@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from densitune.weighted_conv import WeightedConv2d
+from optimizer.arms import Arm
 from optimizer.errors import UsageError
 from workers.data.bank import Bank, Held
 from workers.networks import proxies
@@ -40,6 +41,8 @@ from workers.training.recipe import (
 )
 from workers.training.tasks import Classification, Denoising, Draws, Judge, Score, Task
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 PROXIES = {
     "vgg": Proxy("vgg", 4, 3, (3,), 1, 2),
@@ -48,8 +51,10 @@ PROXIES = {
     "nafnet": Proxy("nafnet", 4, 3, (3,), 1, None),
 }
 every_family = pytest.mark.parametrize("family", PROXIES)
-IDENTITY = {3: (1.0,)}
-OVERFLOWING = {3: (1e30,)}  # phi's corners are infinite in float32
+IDENTITY = Arm({3: (1.0,)})
+OVERFLOWING = Arm({3: (1e30,)})  # phi's corners are infinite in float32
+LEARNING = Arm({3: (1.0,)}, trainable=True)
+TESTED = Arm({3: (1.0,)}, split="test")
 
 
 @pytest.fixture(autouse=True)
@@ -190,7 +195,7 @@ def run(
 
 @every_family
 def test_same_job_gives_the_same_bits_again(family: str) -> None:
-    job = Job({3: (0.6,)}, seed=4, budget=2)
+    job = Job(Arm({3: (0.6,)}), seed=4, budget=2)
     first = run(Witness(task_of(family)), recipe(family), [job])
     torch.rand(7)  # the global generator has no part in it
     assert run(Witness(task_of(family)), recipe(family), [job]).of(0) == first.of(0)
@@ -203,9 +208,9 @@ def test_member_of_a_pack_equals_the_job_alone(family: str) -> None:
     task = Witness(task_of(family))
     jobs = [
         Job(IDENTITY, 0, 2),
-        Job({3: (0.6,)}, 0, 2),
+        Job(Arm({3: (0.6,)}), 0, 2),
         Job(OVERFLOWING, 0, 2),
-        Job({3: (0.6,)}, 7, 2),
+        Job(Arm({3: (0.6,)}), 7, 2),
     ]
     pack = run(task, recipe(family), jobs)
     assert [index for index, _ in pack.failures] == [2]
@@ -224,11 +229,11 @@ def test_member_equals_the_job_alone_whoever_is_cut_or_joins(family: str, precis
     task, how = Witness(task_of(family)), recipe(family, rungs=(1, 2, 3), precision=precision)
     impossible, easy = {1: math.inf}, {1: -math.inf, 2: -math.inf}
     first = [
-        Job({3: (0.6,)}, 0, 4),
-        Job({3: (0.9,)}, 0, 4, impossible),
-        Job({3: (1.4,)}, 3, 4, easy),
+        Job(Arm({3: (0.6,)}), 0, 4),
+        Job(Arm({3: (0.9,)}), 0, 4, impossible),
+        Job(Arm({3: (1.4,)}), 3, 4, easy),
     ]
-    late = [Job({3: (0.6,)}, 7, 2), Job({3: (0.2,)}, 0, 3, {2: math.inf})]
+    late = [Job(Arm({3: (0.6,)}), 7, 2), Job(Arm({3: (0.2,)}), 0, 3, {2: math.inf})]
     steps, joining = 0, list(late)
 
     def refill() -> list[Job]:  # in the middle of an epoch, and again when the pack is smaller
@@ -268,10 +273,14 @@ def test_densities_with_the_same_seed_see_the_same_batches(family: str) -> None:
     seen = []
     for den in (1.0, 0.3):
         witness = Witness(task_of(family))
-        run(witness, recipe(family), [Job({3: (den,)}, 6, 2)])
+        run(witness, recipe(family), [Job(Arm({3: (den,)}), 6, 2)])
         seen.append(witness)
     pack = Witness(task_of(family))
-    run(pack, recipe(family), [Job(IDENTITY, 6, 2), Job({3: (0.3,)}, 6, 2), Job(IDENTITY, 9, 2)])
+    run(
+        pack,
+        recipe(family),
+        [Job(IDENTITY, 6, 2), Job(Arm({3: (0.3,)}), 6, 2), Job(IDENTITY, 9, 2)],
+    )
     streams = [seen[0].batches, seen[1].batches, pack.batches[0::3], pack.batches[1::3]]
     assert len(streams[0]) == 10
     for stream in streams[1:]:
@@ -338,7 +347,7 @@ def test_identity_equals_a_plain_training_loop(family: str) -> None:
     found = run(witness, recipe(family, lr=peak, rungs=()), [Job(IDENTITY, seed, budget)])
 
     task, steps = task_of(family), 5
-    network = plain(proxies.build(PROXIES[family], IDENTITY, init="library", seed=seed))
+    network = plain(proxies.build(PROXIES[family], IDENTITY.densities, init="library", seed=seed))
     assert not any(isinstance(module, WeightedConv2d) for module in network.modules())
     optimizer = OPTIMIZERS[family](network)
     rise, total = round(0.1 * steps * budget), steps * budget
@@ -373,7 +382,7 @@ def test_loss_falls_on_a_task_that_can_be_learned(family: str) -> None:
     classifies = family in ("vgg", "resnet")
     witness = Witness(task_of(family))
     how = recipe(family, lr=0.05 if classifies else 0.02, rungs=(1,))
-    results = run(witness, how, [Job({3: (0.8,)}, 0, 8 if classifies else 24)])
+    results = run(witness, how, [Job(Arm({3: (0.8,)}), 0, 8 if classifies else 24)])
     assert np.mean(witness.losses[-5:]) < 0.3 * np.mean(witness.losses[:5])
     _, last = (m.score.value for _, m in results.rungs)
     if classifies:
@@ -387,7 +396,7 @@ def test_compensated_start_removes_the_scale_of_the_density() -> None:
     weights = {}
     for init in ("library", "compensated"):
         witness = Witness(task_of("vgg"))
-        run(witness, recipe("vgg", init=init, lr=1e-30), [Job({3: (0.5,)}, 0, 1)])
+        run(witness, recipe("vgg", init=init, lr=1e-30), [Job(Arm({3: (0.5,)}), 0, 1)])
         weights[init] = witness.networks[0]["stages.0.0.0.weight"]
     scale = math.sqrt((0.25 * 2 + 1) / 3) ** 2  # RMS of the outer product of (1/2, 1, 1/2)
     torch.testing.assert_close(weights["library"] / scale, weights["compensated"])
@@ -411,7 +420,7 @@ def test_rate_that_is_not_given_is_the_usual_one(
 
 @every_family
 def test_optimizer_holds_every_parameter(family: str) -> None:
-    network = proxies.build(PROXIES[family], IDENTITY, init="library", seed=0)
+    network = proxies.build(PROXIES[family], IDENTITY.densities, init="library", seed=0)
     lr = torch.tensor(0.5)
     optimizer = optimizer_for(PROXIES[family], network, lr)
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -425,7 +434,7 @@ def test_low_precision_computes_the_same_within_its_rounding(family: str) -> Non
     for precision in ("full", "bfloat16"):
         witnesses[precision] = Witness(task_of(family))
         how = recipe(family, precision=precision, rungs=(), lr=1e-4)
-        run(witnesses[precision], how, [Job({3: (0.7,)}, 0, 2)])
+        run(witnesses[precision], how, [Job(Arm({3: (0.7,)}), 0, 2)])
     full, low = witnesses["full"], witnesses["bfloat16"]
     assert low.losses != full.losses
     assert low.losses == pytest.approx(full.losses, rel=0.05)  # bfloat16 has 8 significant bits
@@ -450,7 +459,7 @@ def test_a_step_asks_nothing_of_the_host_and_its_tensors_stay(
     family: str, precision: str, trainable: bool
 ) -> None:
     how = recipe(family, precision=precision)
-    member = Member(task_of(family), how, Job({3: (0.7,)}, 0, 2, trainable=trainable), CPU)
+    member = Member(task_of(family), how, Job(Arm({3: (0.7,)}, trainable=trainable), 0, 2), CPU)
     member.step()
     places = [p.data_ptr() for p in member._network.parameters()]
     with NoQuestions():  # type: ignore[no-untyped-call]
@@ -495,10 +504,12 @@ def test_densities_are_learned_as_a_plain_training_loop_learns_them(family: str)
     """As the authors train them: AdamW of their own at 1e-2, a cosine with restarts by epoch."""
     peak, budget, seed = 0.01, 12, 11  # the cosine starts again after ten epochs
     task, steps = task_of(family), 5
-    job = Job(IDENTITY, seed, budget, trainable=True)
+    job = Job(LEARNING, seed, budget)
     found = run(task, recipe(family, lr=peak, rungs=()), [job])
 
-    network = learning(proxies.build(PROXIES[family], IDENTITY, init="library", seed=seed))
+    network = learning(
+        proxies.build(PROXIES[family], IDENTITY.densities, init="library", seed=seed)
+    )
     densities = [p for name, p in network.named_parameters() if name.endswith("den")]
     weights: Any = nn.Module()
     weights.parameters = lambda: (
@@ -528,7 +539,7 @@ def test_densities_are_learned_as_a_plain_training_loop_learns_them(family: str)
 
 
 def test_what_is_learned_is_told_at_every_rung() -> None:
-    found = run(task_of("dncnn"), recipe("dncnn"), [Job(IDENTITY, 0, 2, trainable=True)])
+    found = run(task_of("dncnn"), recipe("dncnn"), [Job(LEARNING, 0, 2)])
     first, last = (m.score.extra["den"]["3"] for _, m in found.rungs)
     assert len(first) == len(last) == 3
     assert first != last
@@ -538,7 +549,7 @@ def test_what_is_learned_is_told_at_every_rung() -> None:
 
 @every_family
 def test_a_job_that_learns_its_densities_changes_none_beside_it(family: str) -> None:
-    jobs = [Job({3: (0.7,)}, 0, 2), Job(IDENTITY, 0, 2, trainable=True), Job(IDENTITY, 3, 2)]
+    jobs = [Job(Arm({3: (0.7,)}), 0, 2), Job(LEARNING, 0, 2), Job(IDENTITY, 3, 2)]
     packed = run(Witness(task_of(family)), recipe(family), jobs)
     for index, job in enumerate(jobs):
         assert packed.of(index) == run(Witness(task_of(family)), recipe(family), [job]).of(0)
@@ -546,7 +557,9 @@ def test_a_job_that_learns_its_densities_changes_none_beside_it(family: str) -> 
 
 @every_family
 def test_densities_have_an_optimizer_of_their_own(family: str) -> None:
-    network = proxies.build(PROXIES[family], IDENTITY, init="library", seed=0, trainable=True)
+    network = proxies.build(
+        PROXIES[family], IDENTITY.densities, init="library", seed=0, trainable=True
+    )
     lr = torch.tensor(0.5)
     held = [
         {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -580,7 +593,7 @@ def test_rates_of_densities_are_those_of_torchs_warm_restarts(epochs: int, steps
 @every_family
 def test_a_job_on_the_test_split_is_measured_there_and_only_at_its_end(family: str) -> None:
     witness = Witness(task_with_test(family))
-    found = run(witness, recipe(family), [Job(IDENTITY, 0, 3, split="test"), Job(IDENTITY, 0, 3)])
+    found = run(witness, recipe(family), [Job(TESTED, 0, 3), Job(IDENTITY, 0, 3)])
     assert [(index, m.rung, m.ending) for index, m in found.rungs] == [
         (1, 1, None),
         (1, 2, None),
@@ -589,7 +602,7 @@ def test_a_job_on_the_test_split_is_measured_there_and_only_at_its_end(family: s
     ]
     [last] = [m for index, m in found.rungs if index == 0]
     judged = witness.networks[-1]  # of the other job: the same seed, and so the same network
-    network = proxies.build(PROXIES[family], IDENTITY, init="library", seed=0)
+    network = proxies.build(PROXIES[family], IDENTITY.densities, init="library", seed=0)
     network.load_state_dict(judged)
     with torch.inference_mode():
         expected = task_with_test(family).test()(
@@ -602,7 +615,7 @@ def test_a_job_on_the_test_split_is_measured_there_and_only_at_its_end(family: s
 def test_data_without_the_test_split_are_told_before_training() -> None:
     witness = Witness(task_of("dncnn"))
     with pytest.raises(UsageError, match="have no test split"):
-        run(witness, recipe("dncnn"), [Job(IDENTITY, 0, 3, split="test")])
+        run(witness, recipe("dncnn"), [Job(TESTED, 0, 3)])
     assert witness.losses == []
 
 
@@ -632,7 +645,7 @@ def test_every_rate_is_a_share_of_the_peak_and_the_peak_is_reached(total: int) -
 
 
 def test_rungs_come_in_order_and_the_budget_is_the_last() -> None:
-    jobs = [Job(IDENTITY, 0, 5), Job({3: (0.5,)}, 0, 5)]
+    jobs = [Job(IDENTITY, 0, 5), Job(Arm({3: (0.5,)}), 0, 5)]
     # Unsorted on purpose; 5 and 9 are not below the budget.
     results = run(task_of("vgg"), recipe("vgg", rungs=(4, 1, 5, 9)), jobs)
     assert [(index, m.rung) for index, m in results.rungs] == [
@@ -702,7 +715,7 @@ def test_stopping_is_heeded_before_the_next_step(family: str, calls: int) -> Non
         return asked > calls
 
     results = Results()
-    jobs = [Job(IDENTITY, 0, 2), Job({3: (0.5,)}, 0, 2)]
+    jobs = [Job(IDENTITY, 0, 2), Job(Arm({3: (0.5,)}), 0, 2)]
     with pytest.raises(StoppedError):
         run(witness, recipe(family), jobs, stopping, results)
     assert len(witness.batches) == 2 * calls
@@ -797,7 +810,7 @@ def test_training_that_goes_on_elsewhere_gives_the_bits_of_an_undisturbed_one(
     family: str, precision: str, rounds: int
 ) -> None:
     task, how = Witness(task_of(family)), recipe(family, precision=precision)
-    jobs = [Job({3: (0.6,)}, 4, 3), Job({3: (0.9,)}, 0, 3, lr=0.005)]
+    jobs = [Job(Arm({3: (0.6,)}), 4, 3), Job(Arm({3: (0.9,)}, lr=0.005), 0, 3)]
     undisturbed = run(task, how, jobs)
     states: dict[int, State] = {}
 
@@ -877,7 +890,7 @@ task = tasks.Denoising(bank.Bank(images, images, fingerprint="", source=""), dev
 how = recipe.Recipe(proxies.Proxy("nafnet", 2, 1, (3,), 1, None), "library", 4, None, (1,))
 assert packing.best_size(task, how, device) == 1
 train(
-    task, how, [recipe.Job({3: (0.5,)}, 0, 1)], device,
+    task, how, [recipe.Job(Arm({3: (0.5,)}), 0, 1)], device,
     on_rung=lambda index, measurement: print(index, measurement.rung, measurement.score.value > 0),
     on_failure=print,
 )

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from workers.training.packing import GROWTH, LARGEST, Calibration, calibrate
 
+pytestmark = pytest.mark.numerical
+
 
 class Device:
     """A device whose packs train at a rate that saturates, with memory for so many members."""

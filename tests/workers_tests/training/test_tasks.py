@@ -17,6 +17,8 @@ from workers.data.bank import Bank, Held, Pixels
 from workers.seeds import generator
 from workers.training.tasks import Classification, Denoising, Draws
 
+pytestmark = pytest.mark.numerical
+
 CPU = torch.device("cpu")
 
 

@@ -1,0 +1,75 @@
+"""Arms: what is trained beside what, each defined here and nowhere else.
+
+An arm is densities, and how their training differs from the study's recipe. What a verdict compares
+is built by the functions below, whether a study trains it or `verify --rerun` trains it again.
+Plain numbers only, for training knows this module too.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from densitune import density
+from densitune.density import Densities
+
+Init = Literal["library", "compensated"]
+"""As the layer library draws initial weights, or divided by RMS(phi) after that."""
+Split = Literal["validation", "test"]
+Precision = Literal["full", "bfloat16"]
+"""Of the network in training; weights, loss and every measurement are float32 in any case."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """What a job trains, but for seed and budget."""
+
+    densities: Densities
+    lr: float | None = None
+    """Peak learning rate; None takes the recipe's."""
+    init: Init | None = None
+    """None takes the recipe's."""
+    gain: Mapping[int, float] = field(default_factory=dict)
+    """By kernel size: what the initial weights of the convolutions of that size are multiplied
+    by."""
+    trainable: bool = False
+    """Whether every layer learns its density along with its weights, starting at `densities`."""
+    split: Split = "validation"
+    """On which images it is measured; on the test split only once, at the end."""
+
+    @classmethod
+    def of(cls, densities: Densities, stored: Mapping[str, Any]) -> "Arm":
+        """Return an arm from its densities and what `stored` made of the rest."""
+        lr = stored.get("lr")
+        gain = {int(size): float(factor) for size, factor in stored.get("gain", {}).items()}
+        return cls(densities, **{**stored, "lr": lr and float(lr), "gain": gain})
+
+    def stored(self) -> dict[str, Any]:
+        """Return all but the densities as JSON, which has text for keys."""
+        return {
+            "lr": self.lr,
+            "init": self.init,
+            "gain": {str(size): float(factor) for size, factor in self.gain.items()},
+            "trainable": self.trainable,
+            "split": self.split,
+        }
+
+
+def identity(kernel_sizes: Iterable[int], lr: float | None) -> Arm:
+    """Return the standard convolution, which everything is compared with."""
+    return Arm({k: density.identity(k) for k in kernel_sizes}, lr, "library")
+
+
+def scale_control(densities: Densities, lr: float | None) -> Arm:
+    """Return identity with initial weights multiplied by RMS(phi) of densities: the same start."""
+    gain = {k: density.rms(den) for k, den in densities.items()}
+    return Arm(identity(densities, lr).densities, lr, "library", gain)
+
+
+def compensated(densities: Densities, lr: float | None) -> Arm:
+    """Return densities at identity's initial scale: the same steps."""
+    return Arm(densities, lr, "compensated")
+
+
+def trainable(kernel_sizes: Iterable[int], lr: float | None, init: Init) -> Arm:
+    """Return identity whose densities are learned along with the weights."""
+    return Arm(identity(kernel_sizes, lr).densities, lr, init, trainable=True)

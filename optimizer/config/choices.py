@@ -1,0 +1,7 @@
+"""Choices of a study's file that training knows as well: plain words, no models."""
+
+from typing import Literal
+
+Color = Literal["gray", "rgb"]
+LabelKind = Literal["fine", "coarse"]
+"""CIFAR-100's 100 classes, or the 20 groups of them."""

@@ -1,0 +1,24 @@
+"""The closed sets that the tables hold: phases, roles, and the states of studies, trials and jobs.
+
+A module without imports, so that whoever needs the words loads no driver. Kinds of failure, which
+come with a policy each, stand in `storage.failures`.
+"""
+
+from typing import Literal
+
+Phase = Literal["calibrate", "search", "confirm", "decided"]
+"""What a study is at, each with trials and jobs of its own; the last one's read the test split."""
+StudyState = Literal["running", "stopped", "finished"]
+TrialState = Literal["running", "complete", "pruned", "failed"]
+JobState = Literal["waiting", "running", "done", "cut", "failed"]
+Role = Literal[
+    "identity",
+    "published",
+    "candidate",
+    "rate",
+    "trainable",
+    "finalist",
+    "control",
+    "compensated",
+]
+"""What a trial is for: the first three are the search's, `rate` is calibration's."""

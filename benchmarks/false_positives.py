@@ -135,7 +135,7 @@ class Found:
 def study(number: int) -> Found:
     """Run one study against the storage of this process's environment."""
     started = time.perf_counter()
-    loop.Member = Blind
+    loop.Member = Blind  # type: ignore[attr-defined]
     devices.make_repeatable(CPU)
     given = configured(number)
     engine = environment.open_storage(None)

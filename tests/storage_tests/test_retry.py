@@ -142,8 +142,13 @@ def test_an_error_that_does_not_pass_comes_through_at_once() -> None:
 
 def test_an_interrupted_pause_ends_it() -> None:
     asked: list[float] = []
+
+    def interrupted(seconds: float) -> bool:
+        asked.append(seconds)
+        return True
+
     with pytest.raises(OperationalError):
-        retry.persist(failing(9, AWAY), 3600, pause=lambda seconds: not asked.append(seconds))
+        retry.persist(failing(9, AWAY), 3600, pause=interrupted)
     assert len(asked) == 1
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -33,8 +34,12 @@ def write_config(folder: Path, name: str, **changes: object) -> Path:
     return path
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "optimizer.cli", *arguments]
+Program = tuple[str, ...]
+PLAIN: Program = ("-m", "optimizer.cli")
+
+
+def command(*arguments: str, program: Program = PLAIN) -> list[str]:
+    return [sys.executable, *program, *arguments]
 
 
 def environment(url: str) -> dict[str, str]:
@@ -93,7 +98,7 @@ class Here:
         return ended.returncode, ended.stderr.strip()
 
 
-def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
+def query(engine: Engine, statement: str) -> list[tuple[Any, ...]]:
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(statement))]
 

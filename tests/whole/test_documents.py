@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from support.checkout import ROOT
 
-DOCUMENTS = sorted(
-    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
-    + [*(ROOT / "docker").rglob("*.md")]
-)
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docker").rglob("*.md")),
+]
 LINE = 120
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 

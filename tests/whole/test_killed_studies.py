@@ -20,7 +20,7 @@ TRAINING = {"budget": 2, "batch_size": 8}
 
 def preset(folder: Path) -> dict[str, Any]:
     """What was exported, without the times: when, and how long the devices took."""
-    content = json.loads((folder / "presets" / "killed.json").read_text())
+    content: dict[str, Any] = json.loads((folder / "presets" / "killed.json").read_text())
     for time in ("exported_at", "device_hours"):
         del content["provenance"][time]
     return content
@@ -76,7 +76,7 @@ def test_a_study_killed_in_every_phase_gives_the_verdict_and_preset_of_an_undist
 
     for phase in PHASES:
         kill_in(phase, tmp_path, database_url, database)
-    ended = run(tmp_path, database_url, "launch", "killed.yaml")
+    ended = run(tmp_path, database_url, "launch", "killed.yaml", "--workers", "1")
     assert ended.returncode == 0, ended.stderr
     assert preset(tmp_path) == expected
     losses = query(database, "SELECT sum(losses) FROM densitune.jobs")

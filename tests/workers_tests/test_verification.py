@@ -24,6 +24,7 @@ from densitune.weighted_conv import WeightedConv2d
 from optimizer.arms import Arm
 from optimizer.cli import main
 from optimizer.config import study_file
+from optimizer.config.sections import FolderPhotographs
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports, reruns
 from optimizer.presets.document import Preset
@@ -128,7 +129,9 @@ def test_a_confirmation_comes_back_to_the_last_bit(
     assert preset.evidence.confirmation is not None
     code, lines, errors = verify(content(preset), "--rerun", "2", "--data", str(photographs))
     assert (code, errors) == (0, [])
-    first = sorted(map(int, preset.evidence.confirmation.to_identity.by_seed))[:2]
+    to_identity = preset.evidence.confirmation.to_identity
+    assert to_identity is not None
+    first = sorted(map(int, to_identity.by_seed))[:2]
     for line, seed in zip(lines[1:-1], first, strict=True):
         assert line.startswith(f"seed {seed}: ")
         assert " to identity, " in line
@@ -255,7 +258,9 @@ def test_the_folder_of_the_data_is_asked_for_where_the_task_needs_one(tmp_path: 
     own = of(usual(given=given))
     with pytest.raises(UsageError, match=r"images of one's own .*--data FOLDER"):
         reruns.recorded(own, None)
-    assert reruns.recorded(own, tmp_path).config.data.folder == tmp_path
+    data = reruns.recorded(own, tmp_path).config.data
+    assert isinstance(data, FolderPhotographs)
+    assert data.folder == tmp_path
     with pytest.raises(UsageError, match="come with scikit-image; leave it out"):
         reruns.recorded(of(usual()), tmp_path)
 

@@ -142,6 +142,7 @@ class Shift:
             pid=os.getpid(),
             device=devices.describe(self._device),
             versions={"torch": torch.__version__},
+            token=os.environ.get(roster.TOKEN),
         )
 
     def _release(self, claims: Iterable[Claim]) -> None:

@@ -38,7 +38,7 @@ def helps(job: ClaimedJob) -> float:
 def scales(job: ClaimedJob) -> float:
     """Nothing but the scale of the initial weights counts, and 0.6's is the best."""
     a = job.densities[3][0]
-    scale = job.arm["gain"].get("3", 1.0)
+    scale: float = job.arm["gain"].get("3", 1.0)
     if job.arm["init"] == "library":
         scale *= (2 * a**2 + 1) / 3
     return 30 - 4 * (scale - (2 * 0.36 + 1) / 3) ** 2 + noise(job, SPREAD)

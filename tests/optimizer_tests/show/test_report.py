@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -141,7 +142,7 @@ def calibrated(**changes: Any) -> Snapshot:
     return Snapshot(**{**vars(found), "calibrate": calibrate})
 
 
-EVERY = {
+EVERY: dict[str, Callable[[], Snapshot]] = {
     "one value": one_value,
     "two values": usual,
     "three values": lambda: many_values([7]),
@@ -350,7 +351,7 @@ def test_what_was_confirmed_has_a_thick_ring(sizes: list[int]) -> None:
     study = one_value() if sizes == [3] else many_values(sizes)
     densities = {str(k): list(den) for k, den in study.trials[4].densities.items()}
     verdicts = [finalist(4, "better", densities=densities)]
-    changed = {"phase": "decided", "verdicts": verdicts, "state": "finished"}
+    changed: dict[str, Any] = {"phase": "decided", "verdicts": verdicts, "state": "finished"}
     study = dataclasses.replace(study, study=dataclasses.replace(study.study, **changed))
     text = report.render(study)
     drawn = titled(text, "minus identity, dB over")

@@ -141,7 +141,7 @@ def test_a_damaged_file_is_named_and_not_used(
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
     if data.draw(st.booleans()):
-        changed = whole[:place]
+        changed = bytearray(whole[:place])
     else:
         changed = bytearray(whole)
         changed[place] ^= data.draw(st.integers(1, 255))

@@ -2,7 +2,7 @@
 
 import pytest
 from sqlalchemy import Connection, Engine, text
-from synthetic import configured
+from support.synthetic import configured
 
 from optimizer.arms import Arm, identity
 from optimizer.phases.desk import Desk

@@ -1,7 +1,7 @@
 """What is looked at for faults: claims that nobody keeps, failures, and whether a study moves."""
 
 from sqlalchemy import Engine
-from test_jobs import add_trial, enter, expire_leases, states
+from support.queued import add_trial, enter, expire_leases, states
 
 from storage import database as storage_database
 from storage import inspection, jobs, roster

@@ -1,6 +1,7 @@
 import functools
 import hashlib
 import http.server
+import importlib
 import os
 import pickle
 import struct
@@ -321,7 +322,8 @@ class Buffered:
         self.parts = parts
 
     def __reduce__(self) -> tuple[object, tuple[Any, ...]]:
-        return np._core.numeric._frombuffer, (*self.parts, "C")
+        numeric = importlib.import_module("numpy._core.numeric")
+        return numeric._frombuffer, (*self.parts, "C")
 
 
 class Malice:

@@ -90,7 +90,7 @@ def tiff(samples: Any, photometric: int, sign: int = 1) -> bytes:
     """An uncompressed TIFF of (H, W, channels) samples."""
     height, width, channels = samples.shape
     bits = [8 * samples.dtype.itemsize] * channels
-    raw = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
+    raw: bytes = samples.astype(samples.dtype.newbyteorder("<")).tobytes()
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     tags[256], tags[257], tags[258] = width, height, tuple(bits)
     tags[259], tags[262], tags[277] = 1, photometric, channels
@@ -98,7 +98,7 @@ def tiff(samples: Any, photometric: int, sign: int = 1) -> bytes:
     tags[278], tags[279], tags[339] = height, len(raw), (sign,) * channels
     if channels == 4 and photometric == 2:
         tags[338] = (2,)
-    return b"II*\0\x08\0\0\0" + tags.tobytes(8) + raw
+    return b"II*\0\x08\0\0\0" + bytes(tags.tobytes(8)) + raw
 
 
 @pytest.mark.parametrize(
@@ -409,7 +409,8 @@ def test_other_kinds_are_turned_too(tmp_path: Path, kind: str, orientation: int)
     file = tmp_path / f"a.{kind}"
     told = Image.Exif()
     told[0x0112] = orientation
-    Image.fromarray(noise(4)).save(file, exif=told, **{"lossless": True} if kind == "webp" else {})
+    options: dict[str, Any] = {"lossless": True} if kind == "webp" else {}
+    Image.fromarray(noise(4)).save(file, exif=told, **options)
     turned = Image.fromarray(noise(4))
     if orientation in metadata._TURNS:
         turned = turned.transpose(metadata._TURNS[orientation])

@@ -37,10 +37,12 @@ PASSING_CODES = (
 
 # Nothing that a statement brings along can be blamed for these.
 DATABASE_CLASSES = (
+    "25",  # the transaction is read-only, or has failed before
     "28",  # nobody of this name and password
     "3D", "3F",  # no such database, no such schema
     "42",  # no such table, or no right to it
-    "XX",  # a fault within the server
+    "55",  # a setting or an object is in the way
+    "58", "F0", "XX",  # a fault outside or within the server
 )  # fmt: skip
 
 Result = TypeVar("Result")

@@ -45,6 +45,20 @@ def test_what_is_wrong_with_a_statement_stays_wrong(database: Engine, code: str)
     assert not retry.is_passing(with_code(database, code))
 
 
+@pytest.mark.parametrize(
+    ("code", "blamed"),
+    [("42501", True), ("42P01", True), ("28000", True), ("3F000", True), ("55000", True),
+     ("58030", True), ("XX000", True), ("22003", False), ("22P05", False), ("23514", False),
+     ("P0001", False), ("54000", False)],
+)  # fmt: skip
+def test_a_statement_is_not_blamed_for_what_meets_every_other_too(
+    database: Engine, code: str, blamed: bool
+) -> None:
+    error = with_code(database, code)
+    assert not retry.is_passing(error)
+    assert retry.is_of_the_database(error) is blamed
+
+
 def test_real_outages_pass(database: Engine, database_url: str) -> None:
     nobody = create_engine("postgresql+psycopg2://somebody@127.0.0.1:1/none")
     assert retry.is_passing(raised(nobody, "SELECT 1"))

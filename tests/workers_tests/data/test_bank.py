@@ -228,7 +228,7 @@ def test_cache_below_a_file_is_a_usage_error(tmp_path: Path) -> None:
 
 def test_full_disk_is_a_usage_error_and_leaves_nothing(tmp_path: Path) -> None:
     code = (
-        "import sys; sys.path.insert(0, 'tests')\n"
+        "import sys; sys.path.insert(0, 'tests'); sys.path.insert(0, 'tests/workers_tests/data')\n"
         "from pathlib import Path; from test_bank import *\n"
         "from workers.data.bank import cached\n"
         "try: cached(Path(sys.argv[1]), 'key', 'Made', photographed)\n"

@@ -334,7 +334,7 @@ def test_postscript_in_disguise_does_not_reach_ghostscript(
     monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # not looked for yet
     picture = tmp_path / "picture.png"
     picture.write_bytes(POSTSCRIPT)
-    with pytest.raises(UsageError, match="is not a readable image: cannot identify"):
+    with pytest.raises(UsageError, match="is not a readable image: its content is no PNG"):
         read(picture, "rgb")
     assert not (tmp_path / "started").exists()
 

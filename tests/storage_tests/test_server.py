@@ -1,130 +1,18 @@
 """The embedded server: shared, found again after a crash, gone with its last user."""
 
-import fcntl
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import psycopg2
 import pytest
 from sqlalchemy import make_url
+from support.servers import Join, in_use, postmaster
 
 from storage.errors import StorageError
 from storage.server import embedded_url
-
-USER = """
-import os, subprocess, sys
-from pathlib import Path
-from storage.server import embedded_url, release
-print(embedded_url(Path(sys.argv[1])), flush=True)
-for line in sys.stdin:
-    exec(line)
-    print("done", flush=True)
-"""
-
-
-class User:
-    """A process that uses the server in `home`, does what it is told, and leaves in good order."""
-
-    def __init__(self, home: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", USER, str(home)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    @property
-    def input(self) -> IO[str]:
-        assert self.process.stdin is not None
-        return self.process.stdin
-
-    def read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def do(self, line: str) -> None:
-        self.input.write(line + "\n")
-        self.input.flush()
-        assert self.read() == "done"
-
-    def leave(self) -> None:
-        self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=60)
-
-
-Join = Callable[[Path], User]
-
-
-def postmaster(home: Path) -> int | None:
-    """The process id of a server that accepts connections, by its own account."""
-    folder = home / "postgresql"
-    try:
-        connection = psycopg2.connect(host=str(folder), user="postgres", dbname="postgres")
-    except psycopg2.OperationalError:
-        return None
-    connection.close()
-    return int((folder / "postmaster.pid").read_text().splitlines()[0])
-
-
-def in_use(home: Path) -> bool:
-    with (home / "postgresql.users").open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """An empty folder with a short path that other test runs leave alone."""
-    with tempfile.TemporaryDirectory(prefix="dt-") as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def made() -> Iterator[Path]:
-    """A home with a data folder, for making one takes most of a start's time."""
-    with tempfile.TemporaryDirectory(prefix="dt-") as name:
-        first = User(Path(name))
-        first.read()
-        first.leave()
-        yield Path(name)
-
-
-@pytest.fixture
-def home(made: Path) -> Iterator[Path]:
-    assert postmaster(made) is None
-    yield made
-    last = User(made)  # stops the server that a failed test leaves behind
-    last.read()
-    last.leave()
-
-
-@pytest.fixture
-def join() -> Iterator[Join]:
-    """Start a user of the server in a home; killed at the end if it is still there."""
-    users: list[User] = []
-
-    def start(home: Path) -> User:
-        users.append(User(home))
-        return users[-1]
-
-    yield start
-    for user in users:
-        if user.process.poll() is None:
-            user.kill()
 
 
 def test_last_of_two_processes_stops_the_server(home: Path, join: Join) -> None:

@@ -69,14 +69,14 @@ def join(data: Path) -> bool:
     Waits for one that is starting or stopping. StorageError if it does not answer, or not for us.
     """
     began = time.monotonic()
-    while occupied(data):
+    while occupied(data) or listening(data):
         try:
             with closing(_connect(data)) as connection:
                 _check_statement(connection, data)
         except psycopg2.OperationalError as error:
+            refuse_other_host(data)
             limit = START_SECONDS if listening(data) else SILENCE_SECONDS
             if time.monotonic() - began >= limit:
-                refuse_other_host(data)
                 raise StorageError(
                     f"the PostgreSQL server of {data} runs and cannot be reached: "
                     f"{_last_line(str(error))}; end the densitune commands that use it, in other "
@@ -122,11 +122,11 @@ def stop(data: Path) -> None:
         connection = _connect(data)
     except psycopg2.OperationalError:
         return
-    with closing(connection):
+    # An error, for the end comes before the answer.
+    with suppress(psycopg2.Error), closing(connection), connection.cursor() as cursor:
         connection.autocommit = True
         _check_statement(connection, data)
-        with suppress(psycopg2.OperationalError):  # the end comes before the answer
-            connection.cursor().execute(END_YOURSELF)
+        cursor.execute(END_YOURSELF)
     deadline = time.monotonic() + STOP_SECONDS
     while occupied(data) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -134,10 +134,11 @@ def stop(data: Path) -> None:
 
 def listening(data: Path) -> bool:
     """Tell whether anyone accepts connections at the socket."""
-    with socket.socket(socket.AF_UNIX) as probe, socket_folder(data) as folder:
+    with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
-            probe.connect(f"{folder}/{SOCKET}")
+            with socket_folder(data) as folder:
+                probe.connect(f"{folder}/{SOCKET}")
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except (TimeoutError, BlockingIOError):

@@ -26,7 +26,7 @@ def run(
     *arguments: str,
     owner: Account | None,
     seconds: float,
-    folder: Path,
+    folder: Path = Path("/"),
     keeps: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
     """Run one of PostgreSQL's programs in `folder` as `owner`, out of reach of Ctrl-C.
@@ -96,13 +96,13 @@ def _account() -> Account:
     return user.pw_uid, user.pw_gid
 
 
-def let_pass(owner: Account) -> None:
-    """Let another user pass (not read) the folders above the programs.
+def let_pass(owner: Account, *paths: Path) -> None:
+    """Let another user pass (not read) the folders above the programs, and above further paths.
 
-    Under root's home, which is usually closed, it could not reach them. It need not pass those
-    above the data, in which it starts.
+    Under root's home, which is usually closed, it could not reach them. Data need not be named: a
+    server starts in their folder.
     """
-    for folder in _folder().parents:
+    for folder in {parent for path in (_folder(), *paths) for parent in path.parents}:
         status = folder.stat()
         if status.st_uid != owner[0] and not status.st_mode & 0o001:
             folder.chmod(status.st_mode & 0o7777 | 0o001)

@@ -63,6 +63,24 @@ def test_killed_server_is_started_again_with_its_data(home: Path, join: Join) ->
     assert postmaster(home) is None
 
 
+def test_whoever_needs_a_killed_server_starts_it_again(home: Path, join: Join) -> None:
+    users = [join(home), join(home)]
+    for user in users:
+        user.read()
+        user.do("from functools import partial; from sqlalchemy import text")
+        user.do("from storage import database, server")
+        user.do("engine = database.connect(embedded_url(home), partial(server.revive, home))")
+    killed = postmaster(home)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    for user in users:
+        user.do("engine.connect().scalar(text('SELECT 1'))")
+    assert postmaster(home) not in (None, killed)
+    for user in users:
+        user.leave()
+    assert postmaster(home) is None
+
+
 def test_process_id_of_a_dead_server_may_belong_to_another_process(home: Path, join: Join) -> None:
     user = join(home)
     user.read()

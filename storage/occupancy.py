@@ -70,7 +70,7 @@ def refuse_other_host(data: Path) -> None:
         return
     host, _, boot = _host_note(data).read_text().partition(" ")
     here, _, this_boot = _this_host().partition(" ")
-    if host != here and (not boot or boot != this_boot):
+    if host not in ("", here) and (not boot or boot != this_boot):
         raise StorageError(
             f"the database in {data} is in use on host {host}; name a server that both hosts reach "
             f"with --storage, or, if no densitune runs on {host}, remove {pid}"

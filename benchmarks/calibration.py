@@ -24,7 +24,8 @@ from scipy.stats import binomtest
 
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
-from optimizer.evidence.sequential_test import Plan, Verdict
+from optimizer.evidence.sequential_test import Plan
+from optimizer.evidence.verdicts import Verdict
 
 Found = dict[str, Any]
 Row = Callable[[Found], list[str]]

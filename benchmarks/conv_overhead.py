@@ -81,9 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     device = torch.device(options.device)
     torch.set_num_threads(options.threads)
+    resolutions: tuple[int, ...]
     resolutions, part = ((OWN_RESOLUTION,), 1) if options.whole_batches else (RESOLUTIONS, PART)
-    some = slice(1 if options.quick else None)
-    shapes = collect(KERNEL_SIZES[some], resolutions[some], part)
+    some = 1 if options.quick else None
+    shapes = collect(KERNEL_SIZES[:some], resolutions[:some], part)
     pairs = list(itertools.product(PRECISIONS, shapes))
     rows = []
     for index, (precision, shape) in enumerate(pairs, 1):

@@ -25,8 +25,7 @@ import torch
 from helpers import ratios
 from sqlalchemy import Engine
 
-from densitune import density
-from optimizer import snapshot
+from optimizer import arms, snapshot
 from optimizer.cli import environment, session
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
@@ -54,16 +53,16 @@ class Blind(member.Member):
     """A member that trains identity whatever its arm is, and draws from the arm's name as well."""
 
     def __init__(self, task: Task, recipe: Recipe, job: Job, device: torch.device) -> None:
-        plain = {k: density.identity(k) for k in job.densities}
-        blind = replace(job, densities=plain, gain={}, init="library")
-        super().__init__(task, recipe, blind, device)
+        blind = replace(arms.identity(job.arm.densities, job.arm.lr), split=job.arm.split)
+        super().__init__(task, recipe, replace(job, arm=blind), device)
         self._draws = Draws(seeds.derive(job.seed, "arm", name_of(job)), device)
 
 
 def name_of(job: Job) -> str:
     """Return what tells a job's arm from the others of its phase."""
-    sizes = sorted(job.densities)
-    return repr([(k, tuple(job.densities[k]), job.gain.get(k)) for k in sizes] + [job.init])
+    arm = job.arm
+    sizes = sorted(arm.densities)
+    return repr([(k, tuple(arm.densities[k]), arm.gain.get(k)) for k in sizes] + [arm.init])
 
 
 def configured(number: int, **changes: Any) -> StudyConfig:
@@ -136,7 +135,7 @@ class Found:
 def study(number: int) -> Found:
     """Run one study against the storage of this process's environment."""
     started = time.perf_counter()
-    loop.Member = Blind
+    loop.Member = Blind  # type: ignore[attr-defined]
     devices.make_repeatable(CPU)
     given = configured(number)
     engine = environment.open_storage(None)

@@ -25,14 +25,14 @@ from scipy.stats import spearmanr
 
 from densitune.density import Densities, length
 from optimizer import design
-from optimizer.arms import Arm
+from optimizer.arms import Arm, Precision
 from optimizer.cli import environment
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from workers import preparation
 from workers.training import capture, devices
 from workers.training.loop import train
-from workers.training.recipe import Job, Precision
+from workers.training.recipe import Job
 
 
 def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densities, int]) -> float:

@@ -55,7 +55,7 @@ class Crew:
 
     def rate(self, seconds: float) -> float:
         """Return the job-steps per second of all processes together."""
-        return sum(self._ask(seconds))
+        return float(sum(self._ask(seconds)))
 
     def _ask(self, what: Case | float) -> list[Any]:
         for end in self._ends:

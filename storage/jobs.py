@@ -206,15 +206,15 @@ def fail(engine: Engine, claim: Claim, error: str, kind: Kind) -> bool:
         return connection.execute(GIVE_BACK, arguments).rowcount == 1
 
 
-def lose(engine: Engine, study_id: int, host: str, pid: int, error: str) -> int:
-    """Take back the jobs of a worker whose process has died, and how; return how many.
+def lose(engine: Engine, study_id: int, token: str, error: str) -> int:
+    """Take back the jobs of the worker with a token, whose process has died; return how many.
 
     They count as lost, without waiting for their leases to run out, and the worker as ended. Again
     is harmless, and returns 0.
     """
     stop = text("""
         UPDATE densitune.workers SET stopped_at = now()
-        WHERE study_id = :study AND host = :host AND pid = :pid AND stopped_at IS NULL
+        WHERE study_id = :study AND versions ->> 'token' = :token AND stopped_at IS NULL
         RETURNING id
     """)
     held = text("""
@@ -222,7 +222,7 @@ def lose(engine: Engine, study_id: int, host: str, pid: int, error: str) -> int:
         WHERE worker_id = ANY(:workers) AND state = 'running' ORDER BY id FOR UPDATE
     """)
     with engine.begin() as connection:
-        ended = connection.scalars(stop, {"study": study_id, "host": host, "pid": pid}).all()
+        ended = connection.scalars(stop, {"study": study_id, "token": token}).all()
         claims = connection.execute(held, {"workers": list(ended)}).all()
         for job, fence in claims:
             connection.execute(GIVE_BACK, _given_back((job, fence), "lost", _storable(error)))

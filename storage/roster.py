@@ -9,6 +9,10 @@ from sqlalchemy import Connection, Engine, func, insert, text, update
 
 from storage import leases, tables
 
+TOKEN = "DENSITUNE_WORKER_TOKEN"
+"""The variable in which a worker finds its token: a process number comes again, and two machines
+may have one name."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerRow:
@@ -28,14 +32,25 @@ class WorkerRow:
 
 
 def register(
-    engine: Engine, study_id: int, host: str, pid: int, device: str, versions: Mapping[str, Any]
+    engine: Engine,
+    study_id: int,
+    host: str,
+    pid: int,
+    device: str,
+    versions: Mapping[str, Any],
+    token: str | None = None,
 ) -> int:
     """Enter a worker that starts; return its id. IntegrityError if there is no such study.
 
+    By the token of whoever has started it, `jobs.lose` knows it among all processes there are.
     Again, it enters another one; the first is never heard of and counts as gone after a while.
     """
     new = insert(tables.workers).values(
-        study_id=study_id, host=host, pid=pid, device=device, versions=dict(versions)
+        study_id=study_id,
+        host=host,
+        pid=pid,
+        device=device,
+        versions=dict(versions) if token is None else {**versions, "token": token},
     )
     with engine.begin() as connection:
         worker_id: int = connection.execute(new.returning(tables.workers.c.id)).scalar_one()

@@ -21,6 +21,12 @@ _home = tempfile.TemporaryDirectory(prefix="dt-")
 os.environ["DENSITUNE_HOME"] = _home.name
 os.environ.pop("DENSITUNE_STORAGE", None)
 
+# Threads that wait for each other by spinning take most of the CPU time where as many processes
+# test as there are cores. numpy's matrices here are small and need one thread; torch keeps its
+# own, which sleep. Both are read once, when a test file imports numpy and torch.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 # A shell that runs the tests in the background ignores SIGINT, and every process would inherit it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup ignores this one

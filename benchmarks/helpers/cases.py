@@ -16,7 +16,8 @@ from workers.training import devices
 from workers.training.recipe import Recipe
 from workers.training.tasks import Classification, Denoising, Task
 
-FAMILIES = ("vgg", "resnet", "dncnn", "nafnet")
+Family = Literal["vgg", "resnet", "dncnn", "nafnet"]
+FAMILIES: tuple[Family, ...] = ("vgg", "resnet", "dncnn", "nafnet")
 SIGMA = 25.0
 
 _SHAPES: dict[str, tuple[int, int, int]] = {  # width, depth, batch size
@@ -31,7 +32,7 @@ _SHAPES: dict[str, tuple[int, int, int]] = {  # width, depth, batch size
 class Case:
     """A proxy with one kernel size."""
 
-    family: Literal["vgg", "resnet", "dncnn", "nafnet"]
+    family: Family
     kernel_size: int
     images: int = 2048
     """Of the training set."""

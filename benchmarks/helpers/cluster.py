@@ -93,5 +93,5 @@ def _free_port() -> int:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-            return port
+            return int(port)
     raise RuntimeError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free")

@@ -6,6 +6,7 @@ train          the commands that train: launch, resume, worker
 look           the commands that look at studies and presets, stop and delete
 session        a study from creation to end, for the process that launches it
 fleet          local worker processes
+data           a study's data, with a bar for what is downloaded
 terms          on which terms a worker works
 environment    home folder and storage
 doctor         the command that finds what is wrong with a study, and mends it

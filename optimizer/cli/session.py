@@ -3,7 +3,6 @@
 It takes the proposer's role, looks after the local workers and shows how far the study is.
 """
 
-import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +32,8 @@ REFRESH_SECONDS = 1.0
 """Between two refreshes of the display."""
 LINE_SECONDS = 30.0
 """Between two lines where there is no terminal and nothing happens."""
+LAST_WORD_SECONDS = 30.0
+"""How long to wait for a storage that has yet to hear how the last worker ended."""
 
 Show = Callable[[Snapshot], None]
 Result = TypeVar("Result")
@@ -119,7 +120,7 @@ def run(
         )
     studies.go_on(engine, study.id, until, force=force)
     console.print(
-        f"{study.name}: {fleet.size} local workers; attach more from any shell with: "
+        f"{study.name}: {len(fleet.devices)} local workers; attach more from any shell with: "
         f"densitune worker {study.name}",
         soft_wrap=True,
     )
@@ -166,19 +167,28 @@ def _patiently(attempt: Callable[[], Result], study: Study) -> Result:
 
 
 def attend(engine: Engine, study: Study, fleet: Fleet) -> int:
-    """Wait until the workers of a fleet have ended; return the worst exit code."""
+    """Wait until the workers of a fleet have ended, say how; return the worst exit code."""
 
     def look() -> None:
-        with suppress(SQLAlchemyError):  # the database may be away; the next look tells it again
+        with suppress(SQLAlchemyError):  # the database may be away; a later look tells it again
             _note_deaths(engine, study, fleet)
 
-    return fleet.wait(look)
+    code = fleet.wait(look)
+    for complaint in fleet.complaints():
+        terminal.console().print(complaint, soft_wrap=True)
+    if fleet.deaths():
+        retry.patiently(
+            lambda: _note_deaths(engine, study, fleet),
+            LAST_WORD_SECONDS,
+            "the jobs of workers that died wait for their leases to run out",
+        )
+    return code
 
 
 def _note_deaths(engine: Engine, study: Study, fleet: Fleet) -> None:
     """Store which workers a signal has ended, so that others get their jobs at once."""
     for death in fleet.deaths():
-        jobs.lose(engine, study.id, socket.gethostname(), death.pid, f"{death} in training")
+        jobs.lose(engine, study.id, death.token, f"{death} in training")
 
 
 def _check_workers(fleet: Fleet, now: Snapshot) -> None:

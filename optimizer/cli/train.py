@@ -9,9 +9,9 @@ import functools
 import logging
 import math
 import signal
+import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,7 +19,7 @@ import typer
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.cli import environment
+from optimizer.cli import data, environment
 from optimizer.cli.options import (
     Checkpoints,
     Device,
@@ -36,6 +36,7 @@ from optimizer.cli.options import (
 from optimizer.cli.terms import Terms
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
+from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports
 from optimizer.show import terminal, words
 from optimizer.show.confirmation_table import arms_table
@@ -46,7 +47,6 @@ from storage.studies import Study
 if TYPE_CHECKING:
     from optimizer.cli.fleet import Fleet
     from optimizer.phases.proposer import Proposer
-    from workers.data.bank import Bank
 
 POLL_SECONDS = 1.0
 """Between two looks for a study that a worker waits for."""
@@ -69,10 +69,12 @@ def launch(
     from workers.training import devices
 
     local = devices.spread(device, workers)
-    precision = devices.precision(config.training.precision, devices.resolve(device))
-    devices.check_precision(precision, local)
-    bank = _prepare(config)  # before anything is written
+    bank = data.prepare(config)  # before anything is written
     engine = environment.open_storage(storage)
+    precision = devices.precision(config.training.precision, devices.resolve(device))
+    found = studies.find(engine, config.name)
+    if found is None or found.config != config.document():  # new, or to be extended
+        devices.check_precision(snapshot.precision(found) if found else precision, local)
     study = session.create(
         engine,
         config,
@@ -102,7 +104,7 @@ def resume(
     local = devices.spread(device, workers)
     engine = environment.open_storage(storage)
     study, stored = snapshot.find(engine, name)
-    bank = _prepare(stored)
+    bank = data.prepare(stored)
     session.check_fingerprint(study, bank.source, bank.fingerprint)
     fleet = _fleet(study, local, pack, storage)
     _run(engine, study, stored, fleet, folder, until=until, force=force)
@@ -137,6 +139,7 @@ def worker(
     while wait and retry.persist(functools.partial(studies.find, engine, name), patience) is None:
         time.sleep(POLL_SECONDS)
     study, stored = retry.persist(functools.partial(snapshot.find, engine, name), patience)
+    _check_precision(study, local)
     if len(local) == 1:
         _work(engine, study, stored, local[0], terms)
         return
@@ -152,30 +155,22 @@ def worker(
         raise typer.Exit(code)
 
 
-def _prepare(config: StudyConfig) -> "Bank":
-    """Prepare the study's data, with a progress bar where there is something to download."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+def _check_precision(study: Study, local: list[str]) -> None:
+    """Check that the devices can train in a study's precision; StudyFailedError if one cannot.
 
-    from workers import preparation
+    It depends on the machine: a cluster should try another one, not give the study up.
+    """
+    from workers.training import devices
 
-    columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
-    with ExitStack() as shown:
-        progress = Progress(*columns, transient=True, console=terminal.console())
-        bar = progress.add_task("download", total=None)
-
-        def show(done: int, total: int) -> None:
-            if not progress.live.is_started:
-                shown.enter_context(progress)
-            progress.update(bar, completed=done, total=total)
-
-        return preparation.bank(config.data, environment.home(), show)
+    try:
+        devices.check_precision(snapshot.precision(study), local)
+    except UsageError as error:
+        raise StudyFailedError(str(error)) from error
 
 
 def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":
     from optimizer.cli.fleet import Fleet
-    from workers.training import devices
 
-    devices.check_precision(snapshot.precision(study), local)
     return Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
 
 
@@ -194,10 +189,12 @@ def _run(
     With `until`, run it to the end of that phase and write nothing.
     """
     from optimizer.cli import session
+    from workers.training import devices
 
     console = terminal.console()
     _on_termination(_interrupt)
     if study.state != "finished" and not studies.is_over(study, until):
+        devices.check_precision(snapshot.precision(study), fleet.devices)
         session.run(engine, study, config, fleet, console, until=until, force=force)
     now = snapshot.of(engine, study.name)
     if now.results:
@@ -229,12 +226,12 @@ def _work(
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
     )
-    faulthandler.enable()  # a native crash tells its place in the log
+    if sys.stderr is not None:
+        faulthandler.enable()  # a native crash tells its place in the log
     device = devices.resolve(device_name)
-    devices.check_precision(snapshot.precision(study), [device_name])
     devices.make_repeatable(device)
     with Shift(engine, study, device, environment.home() / "spool") as shift:
-        bank = _prepare(config)
+        bank = data.prepare(config)
         session.check_fingerprint(study, bank.source, bank.fingerprint)
         recipe = preparation.recipe(config, bank, snapshot.precision(study))
         with Notice(shift.hand_back) as notice:

@@ -1,9 +1,11 @@
 """Verdicts: what a confirmation found out about its finalists, as it is stored and exported."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
+
+from optimizer.evidence.differences import Difference
 
 Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
 """What fresh seeds say about a finalist."""
@@ -32,6 +34,12 @@ class PairedDifference(Part):
     mean: FiniteFloat
     standard_error: FiniteFloat | None
     by_seed: dict[str, FiniteFloat]
+
+    @classmethod
+    def of(cls, difference: Difference) -> "PairedDifference":
+        """Return a difference as it is stored."""
+        by_seed = by_text(difference.by_seed)
+        return cls(mean=difference.mean, standard_error=difference.standard_error, by_seed=by_seed)
 
 
 class Comparison(Part):
@@ -81,6 +89,11 @@ class Holdout(Part):
     identity: FiniteFloat | None = None
     difference: Comparison | None = None
     """The winner minus identity."""
+
+
+def by_text(by_seed: Mapping[int, float]) -> dict[str, float]:
+    """Return values by seed as JSON has them, which has text for keys."""
+    return {str(seed): value for seed, value in by_seed.items()}
 
 
 def best(verdicts: Sequence[FinalistVerdict]) -> FinalistVerdict | None:

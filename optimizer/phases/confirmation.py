@@ -20,7 +20,7 @@ from optimizer.arms import Arm
 from optimizer.evidence import differences, finalists, sequential_test
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.sequential_test import Interval, Plan
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict, PairedDifference
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict, PairedDifference, by_text
 from optimizer.phases import holdout, learned
 from optimizer.phases.desk import Desk
 from storage import studies
@@ -233,7 +233,7 @@ def _comparison(
     if interval is None or by_seed is None:
         return None
     return Comparison(
-        mean=interval.mean, low=interval.low, high=interval.high, by_seed=_by_text(by_seed)
+        mean=interval.mean, low=interval.low, high=interval.high, by_seed=by_text(by_seed)
     )
 
 
@@ -241,11 +241,4 @@ def _compensated(arm: TrialRow | None, values: Values) -> PairedDifference | Non
     """Return the compensated arm minus identity; None without one, or if it failed."""
     if arm is None or arm.failed:
         return None
-    paired = differences.paired(values[arm.number], values[IDENTITY])
-    return PairedDifference(
-        mean=paired.mean, standard_error=paired.standard_error, by_seed=_by_text(paired.by_seed)
-    )
-
-
-def _by_text(by_seed: Mapping[int, float]) -> dict[str, float]:
-    return {str(seed): value for seed, value in by_seed.items()}
+    return PairedDifference.of(differences.paired(values[arm.number], values[IDENTITY]))

@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict, Holdout, best
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict, Holdout, best, by_text
 from optimizer.phases.desk import Desk
 from storage import studies
 from storage.ledger import LedgerRow
@@ -95,6 +95,6 @@ def _said(pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
             mean=paired.mean,
             low=paired.mean - reach,
             high=paired.mean + reach,
-            by_seed={str(seed): difference for seed, difference in paired.by_seed.items()},
+            by_seed=by_text(paired.by_seed),
         ),
     )

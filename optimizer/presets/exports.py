@@ -155,11 +155,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
         identity=snapshot.results[0].mean,
         floor=max(snapshot.floors.values()),
         floors=snapshot.floors,
-        difference_to_identity=PairedDifference(
-            mean=chosen.difference.mean,
-            standard_error=chosen.difference.standard_error,
-            by_seed={str(seed): d for seed, d in chosen.difference.by_seed.items()},
-        ),
+        difference_to_identity=PairedDifference.of(chosen.difference),
         trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
         cautions=snapshot.cautions,
     )

@@ -62,26 +62,26 @@ class Rerun:
 
     seed: int
     recorded: Mapping[str, float]
-    found: Mapping[str, float]
+    repeated: Mapping[str, float]
     limits: Mapping[str, float]
     """By how much the differences may deviate, by the name of the arm they are to."""
 
     @property
     def deviation(self) -> float:
         """Return the largest deviation of a difference from what was recorded."""
-        return max(abs(self.found[name] - self.recorded[name]) for name in self.recorded)
+        return max(abs(self.repeated[name] - self.recorded[name]) for name in self.recorded)
 
     @property
     def reproduces(self) -> bool:
         """Tell whether every difference is within its limit."""
         return all(
-            abs(self.found[name] - self.recorded[name]) <= self.limits[name]
+            abs(self.repeated[name] - self.recorded[name]) <= self.limits[name]
             for name in self.recorded
         )
 
     def line(self, unit: str) -> str:
         """Return the differences for people, and how they compare."""
-        told = ", ".join(f"{value:+.4f} {unit} to {name}" for name, value in self.found.items())
+        told = ", ".join(f"{value:+.4f} {unit} to {name}" for name, value in self.repeated.items())
         if not self.deviation:
             return f"seed {self.seed}: {told}, to the last bit as recorded"
         recorded = ", ".join(f"{value:+.4f}" for value in self.recorded.values())
@@ -137,7 +137,7 @@ def compare(
     return Rerun(
         seed=seed,
         recorded={name: by_seed[seed] for name, by_seed in told.differences.items()},
-        found={name: metrics[DENSITY] - metrics[name] for name in told.differences},
+        repeated={name: metrics[DENSITY] - metrics[name] for name in told.differences},
         limits=limits,
     )
 

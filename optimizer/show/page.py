@@ -85,7 +85,7 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequence
     )
 
 
-def whole(title: str, *inside: Part | Iterable[Part]) -> str:
+def html_page(title: str, *inside: Part | Iterable[Part]) -> str:
     """Return the text of a whole page in HTML."""
     head = tag(
         "head",

@@ -16,7 +16,7 @@ from optimizer.phases import calibration
 from optimizer.presets import exports
 from optimizer.show import search, words
 from optimizer.show.figures_arms import Row, intervals, mask, rates
-from optimizer.show.page import table, tag, whole
+from optimizer.show.page import html_page, table, tag
 from optimizer.snapshot import Snapshot, precision
 
 UNCONFIRMED = (
@@ -40,7 +40,7 @@ def render(snapshot: Snapshot) -> str:
         f"{snapshot.study.phase}. Differences are in {config.unit}, paired by seed, to identity: "
         f"the standard convolution."
     )
-    return whole(
+    return html_page(
         title,
         tag("h1", title),
         tag("p", about, class_="soft"),

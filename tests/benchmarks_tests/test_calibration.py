@@ -6,6 +6,7 @@ these tests hold by far if the full table (docs/evidence.md) does.
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import calibration
 import numpy as np
@@ -46,11 +47,11 @@ def better(found: list[list[Judged]]) -> list[bool]:
 
 
 def at_most(hits: list[bool], limit: float) -> bool:
-    return binomtest(sum(hits), len(hits), limit, "greater").pvalue > 1e-3
+    return bool(binomtest(sum(hits), len(hits), limit, "greater").pvalue > 1e-3)
 
 
 def at_least(hits: list[bool], limit: float) -> bool:
-    return binomtest(sum(hits), len(hits), limit, "less").pvalue > 1e-3
+    return bool(binomtest(sum(hits), len(hits), limit, "less").pvalue > 1e-3)
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -62,7 +63,8 @@ def test_where_nothing_differs_better_is_rare(noise: Noise) -> None:
 
 @pytest.mark.parametrize("flag", ["compensated", "extended"])
 def test_better_stays_rare_without_a_control_and_when_a_study_is_extended(flag: str) -> None:
-    assert at_most(better(studies(replace(NOTHING, **{flag: True}))), 0.05)
+    changed: dict[str, Any] = {flag: True}
+    assert at_most(better(studies(replace(NOTHING, **changed))), 0.05)
 
 
 @pytest.mark.parametrize("noise", NOISES)

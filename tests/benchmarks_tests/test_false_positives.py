@@ -10,6 +10,7 @@ import torch
 from sqlalchemy import Engine
 from support.synthetic import decided
 
+from densitune.weighted_conv import WeightedConv2d
 from optimizer.arms import Arm
 from workers import preparation
 from workers.training import loop
@@ -44,7 +45,7 @@ def bench() -> tuple[Any, Any]:
 def weights(member: Member) -> torch.Tensor:
     """What the network's layers compute with, as one vector."""
     plain = [
-        module.weight * module.phi if hasattr(module, "phi") else module.weight
+        module.weight * module.phi if isinstance(module, WeightedConv2d) else module.weight
         for module in member._network.modules()
         if isinstance(module, torch.nn.Conv2d)
     ]

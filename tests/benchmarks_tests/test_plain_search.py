@@ -106,7 +106,8 @@ def of_densitune(
     def fail(_: int, error: Exception) -> None:
         raise error
 
-    job = Job(Arm(densities), 5, how.rungs[-1])
+    arm = Arm({size: tuple(den) for size, den in densities.items()})
+    job = Job(arm, 5, how.rungs[-1])
     outputs = judged(
         task,
         lambda: train(task, how, [job], CPU, on_rung=keep, on_failure=fail),

@@ -32,10 +32,10 @@ def engine(cluster: Cluster) -> Iterator[Engine]:
 
 @pytest.fixture(scope="session")
 def calm(cluster: Cluster, engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
-    """The study of `crew.config`, trained by two workers that nobody kills."""
+    """The study of `crew.config`, trained by a worker that nobody kills."""
     folder = tmp_path_factory.mktemp("calm")
     with Crew(crew.config(folder, "calm"), cluster.url, folder / "home") as undisturbed:
-        undisturbed.hire(2)
+        undisturbed.hire()
         undisturbed.finish()
     assert undisturbed.fallen == []
     found = audit.outcome(engine, "calm")

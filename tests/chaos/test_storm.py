@@ -9,7 +9,8 @@ from helpers.cluster import Cluster
 from sqlalchemy import Engine
 from support import audit, crew
 from support.audit import Outcome
-from support.crew import HURRIED, PATIENCE, PLAIN, Crew, Program
+from support.crew import HURRIED, PATIENCE, Crew
+from support.shell import PLAIN, Program
 from support.waiting import wait_for
 from support.weather import Forecast, Season, events
 

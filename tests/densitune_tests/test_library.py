@@ -39,7 +39,7 @@ def test_all_public_names_of_its_modules_can_be_seen() -> None:
     defined = {
         name
         for module in (density, weighted_conv)
-        for node in ast.parse(Path(module.__file__).read_text(encoding="utf-8")).body
+        for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
         for name in names_of(node)
         if not name.startswith("_")
     }
@@ -169,7 +169,7 @@ def test_an_editable_install_serves_a_project_with_names_like_ours(project: Path
 
 def test_a_wheel_serves_a_project_with_names_like_ours(project: Path, wheel: Path) -> None:
     # Isolated and without `site`, which would find the editable install; dependencies come last.
-    installed = {str(Path(package.__file__).parents[1]) for package in (numpy, torch)}
+    installed = {str(Path(str(package.__file__)).parents[1]) for package in (numpy, torch)}
     paths = [str(project), str(wheel), *sorted(installed)]
     head = f"import sys; sys.path[:0] = {paths[:2]!r}; sys.path += {paths[2:]!r}\n"
     place, loaded = packages_loaded(run(head + PROGRAM, "-I", "-S", folder=project))

@@ -1,9 +1,10 @@
 """Connections, their errors, the schema and its migrations."""
 
+import re
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from alembic import command
@@ -26,6 +27,8 @@ from storage.database import (
     with_password,
 )
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
+from storage.failures import Kind
+from storage.states import JobState, Phase, Role, StudyState, TrialState
 
 
 @pytest.mark.parametrize("scheme", ["postgres", "postgresql", "postgresql+psycopg2"])
@@ -240,9 +243,8 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     worker = roster.register(engine, study.id, "host", 1, "cpu", {})
     [job] = jobs.claim(engine, study.id, worker, 5, 60)
     assert (job.trial, job.bars, job.phase) == (1, {}, "search")
-    assert Arm.of(job.densities, job.arm) == Arm(
-        job.densities, init="compensated"
-    )  # as its config says
+    as_its_config_says = Arm(job.densities, init="compensated")
+    assert Arm.of(job.densities, job.arm) == as_its_config_says
     assert (study.phase, study.lr, study.verdicts, study.forced) == ("search", None, None, False)
     assert study.holdout is None
     ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
@@ -253,6 +255,21 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
         assert (first.failed, first.kind, first.error_text) == (1, "code", "it went wrong")
         assert [row.value for row in ledger.read(connection, study.id, "search")] == [30.5]
     engine.dispose()
+
+
+def test_the_database_takes_the_words_of_the_closed_sets_and_no_others(database: Engine) -> None:
+    sets = {
+        "ck_studies_state": StudyState, "ck_studies_phase": Phase, "ck_trials_phase": Phase,
+        "ck_trials_role": Role, "ck_trials_state": TrialState, "ck_jobs_state": JobState,
+        "ck_jobs_kind": Kind, "ck_failures_kind": Kind,
+    }  # fmt: skip
+    query = text("""
+        SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
+        WHERE contype = 'c' AND connamespace = 'densitune'::regnamespace
+    """)
+    with database.connect() as connection:
+        found = {name: re.findall("'([a-z_]+)'", rule) for name, rule in connection.execute(query)}
+    assert found == {name: list(get_args(words)) for name, words in sets.items()}
 
 
 def test_preparing_again_costs_one_query(database: Engine) -> None:

@@ -79,13 +79,13 @@ def test_jobs_of_a_process_that_died_are_taken_back_at_once_with_how_it_died(
     database: Engine, study: studies.Study
 ) -> None:
     queue(database, study, 3)
-    dead = enter(database, study)
+    dead = enter(database, study, token="mine")
     mine = jobs.claim(database, study.id, dead, 2, 60)
-    [other] = claim(database, study, living := enter(database, study, pid=2))
+    [other] = claim(database, study, living := enter(database, study))
     how = "its process ended by signal 11 (SIGSEGV) in training"
-    assert jobs.lose(database, study.id, "elsewhere", 1, how) == 0  # numbers are a host's own
-    assert jobs.lose(database, study.id, "host", 1, how) == 2
-    assert jobs.lose(database, study.id, "host", 1, how) == 0
+    assert jobs.lose(database, study.id, "another", how) == 0
+    assert jobs.lose(database, study.id, "mine", how) == 2
+    assert jobs.lose(database, study.id, "mine", how) == 0
     assert states(database) == ["waiting", "waiting", "running"]
     with database.connect() as connection:
         [told] = failures.counts(connection, study.id)
@@ -103,9 +103,9 @@ def test_a_job_that_kills_every_worker_is_failed_with_how_they_died(
 ) -> None:
     queue(database, study)
     how = "its process ended by signal 6 (SIGABRT) in training"
-    for pid in range(failures.MAX_LOSSES):
-        assert len(claim(database, study, enter(database, study, pid=pid))) == 1
-        assert jobs.lose(database, study.id, "host", pid, how) == 1
+    for token in "abcde":
+        assert len(claim(database, study, enter(database, study, token=token))) == 1
+        assert jobs.lose(database, study.id, token, how) == 1
     with database.connect() as connection:
         [trial] = trials.all_of(connection, study.id, "search")
     assert (trial.failed, trial.error_text) == (1, how)

@@ -142,9 +142,34 @@ def test_an_error_that_does_not_pass_comes_through_at_once() -> None:
 
 def test_an_interrupted_pause_ends_it() -> None:
     asked: list[float] = []
+
+    def interrupted(seconds: float) -> bool:
+        asked.append(seconds)
+        return True
+
     with pytest.raises(OperationalError):
-        retry.persist(failing(9, AWAY), 3600, pause=lambda seconds: not asked.append(seconds))
+        retry.persist(failing(9, AWAY), 3600, pause=interrupted)
     assert len(asked) == 1
+
+
+def test_who_waits_patiently_learns_what_to_do_when_the_storage_stays_away() -> None:
+    there = retry.patiently(failing(1, AWAY), 60, "start again", pause=lambda _: False)
+    assert there == "there"
+    with pytest.raises(ValueError, match="wrong"):
+        retry.patiently(failing(1, ValueError("wrong")), 60, "start again")
+    with pytest.raises(StorageUnreachableError) as found:
+        retry.patiently(failing(9, AWAY), 60, "start again", pause=lambda _: True)
+    reason = retry.first_line(AWAY)
+    assert str(found.value) == f"PostgreSQL was away for 60 s: {reason}; start again"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"), [(ValueError("a\nb"), "a"), (ValueError(), "ValueError")]
+)
+def test_the_first_line_of_an_error_is_its_kind_where_it_says_nothing(
+    error: Exception, line: str
+) -> None:
+    assert retry.first_line(error) == line
 
 
 def test_every_wait_is_logged_in_one_line_without_the_statement(

@@ -3,11 +3,9 @@
 `launch` without workers of its own is the proposer; workers are attached. Who ends is replaced.
 """
 
-import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,19 +13,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import yaml
-
-from support.checkout import ROOT
+from support import shell
+from support.shell import Program
 from support.waiting import wait_for
 
 HERE = Path(__file__).parent
 
-Program = tuple[str, ...]
-PLAIN: Program = ("-m", "optimizer.cli")
 HURRIED: Program = (str(HERE / "hurried.py"),)
 SKEWED: Program = (str(HERE / "skewed.py"),)
 
 TRIALS, BUDGET = 14, 4
+STUDY: dict[str, Any] = {
+    "data": {"patch": 16, "patches_per_image": 16, "crop": 32},
+    "training": {"budget": BUDGET, "batch_size": 8},
+    "search": {
+        "trials": TRIALS,
+        "seeds": 2,
+        "rungs": [1, 2],
+        "keep": 0.3,
+        "in_flight": 4,
+        "sampler": "tpe",
+    },
+    "confirm": {"finalists": 1, "seeds": 2, "batch": 2, "budget": 2},
+}
 LONG: dict[str, Any] = {
     "training": {"budget": 300, "batch_size": 8},
     "search": {"trials": TRIALS, "rungs": list(range(30, 300, 30))},
@@ -41,26 +49,7 @@ INTERRUPTED, UNREACHABLE = 130, 3
 
 def config(folder: Path, name: str, **changes: Any) -> Path:
     """Write the configuration of a small study with all phases; return its path."""
-    content: dict[str, Any] = {
-        "name": name,
-        "task": "photos",
-        "data": {"patch": 16, "patches_per_image": 16, "crop": 32},
-        "proxy": {"family": "nafnet", "width": 4, "depth": 1},
-        "kernel_size": 3,
-        "training": {"budget": BUDGET, "batch_size": 8},
-        "search": {
-            "trials": TRIALS,
-            "seeds": 2,
-            "rungs": [1, 2],
-            "keep": 0.3,
-            "in_flight": 4,
-            "sampler": "tpe",
-        },
-        "confirm": {"finalists": 1, "seeds": 2, "batch": 2, "budget": 2},
-    }
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump({**content, **changes}))
-    return path
+    return shell.write_config(folder, name, **{**STUDY, **changes})
 
 
 def leftovers(home: Path) -> list[Path]:
@@ -89,7 +78,7 @@ class Crew:
     """
 
     def __init__(
-        self, config: Path, url: str, home: Path, *, program: Program = PLAIN, until: str = ""
+        self, config: Path, url: str, home: Path, *, program: Program = shell.PLAIN, until: str = ""
     ) -> None:
         self._config, self._url, self._home, self._program = config, url, home, program
         self._until = ("--until", until) if until else ()
@@ -183,13 +172,11 @@ class Crew:
         self, program: Program, command: Sequence[str], environment: dict[str, str]
     ) -> Member:
         process = subprocess.Popen(
-            [sys.executable, *program, *command],
+            shell.command(*command, program=program),
             cwd=self._config.parent,
             env={
-                **os.environ,
-                "DENSITUNE_STORAGE": self._url,
+                **shell.environment(self._url),
                 "DENSITUNE_HOME": str(self._home),
-                "PYTHONPATH": str(ROOT),
                 **environment,
             },
             stdin=subprocess.DEVNULL,

@@ -25,8 +25,8 @@ def add_trial(
         )
 
 
-def enter(database: Engine, study: studies.Study, pid: int = 1) -> int:
-    return roster.register(database, study.id, "host", pid, "cpu", {})
+def enter(database: Engine, study: studies.Study, pid: int = 1, token: str | None = None) -> int:
+    return roster.register(database, study.id, "host", pid, "cpu", {}, token)
 
 
 def expire_leases(database: Engine) -> None:

@@ -1,14 +1,20 @@
-"""The command line as a shell uses it: processes of their own, and what they left in a database."""
+"""The command line as a shell uses it: processes of their own (or none, where
+that is not the point), and what they left in a database."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pytest
 import yaml
 from sqlalchemy import Engine, text
 
+from optimizer.cli import main
 from support.checkout import ROOT
 
 
@@ -28,8 +34,12 @@ def write_config(folder: Path, name: str, **changes: object) -> Path:
     return path
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "optimizer.cli", *arguments]
+Program = tuple[str, ...]
+PLAIN: Program = ("-m", "optimizer.cli")
+
+
+def command(*arguments: str, program: Program = PLAIN) -> list[str]:
+    return [sys.executable, *program, *arguments]
 
 
 def environment(url: str) -> dict[str, str]:
@@ -58,10 +68,43 @@ def start(folder: Path, url: str, *arguments: str) -> subprocess.Popen[bytes]:
         )
 
 
-def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
+class Here:
+    """The command line in this process, for what neither trains nor is about processes."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+        self._monkeypatch, self._capsys = monkeypatch, capsys
+
+    def run(
+        self, folder: Path, url: str, *arguments: str, answer: str = ""
+    ) -> subprocess.CompletedProcess[str]:
+        """Do what the function `run` does, without a process."""
+        command = ["densitune", *arguments]
+        handled = {number: signal.getsignal(number) for number in HANDLED}
+        with self._monkeypatch.context() as patch:
+            patch.chdir(folder)
+            patch.setenv("DENSITUNE_STORAGE", url)
+            patch.setattr(sys, "argv", command)
+            patch.setattr(sys, "stdin", io.StringIO(answer))
+            with pytest.raises(SystemExit) as end:
+                main.main()
+        for number, handler in handled.items():
+            signal.signal(number, handler)
+        said = self._capsys.readouterr()
+        return subprocess.CompletedProcess(command, int(end.value.code or 0), said.out, said.err)
+
+    def refused(self, folder: Path, url: str, *arguments: str) -> tuple[int, str]:
+        """Return exit code and what was printed to standard error."""
+        ended = self.run(folder, url, *arguments)
+        return ended.returncode, ended.stderr.strip()
+
+
+def query(engine: Engine, statement: str) -> list[tuple[Any, ...]]:
     with engine.connect() as connection:
         return [tuple(row) for row in connection.execute(text(statement))]
 
+
+HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that the command line handles, and would handle for ever in a process that goes on."""
 
 LEDGER = """
     SELECT phase, trial, seed, rung, value, extra FROM densitune.measurements

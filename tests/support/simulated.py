@@ -101,8 +101,8 @@ def noise(job: ClaimedJob, spread: float) -> float:
 
     The spread of a paired difference is `spread`.
     """
-    name = [*np.float64(sum(job.densities.values(), ())).tobytes(), *job.arm["init"].encode()]
-    name += np.float64([*job.arm["gain"].values(), 0.0]).tobytes()
+    name = [*np.array(sum(job.densities.values(), ())).tobytes(), *job.arm["init"].encode()]
+    name += np.array([*job.arm["gain"].values(), 0.0]).tobytes()
     shared = np.random.default_rng(job.seed).standard_normal()
     own = np.random.default_rng([job.seed, *name]).standard_normal()
     return float(3 * shared + spread * own / np.sqrt(2))

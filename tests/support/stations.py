@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from sqlalchemy import Engine
@@ -118,5 +119,5 @@ def work(
         )
 
 
-def without_time(rows: list[LedgerRow]) -> list[tuple[object, ...]]:
+def without_time(rows: list[LedgerRow]) -> list[tuple[Any, ...]]:
     return [(row.trial, row.seed, row.rung, row.value, row.extra) for row in rows]

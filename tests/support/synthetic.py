@@ -179,15 +179,14 @@ def decided() -> Snapshot:
     arms = [trial(0, {5: (1.0, 1.0)}, optuna_number=None)]
     for number, origin in ((1, 6), (4, 9)):
         found, label = known.trials[origin].densities, f"trial {origin}"
-        for place, (role, name, densities) in enumerate(
-            (
-                ("finalist", label, found),
-                ("control", f"scale control of {label}", {5: (1.0, 1.0)}),
-                ("compensated", f"{label}, compensated", found),
-            )
-        ):
-            changes = {"origin": origin, "role": role, "label": name, "optuna_number": None}
-            arms.append(trial(number + place, densities, **changes))
+        built: list[tuple[str, str, Densities]] = [
+            ("finalist", label, found),
+            ("control", f"scale control of {label}", {5: (1.0, 1.0)}),
+            ("compensated", f"{label}, compensated", found),
+        ]
+        for place, (role, name, densities) in enumerate(built):
+            changed = {"origin": origin, "role": role, "label": name, "optuna_number": None}
+            arms.append(trial(number + place, densities, **changed))
     values = {
         arm.number: {
             seed: 26.0 + n + effects[arm.number] + noise[(n * (arm.number + 1)) % 4]
@@ -201,9 +200,10 @@ def decided() -> Snapshot:
         for row in measured(number, by_seed)
         if row.rung == BUDGET
     ]
+    reached: list[tuple[int, int, Verdict]] = [(1, 6, "better"), (4, 9, "scale_only")]
     stored = [
         _finalist(known.trials[origin], verdict, values, number).model_dump()
-        for number, origin, verdict in ((1, 6, "better"), (4, 9, "scale_only"))
+        for number, origin, verdict in reached
     ]
     return dataclasses.replace(
         usual(state="finished", phase="decided", verdicts=stored, finished_at=WHEN),

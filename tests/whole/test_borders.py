@@ -68,6 +68,7 @@ PLANTED = [
     ("optimizer/cli/look.py", "from optuna import create_study", {OPTUNA}),
     ("workers/preparation.py", "from optimizer.evidence import baseline", {VOCABULARY}),
     ("workers/training/recipe.py", "import pydantic", {TRAINING}),
+    ("optimizer/arms.py", "from storage import jobs", {TRAINING}),
     ("workers/seeds.py", "from workers import training", {WORKERS}),
     ("optimizer/phases/bars.py", "from optimizer import snapshot", {HOUSE, OPTIMIZER}),
     ("optimizer/attic/__init__.py", "", {OPTIMIZER}),

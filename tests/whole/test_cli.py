@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, create_engine, text
-from support.shell import LEDGER, command, environment, query, run, start, write_config
+from support.shell import LEDGER, Here, command, environment, query, run, start, write_config
 from support.synthetic import usual
 from support.waiting import wait_for
 
-from optimizer.cli import main, train
+from optimizer.cli import train
 from optimizer.presets import document, exports
 
 pytestmark = pytest.mark.slow
@@ -31,43 +31,24 @@ def folder(tmp_path: Path) -> Path:
 VERDICTS = ("better", "scale_only", "no_evidence", "worse")
 
 
-class Here:
-    """The command line in this process, for what ends before anything is trained."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def run(self, folder: Path, url: str, *arguments: str) -> tuple[int, str]:
-        """Return exit code and what was printed to standard error."""
-        self._monkeypatch.chdir(folder)
-        self._monkeypatch.setenv("DENSITUNE_STORAGE", url)
-        self._monkeypatch.setattr(sys, "argv", ["densitune", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main.main()
-        return int(end.value.code or 0), self._capsys.readouterr().err.strip()
-
-
-@pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Here:
-    return Here(monkeypatch, capsys)
-
-
 def test_from_config_to_preset_and_through_every_command(
-    folder: Path, database: Engine, database_url: str
+    folder: Path, database: Engine, database_url: str, here: Here
 ) -> None:
-    unhealthy = run(folder, database_url, "launch", "tiny.yaml", "--workers", "2")
+    unhealthy = run(folder, database_url, "launch", "tiny.yaml", "--workers", "1")
     assert unhealthy.returncode == 1
     [line] = unhealthy.stderr.strip().splitlines()
     assert "is not above the linear 3 x 3 filter" in line
     assert "densitune resume tiny --force" in line
-    assert run(folder, database_url, "launch", "tiny.yaml").returncode == 1
+    assert here.run(folder, database_url, "launch", "tiny.yaml").returncode == 1
 
     searched = run(folder, database_url, "resume", "tiny", "--force", "--until", "search")
     assert searched.returncode == 0, searched.stderr
     assert "phase confirm" in searched.stdout
     assert not (folder / "presets").exists()
     assert len(query(database, LEDGER)) == 7 * 2 * 2
-    assert run(folder, database_url, "launch", "tiny.yaml", "--until", "search").returncode == 0
+    assert (
+        here.run(folder, database_url, "launch", "tiny.yaml", "--until", "search").returncode == 0
+    )
     assert len(query(database, LEDGER)) == 7 * 2 * 2
 
     launched = run(folder, database_url, "launch", "tiny.yaml", "--workers", "2")
@@ -81,7 +62,7 @@ def test_from_config_to_preset_and_through_every_command(
     first = query(database, LEDGER)
     assert len(first) == 7 * 2 * 2 + 4 * 2
 
-    again = run(folder, database_url, "launch", "tiny.yaml")
+    again = here.run(folder, database_url, "launch", "tiny.yaml")
     assert again.returncode == 0
     assert query(database, LEDGER) == first
     assert "local workers" not in again.stdout
@@ -89,11 +70,11 @@ def test_from_config_to_preset_and_through_every_command(
 
     check_that_optuna_opens_it(database)
 
-    listed = run(folder, database_url, "list")
+    listed = here.run(folder, database_url, "list")
     assert "tiny" in listed.stdout
     assert "finished" in listed.stdout
 
-    status = json.loads(run(folder, database_url, "status", "tiny", "--json").stdout)
+    status = json.loads(here.run(folder, database_url, "status", "tiny", "--json").stdout)
     assert status["trials"] == {
         "complete": 7,
         "running": 0,
@@ -104,22 +85,22 @@ def test_from_config_to_preset_and_through_every_command(
     assert status["precision"] == preset.task.training["precision"]
     assert (status["phase"], status["verdict"]) == ("decided", verdict)
     assert status["verdicts"][0]["densities"] == preset.densities
-    watched = run(folder, database_url, "status", "tiny", "--watch").stdout
+    watched = here.run(folder, database_url, "status", "tiny", "--watch").stdout
     assert "7/7 trials done" in watched
     assert "scale control" in watched
 
-    verified = run(folder, database_url, "verify", "presets/tiny.json")
+    verified = here.run(folder, database_url, "verify", "presets/tiny.json")
     assert verified.returncode == 0, verified.stderr
     assert f"verdict {verdict}" in verified.stdout
 
-    reported = run(folder, database_url, "report", "tiny", "-o", "out/tiny.html")
+    reported = here.run(folder, database_url, "report", "tiny", "-o", "out/tiny.html")
     assert reported.returncode == 0, reported.stderr
     assert verdict in (folder / "out" / "tiny.html").read_text()
 
-    exported = run(folder, database_url, "export", "tiny", "-o", "out", "--trial", "0")
+    exported = here.run(folder, database_url, "export", "tiny", "-o", "out", "--trial", "0")
     assert exported.returncode == 0
     assert document.load(folder / "out" / "tiny.json").densities == {"3": [1.0]}
-    required = run(
+    required = here.run(
         folder, database_url, "export", "tiny", "-o", "other", "--trial", "0", "--require", "better"
     )
     assert required.returncode == 4
@@ -127,16 +108,16 @@ def test_from_config_to_preset_and_through_every_command(
     assert not (folder / "other").exists()
 
     write_config(folder, "tiny", search={"trials": 9, "seeds": 2, "rungs": [1], "sampler": "qmc"})
-    refused = run(folder, database_url, "launch", "tiny.yaml")
+    refused = here.run(folder, database_url, "launch", "tiny.yaml")
     assert refused.returncode == 2
     assert "search.trials: 7 -> 9" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
     assert query(database, LEDGER) == first
 
-    kept = run(folder, database_url, "delete", "tiny", answer="n\n")
+    kept = here.run(folder, database_url, "delete", "tiny", answer="n\n")
     assert kept.returncode == 1
     assert len(query(database, LEDGER)) == len(first)
-    assert run(folder, database_url, "delete", "tiny", "--yes").returncode == 0
+    assert here.run(folder, database_url, "delete", "tiny", "--yes").returncode == 0
     assert query(database, LEDGER) == []
     assert query(database, "SELECT study_name FROM public.studies") == []
 
@@ -161,7 +142,7 @@ def check_that_optuna_opens_it(database: Engine) -> None:
 
 
 def test_the_same_study_twice_gives_the_same_bits_whatever_the_workers(
-    folder: Path, database: Engine, database_url: str
+    folder: Path, database: Engine, database_url: str, here: Here
 ) -> None:
     search = {"trials": 12, "seeds": 2, "rungs": [1], "keep": 0.2, "in_flight": 3}
     training = {"budget": 2, "batch_size": 8}
@@ -171,7 +152,7 @@ def test_the_same_study_twice_gives_the_same_bits_whatever_the_workers(
     launch = ("launch", "one.yaml", "--force", "--workers", "1")
     assert run(folder, database_url, *launch).returncode == 0
     first, verdicts = query(database, LEDGER), query(database, decided)
-    assert run(folder, database_url, "delete", "one", "--yes").returncode == 0
+    assert here.run(folder, database_url, "delete", "one", "--yes").returncode == 0
     launch = ("launch", "two.yaml", "--force", "--workers", "3")
     assert run(folder, database_url, *launch).returncode == 0
     assert query(database, LEDGER) == first
@@ -230,14 +211,14 @@ def test_a_killed_worker_costs_nothing_and_the_budget_stays_exact(
 
 
 def test_workers_finish_a_study_whose_launcher_is_gone(
-    folder: Path, database: Engine, database_url: str
+    folder: Path, database: Engine, database_url: str, here: Here
 ) -> None:
     launch = start(folder, database_url, "launch", "tiny.yaml", "--workers", "0", "--force")
     wait_for(lambda: query(database, "SELECT id FROM densitune.jobs"))
     launch.kill()
     launch.wait()
     assert run(folder, database_url, "worker", "tiny").returncode == 0
-    status = json.loads(run(folder, database_url, "status", "tiny", "--json").stdout)
+    status = json.loads(here.run(folder, database_url, "status", "tiny", "--json").stdout)
     assert (status["state"], status["trials"]["complete"]) == ("finished", 7)
 
 
@@ -257,13 +238,13 @@ def test_an_interrupted_launch_hands_back_its_jobs_and_resumes(
     launch.send_signal(number)
     assert launch.wait(60) == 130
     assert query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'") == []
-    resumed = run(folder, database_url, "resume", "interrupted", "--workers", "2")
+    resumed = run(folder, database_url, "resume", "interrupted", "--workers", "1")
     assert resumed.returncode == 0
     assert query(database, "SELECT DISTINCT state FROM densitune.jobs") == [("done",)]
 
 
 def test_stop_ends_all_processes_of_a_study(
-    folder: Path, database: Engine, database_url: str
+    folder: Path, database: Engine, database_url: str, here: Here
 ) -> None:
     write_config(folder, "stopped", training={"budget": 5000}, search={"trials": 5, "seeds": 1})
     launch = start(folder, database_url, "launch", "stopped.yaml", "--workers", "1")
@@ -271,7 +252,7 @@ def test_stop_ends_all_processes_of_a_study(
     assert run(folder, database_url, "stop", "stopped").returncode == 0
     assert launch.wait(60) == 0
     assert query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'") == []
-    refused = run(folder, database_url, "stop", "stopped")
+    refused = here.run(folder, database_url, "stop", "stopped")
     assert refused.returncode == 2
 
 
@@ -290,7 +271,7 @@ def test_a_bad_config_is_one_line_and_writes_nothing(
     folder: Path, empty_url: str, here: Here, changes: dict[str, object], words: list[str]
 ) -> None:
     write_config(folder, "bad", **changes)
-    code, line = here.run(folder, empty_url, "launch", "bad.yaml")
+    code, line = here.refused(folder, empty_url, "launch", "bad.yaml")
     assert code == 2, line
     assert len(line.splitlines()) == 1
     assert all(word in line for word in words), line
@@ -327,13 +308,13 @@ def test_a_preset_that_cannot_be_trusted_is_refused_by_verify(
     content = json.loads(exports.compose(known, known.results[-1]).text())
     damage(content)
     (folder / "given.json").write_text(json.dumps(content))
-    code, line = here.run(folder, "", "verify", "given.json")
+    code, line = here.refused(folder, "", "verify", "given.json")
     assert (code, len(line.splitlines())) == (2, 1)
     assert words in line
 
 
 def test_a_gpu_where_none_is_is_refused(folder: Path, database_url: str, here: Here) -> None:
-    code, line = here.run(folder, database_url, "launch", "tiny.yaml", "--device", "cuda:99")
+    code, line = here.refused(folder, database_url, "launch", "tiny.yaml", "--device", "cuda:99")
     assert (code, len(line.splitlines())) == (2, 1)
     assert "cuda:99" in line
 
@@ -352,7 +333,7 @@ def test_a_gpu_where_none_is_is_refused(folder: Path, database_url: str, here: H
 def test_a_pack_is_auto_or_a_number(
     folder: Path, database_url: str, here: Here, pack: str, words: str
 ) -> None:
-    code, line = here.run(folder, database_url, "launch", "missing.yaml", "--pack", pack)
+    code, line = here.refused(folder, database_url, "launch", "missing.yaml", "--pack", pack)
     assert (code, len(line.splitlines())) == (2, 1)
     assert words in line
 
@@ -363,7 +344,7 @@ def test_a_pack_is_auto_or_a_number(
 def test_unreachable_storage_ends_with_3_and_names_the_place_but_not_the_password(
     folder: Path, here: Here, arguments: list[str]
 ) -> None:
-    code, line = here.run(folder, "postgresql://someone:hunter2@127.0.0.1:1/none", *arguments)
+    code, line = here.refused(folder, "postgresql://someone:hunter2@127.0.0.1:1/none", *arguments)
     assert (code, len(line.splitlines())) == (3, 1)
     assert "127.0.0.1:1" in line
     assert "hunter2" not in line
@@ -373,7 +354,7 @@ def test_unreachable_storage_ends_with_3_and_names_the_place_but_not_the_passwor
 def test_an_unknown_study_is_refused_by_every_command(
     folder: Path, database_url: str, here: Here, name: str
 ) -> None:
-    code, line = here.run(folder, database_url, name, "nothing")
+    code, line = here.refused(folder, database_url, name, "nothing")
     assert (code, len(line.splitlines())) == (2, 1)
     assert "there is no study nothing" in line
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
-from support.shell import command, environment, query, run, write_config
+from support.shell import Here, command, environment, query, run, write_config
 from support.waiting import wait_for
 
 pytestmark = pytest.mark.slow
@@ -20,7 +20,7 @@ TRAINING = {"budget": 2, "batch_size": 8}
 
 def preset(folder: Path) -> dict[str, Any]:
     """What was exported, without the times: when, and how long the devices took."""
-    content = json.loads((folder / "presets" / "killed.json").read_text())
+    content: dict[str, Any] = json.loads((folder / "presets" / "killed.json").read_text())
     for time in ("exported_at", "device_hours"):
         del content["provenance"][time]
     return content
@@ -64,19 +64,19 @@ def kill_in(phase: str, folder: Path, url: str, database: Engine) -> None:
 
 
 def test_a_study_killed_in_every_phase_gives_the_verdict_and_preset_of_an_undisturbed_one(
-    tmp_path: Path, database: Engine, database_url: str
+    tmp_path: Path, database: Engine, database_url: str, here: Here
 ) -> None:
     confirm = {"finalists": 1, "seeds": 6, "batch": 3, "budget": 3}
     write_config(tmp_path, "killed", training=TRAINING, confirm=confirm)
-    calm = run(tmp_path, database_url, "launch", "killed.yaml", "--force")
+    calm = run(tmp_path, database_url, "launch", "killed.yaml", "--force", "--workers", "1")
     assert calm.returncode == 0, calm.stderr
     expected = preset(tmp_path)
     (tmp_path / "presets" / "killed.json").unlink()
-    assert run(tmp_path, database_url, "delete", "killed", "--yes").returncode == 0
+    assert here.run(tmp_path, database_url, "delete", "killed", "--yes").returncode == 0
 
     for phase in PHASES:
         kill_in(phase, tmp_path, database_url, database)
-    ended = run(tmp_path, database_url, "launch", "killed.yaml")
+    ended = run(tmp_path, database_url, "launch", "killed.yaml", "--workers", "1")
     assert ended.returncode == 0, ended.stderr
     assert preset(tmp_path) == expected
     losses = query(database, "SELECT sum(losses) FROM densitune.jobs")

@@ -71,7 +71,11 @@ def choices(source: str) -> Iterator[frozenset[str]]:
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=words)):
-                yield frozenset(word.value for word in words if isinstance(word, ast.Constant))
+                spelt = frozenset(
+                    str(word.value) for word in words if isinstance(word, ast.Constant)
+                )
+                if len(spelt) > 1:  # the rest may be a set of another name
+                    yield spelt
 
 
 OPEN = {

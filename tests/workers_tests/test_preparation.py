@@ -172,8 +172,9 @@ def test_folders_of_classes_become_a_classification_task(tmp_path: Path) -> None
     tested = study("folder", {**data, "test": tmp_path / "others"}, CLASSIFIER)
     again = preparation.bank(tested.data, tmp_path / "home")
     assert again.test is not None
-    assert again.test().labels is not None
-    assert again.test().labels.tolist() == [1, 1]
+    labels = again.test().labels
+    assert labels is not None
+    assert labels.tolist() == [1, 1]
 
 
 def cifar(home: Path, count: int = 200) -> Pixels:
@@ -240,7 +241,8 @@ def test_floors_of_denoising_are_the_noisy_input_and_the_linear_filter(tmp_path:
     # One filter for photographs removes more than half of so much noise, never nearly all.
     assert 4 < found["linear 3 x 3 filter"] - found["noisy input"] < 9
     quiet = study("photos", {**data, "sigma": 1}, DENOISER)
-    assert abs(np.subtract(*preparation.floors(quiet, bank).values())) < 0.2
+    noisy, filtered = preparation.floors(quiet, bank).values()
+    assert abs(noisy - filtered) < 0.2
 
 
 def test_floors_of_classification_are_the_commonest_class_and_the_classifier(

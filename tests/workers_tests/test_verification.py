@@ -21,14 +21,18 @@ from support.databases import temporary
 from support.synthetic import configured, decided, usual
 
 from densitune.weighted_conv import WeightedConv2d
+from optimizer.arms import Arm
 from optimizer.cli import main
 from optimizer.config import study_file
+from optimizer.config.sections import FolderPhotographs
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports, reruns
 from optimizer.presets.document import Preset
 from storage.database import connect
 from workers import verification
+from workers.preparation import Bench
 from workers.training import devices
+from workers.training.recipe import Job
 
 pytestmark = pytest.mark.numerical
 
@@ -125,7 +129,9 @@ def test_a_confirmation_comes_back_to_the_last_bit(
     assert preset.evidence.confirmation is not None
     code, lines, errors = verify(content(preset), "--rerun", "2", "--data", str(photographs))
     assert (code, errors) == (0, [])
-    first = sorted(map(int, preset.evidence.confirmation.to_identity.by_seed))[:2]
+    to_identity = preset.evidence.confirmation.to_identity
+    assert to_identity is not None
+    first = sorted(map(int, to_identity.by_seed))[:2]
     for line, seed in zip(lines[1:-1], first, strict=True):
         assert line.startswith(f"seed {seed}: ")
         assert " to identity, " in line
@@ -252,7 +258,9 @@ def test_the_folder_of_the_data_is_asked_for_where_the_task_needs_one(tmp_path: 
     own = of(usual(given=given))
     with pytest.raises(UsageError, match=r"images of one's own .*--data FOLDER"):
         reruns.recorded(own, None)
-    assert reruns.recorded(own, tmp_path).config.data.folder == tmp_path
+    data = reruns.recorded(own, tmp_path).config.data
+    assert isinstance(data, FolderPhotographs)
+    assert data.folder == tmp_path
     with pytest.raises(UsageError, match="come with scikit-image; leave it out"):
         reruns.recorded(of(usual()), tmp_path)
 
@@ -299,7 +307,7 @@ def test_a_seed_reproduces_if_every_difference_is_within_its_limit(
     one = reruns.Rerun(
         seed=7,
         recorded={"identity": a, "its scale control": b},
-        found={"identity": a + off, "its scale control": b + off_control},
+        repeated={"identity": a + off, "its scale control": b + off_control},
         limits={"identity": limit, "its scale control": limit_control},
     )
     away, away_control = abs((a + off) - a), abs((b + off_control) - b)
@@ -310,6 +318,16 @@ def test_a_seed_reproduces_if_every_difference_is_within_its_limit(
     else:
         with pytest.raises(StudyFailedError, match="1 of 1 seeds are not reproduced"):
             reruns.summary([one], SHOWN, "CPU")
+
+
+def test_an_arm_is_trained_again_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an arm may say, on which split it is measured too."""
+    arm = Arm({3: (0.5,)}, 0.01, "compensated", {3: 2.0}, trainable=True, split="test")
+    trained: list[Job] = []
+    monkeypatch.setattr(verification, "train", lambda *given, **_: trained.extend(given[2]))
+    bench: Any = Bench(None, None, torch.device("cpu"))  # type: ignore[arg-type]
+    verification.metrics(bench, {"density": arm}, 7, 4)
+    assert trained == [Job(arm, 7, 4)]
 
 
 # Layers

@@ -19,6 +19,7 @@ import torch
 from storage.studies import Study
 from workers.service import durable
 from workers.service.spool import StudyKey, key_of
+from workers.training.recipe import Job, Recipe
 
 DIGEST_BYTES = 32
 
@@ -79,6 +80,19 @@ class Checkpoints:
             "torch": str(torch.__version__),
             "densitune": importlib.metadata.version("densitune"),
         }
+
+
+def subject(job: Job, recipe: Recipe, device: torch.device) -> str:
+    """Return what a job's result depends on beside study and versions.
+
+    The words are those of the first checkpoints, whatever has become of the classes since: by them
+    a checkpoint is known.
+    """
+    arm = vars(job.arm)
+    told = {"densities": arm["densities"], "seed": job.seed, "budget": job.budget}
+    told |= {"bars": job.bars, **arm}
+    words = ", ".join(f"{name}={value!r}" for name, value in told.items())
+    return f"(Job({words}), {recipe!r}, {device.type!r})"
 
 
 def path_of(folder: Path, study: StudyKey, job: int) -> Path:

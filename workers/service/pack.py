@@ -20,6 +20,7 @@ from optimizer.errors import StudyFailedError, UsageError
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
 from workers.preparation import Bench
+from workers.service import checkpoint
 from workers.service.checkpoint import Checkpoints
 from workers.service.shift import Shift
 from workers.training import devices, loop
@@ -61,8 +62,8 @@ class Place:
 
 
 @dataclass
-class _Training:
-    """A job in training."""
+class _Held:
+    """A claimed job that has not ended."""
 
     claimed: ClaimedJob
     job: Job
@@ -98,7 +99,7 @@ def train(place: Place, claimed: Sequence[ClaimedJob], *, places: int) -> bool:
         if len(pack.open) == 1:
             pack.fail(next(iter(pack.open)), error)
             return place.tally.proven or not full
-        apart = [member.claimed for member in pack.open.values()]
+        apart = [held.claimed for held in pack.open.values()]
     for job in apart:
         train(place, [job], places=0)
     return True
@@ -131,7 +132,7 @@ class _Pack:
 
     def __init__(self, place: Place, claimed: Sequence[ClaimedJob], places: int) -> None:
         self._place, self._places = place, places
-        self.open: dict[int, _Training] = {}
+        self.open: dict[int, _Held] = {}
         self._arrived = 0
         self._looked = time.monotonic()
         self._first = self._join(claimed)
@@ -155,13 +156,13 @@ class _Pack:
 
     def release(self) -> None:
         """Hand the open jobs back."""
-        self._place.shift.release(member.claimed for member in self.open.values())
+        self._place.shift.release(held.claimed for held in self.open.values())
 
     def fail(self, number: int, error: Exception) -> None:
         """Note that a job failed for a reason of its own; StudyFailedError if all of them do."""
-        member, kind, reason = self.open[number], _kind(error), _said(error)
-        log.warning("%s failed: %s", _name(member.claimed), reason)
-        self._place.shift.fail(member.claimed, reason, kind)
+        held, kind, reason = self.open[number], _kind(error), _said(error)
+        log.warning("%s failed: %s", _name(held.claimed), reason)
+        self._place.shift.fail(held.claimed, reason, kind)
         self._end(number)
         tally = self._place.tally
         tally.failed += kind != "diverged"
@@ -175,13 +176,13 @@ class _Pack:
         return self._place.stop.is_set() or self._place.shift.study_state != "running"
 
     def _record(self, number: int, measurement: Measurement) -> None:
-        member = self.open[number]
-        member.made.append(measurement)
-        self._place.shift.record(member.claimed, member.made, member.told)
-        member.told = len(member.made)
+        held = self.open[number]
+        held.made.append(measurement)
+        self._place.shift.record(held.claimed, held.made, held.told)
+        held.told = len(held.made)
         log.info(
             "%s: %.4f after %d of %d epochs, %.1f s%s",
-            _name(member.claimed), measurement.score.value, measurement.rung, member.job.budget,
+            _name(held.claimed), measurement.score.value, measurement.rung, held.job.budget,
             measurement.seconds, ", cut" if measurement.ending == "cut" else "",
         )  # fmt: skip
         if measurement.ending:
@@ -200,46 +201,41 @@ class _Pack:
         return self._join(self._place.shift.claim_more(free))
 
     def _join(self, claimed: Sequence[ClaimedJob]) -> list[Job]:
-        joining = [_Training(job, _job(job)) for job in claimed]
+        joining = [_Held(job, _job(job)) for job in claimed]
         self.open |= dict(enumerate(joining, start=self._arrived))
         self._arrived += len(joining)
-        return [member.job for member in joining]
+        return [held.job for held in joining]
 
     def _drop_lost(self) -> list[int]:
-        lost = [n for n, member in self.open.items() if self._place.shift.lost(member.claimed)]
+        lost = [n for n, held in self.open.items() if self._place.shift.lost(held.claimed)]
         for number in lost:
             log.warning("%s is no longer this worker's", _name(self.open.pop(number).claimed))
         return lost
 
     def _save(self, number: int, state: State) -> None:
         """Save a job that stops here, unless nobody will go on with it."""
-        shift, member = self._place.shift, self.open[number]
-        if shift.lost(member.claimed) or shift.study_state not in ("running", "stopped"):
+        shift, held = self._place.shift, self.open[number]
+        if shift.lost(held.claimed) or shift.study_state not in ("running", "stopped"):
             return
-        saved = {"training": state, "measurements": [asdict(made) for made in member.made]}
+        saved = {"training": state, "measurements": [asdict(made) for made in held.made]}
         try:
-            self._place.checkpoints.save(member.claimed.id, self._subject(member), saved)
+            self._place.checkpoints.save(held.claimed.id, self._subject(held), saved)
         except OSError as error:
-            log.warning("%s is not saved: %s", _name(member.claimed), error)
+            log.warning("%s is not saved: %s", _name(held.claimed), error)
 
     def _restore(self, number: int) -> State | None:
-        member = self.open[number]
-        found = self._place.checkpoints.load(member.claimed.id, self._subject(member))
+        held = self.open[number]
+        found = self._place.checkpoints.load(held.claimed.id, self._subject(held))
         if found is None:
             return None
-        member.made = [_measurement(made) for made in found["measurements"]]
-        log.info("%s goes on from its checkpoint", _name(member.claimed))
+        held.made = [_measurement(made) for made in found["measurements"]]
+        log.info("%s goes on from its checkpoint", _name(held.claimed))
         state: State = found["training"]
         return state
 
-    def _subject(self, training: _Training) -> str:
-        """Return all that a job's result depends on, in the words of the first checkpoints."""
-        job, bench = training.job, self._place.bench
-        arm = vars(job.arm)
-        told = {"densities": arm["densities"], "seed": job.seed, "budget": job.budget}
-        told |= {"bars": job.bars} | arm
-        words = ", ".join(f"{name}={value!r}" for name, value in told.items())
-        return f"(Job({words}), {bench.recipe!r}, {bench.device.type!r})"
+    def _subject(self, held: _Held) -> str:
+        bench = self._place.bench
+        return checkpoint.subject(held.job, bench.recipe, bench.device)
 
 
 def _job(claimed: ClaimedJob) -> Job:

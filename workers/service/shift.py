@@ -23,6 +23,7 @@ from storage.failures import Kind
 from storage.jobs import Claim, ClaimedJob
 from storage.retry import first_line
 from storage.studies import Study
+from workers.service import spool
 from workers.service.heartbeat import LEASE, Heart
 from workers.service.spool import Delivery, Spool
 from workers.training import devices
@@ -36,12 +37,12 @@ log = logging.getLogger("densitune.worker")
 class Shift:
     """A worker as the storage knows it: entered, its heart beating, within a `with` block.
 
-    What it still holds at the end is handed back. `spool` is a folder that a host's workers share.
+    What it still holds at the end is handed back. `folder` is the spool: a host's workers share it.
     """
 
-    def __init__(self, engine: Engine, study: Study, device: torch.device, spool: Path) -> None:
+    def __init__(self, engine: Engine, study: Study, device: torch.device, folder: Path) -> None:
         self._engine, self._study, self._device = engine, study, device
-        self._folder, self._spool = spool, Spool(spool, study)
+        self._folder, self._spool = folder, Spool(folder, study)
 
     def __enter__(self) -> Self:
         self._worker_id = retry.persist(self._register, LEASE)
@@ -141,6 +142,7 @@ class Shift:
             pid=os.getpid(),
             device=devices.describe(self._device),
             versions={"torch": torch.__version__},
+            token=os.environ.get(roster.TOKEN),
         )
 
     def _release(self, claims: Iterable[Claim]) -> None:
@@ -157,16 +159,8 @@ class Shift:
 
     def _recorded(self, deliveries: Sequence[Delivery]) -> bool:
         """Store measurements of one job; False if the storage is away."""
-        last = deliveries[-1]
-        ended = [last.entry.job_id]
         try:
-            ledger.record(
-                self._engine,
-                self._worker_id,
-                [delivery.entry for delivery in deliveries],
-                finished=ended if last.ending == "done" else [],
-                cut=ended if last.ending == "cut" else [],
-            )
+            spool.record(self._engine, deliveries)
         except SQLAlchemyError as error:
             log.warning("a measurement goes to the spool: %s", first_line(error))
             return False

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC
@@ -53,16 +53,21 @@ class Delivery:
     entry: Entry
     ending: Ending | None  # whether the job ends with it, and how
 
-    def record(self, engine: Engine) -> None:
-        """Store the measurement and end its job; again is harmless."""
-        ended = [self.entry.job_id]
-        ledger.record(
-            engine,
-            self.worker_id,
-            [self.entry],
-            finished=ended if self.ending == "done" else [],
-            cut=ended if self.ending == "cut" else [],
-        )
+
+def record(engine: Engine, deliveries: Sequence[Delivery]) -> None:
+    """Store measurements of one job, in order, and end it if the last one does.
+
+    Again is harmless. What the database raises comes through.
+    """
+    last = deliveries[-1]
+    ended = [last.entry.job_id]
+    ledger.record(
+        engine,
+        last.worker_id,
+        [delivery.entry for delivery in deliveries],
+        finished=ended if last.ending == "done" else [],
+        cut=ended if last.ending == "cut" else [],
+    )
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ class Spool:
         delivered = sum(self._deliver_file(path, engine) for path in files)
         with self._lock:
             while self._held:
-                self._held[0].record(engine)
+                record(engine, self._held[:1])
                 del self._held[0]
                 delivered += 1
         return delivered
@@ -155,7 +160,7 @@ class Spool:
                     return False
                 if earlier:
                     delivery = replace(delivery, ending=None)
-                delivery.record(engine)
+                record(engine, [delivery])
                 path.unlink(missing_ok=True)
         except OSError as error:
             log.error("cannot take the spooled measurement %s: %s", path, error.strerror)

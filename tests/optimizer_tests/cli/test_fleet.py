@@ -1,5 +1,6 @@
 """The worker as a command: its terms, and what a real process does when it is told to leave."""
 
+import functools
 import math
 import os
 import signal
@@ -74,7 +75,7 @@ def test_workers_of_a_fleet_are_told_the_terms(
             return 0
 
     given = make_study(database, budget=2)
-    monkeypatch.setattr(fleet.subprocess, "Popen", Recorded)
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
     told = {"pack": terms.pack, "storage": None, "logs": tmp_path, "options": terms.options()}
     with fleet.Fleet(given.name, ["cpu", "cpu"], **told):  # type: ignore[arg-type]
         pass
@@ -121,12 +122,15 @@ def test_a_process_that_is_told_to_leave_saves_what_the_next_one_goes_on_from(
             query = text("SELECT state, kind FROM densitune.jobs")
             return [tuple(row) for row in connection.execute(query)]
 
+    def is_said(log: Path, sign: bytes) -> bool:
+        return sign in log.read_bytes()
+
     for turn, sign in (("first", b" after 1 of "), ("second", b"goes on from its checkpoint")):
         log = tmp_path / turn
         process = start(log)
         try:
             wait_for(lambda: states()[0][0] == "running")
-            wait_for(lambda log=log, sign=sign: sign in log.read_bytes())
+            wait_for(functools.partial(is_said, log, sign))
             process.send_signal(signal.SIGUSR1)
             assert process.wait(60) == 130
         finally:

@@ -99,8 +99,8 @@ def test_better_is_above_zero_in_both_intervals_and_worse_is_below(
 def test_order_and_names_of_seeds_do_not_matter(
     found: tuple[dict[int, float], dict[int, float]],
 ) -> None:
-    backwards = [{-seed: value for seed, value in reversed(by.items())} for by in found]
-    again, finding = judge(*backwards, PLAN), judge(*found, PLAN)
+    one, other = ({-seed: value for seed, value in reversed(by.items())} for by in found)
+    again, finding = judge(one, other, PLAN), judge(*found, PLAN)
     assert again.verdict == finding.verdict
     assert again.to_identity.mean == pytest.approx(finding.to_identity.mean)
 
@@ -268,7 +268,7 @@ def test_unpaired_or_missing_numbers_are_refused() -> None:
         both = [dict(values), dict(values)]
         both[arm][3] = math.nan
         with pytest.raises(ValueError, match="seed 3 is nan"):
-            judge(*both, PLAN)
+            judge(both[0], both[1], PLAN)
 
 
 def test_a_finding_without_control_has_no_interval_to_it() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import statistics
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,10 +13,11 @@ from sqlalchemy import Engine, text
 from support.simulated import TESTED, create, go_on, noise, run, small, train
 from support.synthetic import configured
 
+from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.phases import confirmation, optuna_study
 from optimizer.phases.proposer import Proposer
-from optimizer.presets import exports
+from optimizer.presets import exports, reruns
 from optimizer.snapshot import Snapshot
 from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
@@ -36,7 +38,7 @@ def helps(job: ClaimedJob) -> float:
 def scales(job: ClaimedJob) -> float:
     """Nothing but the scale of the initial weights counts, and 0.6's is the best."""
     a = job.densities[3][0]
-    scale = job.arm["gain"].get("3", 1.0)
+    scale: float = job.arm["gain"].get("3", 1.0)
     if job.arm["init"] == "library":
         scale *= (2 * a**2 + 1) / 3
     return 30 - 4 * (scale - (2 * 0.36 + 1) / 3) ** 2 + noise(job, SPREAD)
@@ -113,6 +115,29 @@ def test_arms_are_identity_finalists_scale_controls_and_compensated_ones(
         assert control.arm["gain"] == pytest.approx({"3": np.sqrt((phi**2).mean())})
         assert {control.origin, compensated.origin} == {finalist.origin}
     assert {row.budget for row in now.confirm.rows} == {2 * given.training.budget}
+
+
+@pytest.mark.parametrize("init", ["library", "compensated"])
+def test_a_rerun_trains_the_very_arms_that_were_confirmed(database: Engine, init: str) -> None:
+    now = run(database, small(init=init), helps)
+    preset = exports.compose(now, exports.chosen(now))
+    told = reruns.recorded(preset, None)
+    group = next(
+        group
+        for group in confirmation.groups(now.confirm.trials)
+        if group.finalist.origin == preset.provenance.trial
+    )
+    compared = {
+        "density": group.finalist,
+        "identity": now.confirm.trials[0],
+        "its scale control": group.control,
+    }
+    # A preset names the rate that a study leaves to its recipe.
+    assert told.arms == {
+        name: replace(Arm.of(arm.densities, arm.arm), lr=now.lr)
+        for name, arm in compared.items()
+        if arm is not None
+    }
 
 
 def test_a_density_that_starts_at_identitys_scale_needs_no_control(database: Engine) -> None:

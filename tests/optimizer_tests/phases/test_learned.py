@@ -1,6 +1,7 @@
 """The trainable arm: trained before the finalists, one more of them, and handed over as such."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ def helps(job: ClaimedJob) -> float:
     return 30 - 4 * (job.densities[3][0] - 0.3) ** 2 + noise(job, 0.3)
 
 
-def learning(*layers: Layers) -> Any:
+def learning(*layers: Layers) -> Callable[[ClaimedJob], tuple[float, dict[str, Any]]]:
     """What is measured where seed n learns `layers[n]`."""
 
     def measure(job: ClaimedJob) -> tuple[float, dict[str, Any]]:

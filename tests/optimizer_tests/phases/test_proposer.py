@@ -1,5 +1,6 @@
 """The search: an exact budget, in order, whoever takes the role and however jobs come back."""
 
+import os
 import random
 import subprocess
 import sys
@@ -231,7 +232,7 @@ import sys, time
 from optimizer.config import study_file
 from optimizer.phases.proposer import Proposer
 from storage import database, jobs, roster, studies
-from tests.test_proposer import enlist, finish, make_config
+from support.searches import enlist, finish, make_config
 engine = database.connect(sys.argv[1])
 study = studies.find(engine, "rivals")
 proposer, worker = Proposer(engine, study.id, make_config("rivals")), enlist(engine, study.id)
@@ -248,7 +249,11 @@ def test_processes_that_all_propose_at_once_propose_what_one_would(
     alone_id = run(database, make_config("alone"))
     rivals_id = create(database, make_config("rivals"))
     processes = [
-        subprocess.Popen([sys.executable, "-c", RIVAL, database_url], cwd=ROOT) for _ in range(3)
+        subprocess.Popen(
+            [sys.executable, "-c", RIVAL, database_url],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])},
+        )
+        for _ in range(3)
     ]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     expected, expected_rows = contents(database, alone_id)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optuna import Study
-from optuna.distributions import FloatDistribution
+from optuna.distributions import BaseDistribution, FloatDistribution
 from optuna.trial import TrialState, create_trial
 
 from optimizer.errors import UsageError
@@ -23,7 +23,7 @@ pairs = st.lists(st.tuples(numbers, numbers), min_size=1, max_size=15)
 def study(complete: list[tuple[float, float]], pruned: list[float]) -> Study:
     """Complete trials by their values at the rung and in the end, then pruned ones, then others."""
     made = optuna.create_study(direction="maximize")
-    space = {"x": FloatDistribution(0.0, 1.0)}
+    space: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
     outcomes = [(TrialState.COMPLETE, {RUNG: early, BUDGET: late}) for early, late in complete]
     outcomes += [(TrialState.PRUNED, {RUNG: early}) for early in pruned]
     for place, (state, differences) in enumerate(outcomes):
@@ -57,7 +57,7 @@ def test_pruned_trials_are_shown_complete_in_their_order_and_within_what_was_rea
         TrialState.FAIL,
         TrialState.RUNNING,
     ]
-    values = [trial.value for trial in shown(made).get_trials(states=[TrialState.COMPLETE])]
+    values = [trial.values[0] for trial in shown(made).get_trials(states=[TrialState.COMPLETE])]
     late = [value for _, value in complete]
     assert values[: len(complete)] == late
     estimates = values[len(complete) :]
@@ -89,7 +89,8 @@ def test_without_complete_trials_at_its_rung_a_pruned_trial_stays_pruned() -> No
 def evolved(trials: int) -> Study:
     """A study that CMA-ES has searched, with generations of four."""
     made = optuna.create_study(direction="maximize")
-    space = {"x": FloatDistribution(0.0, 1.0), "y": FloatDistribution(0.0, 1.0)}
+    box = FloatDistribution(0.0, 1.0)
+    space: dict[str, BaseDistribution] = {"x": box, "y": box}
     for number in range(trials):
         made.sampler = samplers._EvolutionStrategy(seed=number, popsize=4)
         trial = made.ask(space)

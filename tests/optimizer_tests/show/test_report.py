@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Callable
 from html.parser import HTMLParser
 from itertools import pairwise
 from typing import Any
@@ -141,7 +142,7 @@ def calibrated(**changes: Any) -> Snapshot:
     return Snapshot(**{**vars(found), "calibrate": calibrate})
 
 
-EVERY = {
+EVERY: dict[str, Callable[[], Snapshot]] = {
     "one value": one_value,
     "two values": usual,
     "three values": lambda: many_values([7]),
@@ -350,7 +351,7 @@ def test_what_was_confirmed_has_a_thick_ring(sizes: list[int]) -> None:
     study = one_value() if sizes == [3] else many_values(sizes)
     densities = {str(k): list(den) for k, den in study.trials[4].densities.items()}
     verdicts = [finalist(4, "better", densities=densities)]
-    changed = {"phase": "decided", "verdicts": verdicts, "state": "finished"}
+    changed: dict[str, Any] = {"phase": "decided", "verdicts": verdicts, "state": "finished"}
     study = dataclasses.replace(study, study=dataclasses.replace(study.study, **changed))
     text = report.render(study)
     drawn = titled(text, "minus identity, dB over")
@@ -446,6 +447,19 @@ def test_the_table_has_every_trial_that_has_ended() -> None:
         assert cells.count(label) == 1
     assert "+0.720 ± 0.060" in cells
     assert "loss is not finite" in cells
+
+
+def test_a_failure_is_told_in_words_that_depend_on_no_machine() -> None:
+    """A report is handed on, and an error's text may name somebody's folders."""
+    changes: dict[str, Any] = {
+        "state": "failed", "kind": "data", "reason": "OSError: /home/ann/x.png",
+        "error_text": "OSError: /home/ann/x.png", "done": 0, "failed": 2,
+    }  # fmt: skip
+    known = usual()
+    trials = [*known.trials, trial(12, {5: (0.4, 0.4)}, **changes)]
+    text = report.render(dataclasses.replace(known, trials=trials))
+    assert "/home/ann" not in text
+    assert "its data could not be read, twice" in Reader(text).of("td")
 
 
 # The model

@@ -3,6 +3,7 @@
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
@@ -19,6 +20,7 @@ from support.synthetic import (
     worker,
 )
 
+from densitune.density import Densities
 from optimizer.show import terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
@@ -342,9 +344,9 @@ def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:
     assert document["phases"]["confirm"]["done"] == 14
 
 
-def calibrating(**changes: object) -> Snapshot:
+def calibrating(**changes: Any) -> Snapshot:
     """Two of five rates are done."""
-    identity = {5: (1.0, 1.0)}
+    identity: Densities = {5: (1.0, 1.0)}
     arms = [
         trial(n, identity, role="rate", arm={"lr": lr}, **done)
         for n, (lr, done) in enumerate(

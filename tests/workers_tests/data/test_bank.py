@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -340,9 +341,9 @@ def test_the_test_split_is_opened_when_it_is_asked_for(
     opened: list[str] = []
     load = np.load
 
-    def noted(file: Path, **settings: object) -> object:
+    def noted(file: Path, **settings: Any) -> object:
         opened.append(Path(file).name)
-        return load(file, **settings)  # type: ignore[call-overload]
+        return load(file, **settings)
 
     monkeypatch.setattr(np, "load", noted)
     for _ in range(2):  # built, then found

@@ -160,8 +160,9 @@ def test_the_test_file_is_the_test_split_and_changes_nothing_else(
     bank = prepare(folder, tmp_path / "cache", labels)
     assert bank.test is not None
     np.testing.assert_array_equal(bank.test().images, source["data"].reshape(-1, 3, 32, 32))
-    assert bank.test().labels is not None
-    assert bank.test().labels.tolist() == source[f"{labels}_labels"]
+    held = bank.test().labels
+    assert held is not None
+    assert held.tolist() == source[f"{labels}_labels"]
     assert bank.fingerprint == without.fingerprint
     assert bank.source.endswith(": 160 training, 40 validation and 7 test images")
 

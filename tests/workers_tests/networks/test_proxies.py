@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -398,7 +399,7 @@ def test_other_layers_start_with_the_distribution_of_torch():
         assert reference.weight.abs().max().item() == pytest.approx(bound, rel=0.01)
 
 
-def _arguments(layer: nn.Module) -> tuple[int, ...]:
+def _arguments(layer: nn.Module) -> tuple[Any, ...]:
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels, layer.kernel_size[0]

@@ -16,8 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from support.synthetic import snapshot
 
+from optimizer.arms import Arm
 from storage.studies import Study
+from workers.networks.proxies import Proxy
+from workers.service import checkpoint
 from workers.service.checkpoint import Checkpoints
+from workers.training.recipe import Job, Recipe
 
 pytestmark = pytest.mark.numerical
 
@@ -101,6 +105,19 @@ def test_only_the_same_study_job_and_subject_get_it(
     assert kept.load(JOB, SUBJECT) is None
 
 
+def test_a_subject_keeps_the_words_of_the_first_checkpoints() -> None:
+    """Else a study that an earlier version began would lose the jobs that were in training."""
+    arm = Arm({3: (0.5,), 5: (0.2, 0.8)}, lr=0.01, init="library", gain={3: 0.25})
+    recipe = Recipe(Proxy("nafnet", 4, 1, (3, 5), 1, None), "library", 8, None, (1, 2), "full")
+    assert checkpoint.subject(Job(arm, 7, 2, {1: 20.5}), recipe, torch.device("cpu")) == (
+        "(Job(densities={3: (0.5,), 5: (0.2, 0.8)}, seed=7, budget=2, bars={1: 20.5}, lr=0.01, "
+        "init='library', gain={3: 0.25}, trainable=False, split='validation'), "
+        "Recipe(proxy=Proxy(family='nafnet', width=4, depth=1, kernel_sizes=(3, 5), channels=1, "
+        "classes=None), init='library', batch_size=8, lr=None, rungs=(1, 2), precision='full'), "
+        "'cpu')"
+    )
+
+
 @pytest.mark.parametrize("package", ["torch", "densitune"])
 def test_another_version_starts_again(
     kept: Checkpoints, monkeypatch: pytest.MonkeyPatch, package: str
@@ -123,7 +140,7 @@ def test_a_damaged_file_is_named_and_not_used(
     whole = path.read_bytes()
     place = data.draw(st.integers(0, len(whole) - 1))
     if data.draw(st.booleans()):
-        changed = whole[:place]
+        changed = bytearray(whole[:place])
     else:
         changed = bytearray(whole)
         changed[place] ^= data.draw(st.integers(1, 255))

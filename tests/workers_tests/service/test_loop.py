@@ -5,13 +5,15 @@ import re
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from sqlalchemy import Engine, create_engine, text
+from support.shell import query
 from support.stations import Station, add, contents, make_bench, make_config, without_time, work
 from support.waiting import wait_for
 
@@ -223,7 +225,9 @@ def named(name: str, budget: int = 2) -> StudyConfig:
     return make_config(budget=budget).model_copy(update={"name": name})
 
 
-def undisturbed(engine: Engine, cache: Path, densities: list[float]) -> tuple[object, int]:
+def undisturbed(
+    engine: Engine, cache: Path, densities: list[float]
+) -> tuple[list[tuple[Any, ...]], int]:
     """What an undisturbed worker measures, and in how many batches."""
     alone = make_bench(engine, named("undisturbed"), cache)
     add(engine, alone, densities)
@@ -588,14 +592,9 @@ def test_the_worker_is_listed_while_it_works_and_retired_after(
         "SELECT device, versions, stopped_at IS NOT NULL AS stopped FROM densitune.workers"
     )
     with database.connect() as connection:
-        row: Mapping[str, object] = connection.execute(query).one()._mapping
+        row = connection.execute(query).one()._mapping
     assert row["stopped"]
     assert row["versions"] == {"torch": torch.__version__}
-
-
-def query(engine: Engine, statement: str) -> list[tuple[object, ...]]:
-    with engine.connect() as connection:
-        return [tuple(row) for row in connection.execute(text(statement))]
 
 
 def test_a_claimed_job_that_was_finished_by_another_is_not_counted_twice(

@@ -103,6 +103,14 @@ def test_a_file_holds_a_measurement_to_the_last_bit(
     assert found.entry.seconds.hex() == seconds.hex()
 
 
+def test_a_file_has_the_keys_that_earlier_versions_wrote() -> None:
+    key = StudyKey("a study", 3, "2026-01-02T03:04:05.000006+00:00")
+    content = json.loads(spool._encoded(key, delivery((7, 1), value=27.25)))["content"]
+    assert content.keys() == {"study", "delivery"}
+    assert content["delivery"].keys() == {"worker_id", "epoch", "measurement", "ending"}
+    assert content["delivery"]["epoch"] == 1
+
+
 @given(st.data())
 def test_no_altered_file_is_taken_for_another_measurement(data: st.DataObject) -> None:
     key = StudyKey("a study", 3, "2026-01-02T03:04:05.000006+00:00")
@@ -170,7 +178,7 @@ def test_what_was_committed_before_a_crash_is_not_counted_twice(
     assert queue.deliver(database) == 1
     path.write_bytes(content)  # the process died between the commit and the removal
     again = delivery(claims[0], value=2.0)
-    again.record(database)
+    spool.record(database, [again])
     assert Spool(folder, study).deliver(database) == 1
     assert recorded(database) == [(claims[0][0], 4, 1.0)]
 

@@ -58,7 +58,8 @@ def by_stacking(patches: Pixels, variance: float) -> Array:
     noise = np.sqrt(len(rows) * variance) * np.eye(9 * channels)
     wanted = np.concatenate([centres, np.zeros((9 * channels, channels))])
     solution = np.linalg.lstsq(np.concatenate([rows, noise]), wanted, rcond=None)[0]
-    return solution.T.reshape(channels, channels, 3, 3)
+    filters: Array = solution.T.reshape(channels, channels, 3, 3)
+    return filters
 
 
 @settings(max_examples=20, deadline=None)
@@ -160,9 +161,10 @@ def fitted(inputs: Array, targets: Array, penalty: float) -> Array:
     rows = np.column_stack([inputs, np.ones(count)])
     shrinking = np.sqrt(penalty) * np.eye(width + 1)[:width]
     nothing = np.zeros((width, targets.shape[1]))
-    return np.linalg.lstsq(
+    found: Array = np.linalg.lstsq(
         np.concatenate([rows, shrinking]), np.concatenate([targets, nothing]), rcond=None
     )[0]
+    return found
 
 
 @settings(max_examples=15, deadline=None)

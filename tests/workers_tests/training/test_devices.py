@@ -14,7 +14,7 @@ from workers.training import devices
 pytestmark = pytest.mark.numerical
 
 GPUS = torch.cuda.device_count() if torch.cuda.is_available() else 0
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def see(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:

@@ -270,7 +270,8 @@ def natural(count: int, channels: int = 1, side: int = 32) -> Pixels:
         for i in range(count)
         for c in range(channels)
     ]
-    return np.clip(waves, 0, 255).astype(np.uint8).reshape(count, channels, side, side)
+    pixels: np.ndarray = np.clip(waves, 0, 255).astype(np.uint8)
+    return pixels.reshape(count, channels, side, side)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

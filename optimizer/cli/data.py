@@ -1,0 +1,30 @@
+"""A study's data, as the commands that train prepare them."""
+
+from contextlib import ExitStack
+from typing import TYPE_CHECKING
+
+from optimizer.cli import environment
+from optimizer.config.study_file import StudyConfig
+from optimizer.show import terminal
+
+if TYPE_CHECKING:
+    from workers.data.bank import Bank
+
+
+def prepare(config: StudyConfig) -> "Bank":
+    """Prepare the study's data, with a progress bar where there is something to download."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
+
+    from workers import preparation
+
+    columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with ExitStack() as shown:
+        progress = Progress(*columns, transient=True, console=terminal.console())
+        bar = progress.add_task("download", total=None)
+
+        def show(done: int, total: int) -> None:
+            if not progress.live.is_started:
+                shown.enter_context(progress)
+            progress.update(bar, completed=done, total=total)
+
+        return preparation.bank(config.data, environment.home(), show)

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from support.servers import Join, ask, in_use, postmaster
 from support.waiting import wait_for
 
 from storage import postmaster as servers
+from storage import programs
 from storage.errors import StorageError
 from storage.occupancy import occupied
 from storage.server import embedded_url, release
@@ -207,16 +209,19 @@ def test_a_server_that_somebody_else_started_is_refused_and_stays(
     with tempfile.TemporaryDirectory(prefix="dt-") as sockets:
         os.chmod(sockets, 0o777)
         options = f'-h "" -k {sockets}'
-        subject = {"owner": servers.owner_of(data), "seconds": 60, "folder": data}
-        by_hand = ("pg_ctl", "-w", "-D", str(data), "-l", "server.log", "-o", options)
+        by_hand = partial(
+            programs.run,
+            "pg_ctl", "-w", "-D", str(data), "-l", "server.log", "-o", options,
+            owner=programs.owner_of(data), seconds=60, folder=data,
+        )  # fmt: skip
         for closed in (own.parent, own):
             closed.chmod(0o755)
-        assert servers.run(*by_hand, "start", **subject).returncode == 0
+        assert by_hand("start").returncode == 0
         monkeypatch.setattr(servers, "SILENCE_SECONDS", 0.0)
         with pytest.raises(StorageError, match="runs and cannot be reached"):
             embedded_url(own)
         assert (data / "postmaster.pid").exists()
-        assert servers.run("pg_ctl", "-w", "-D", str(data), "stop", **subject).returncode == 0
+        assert by_hand("stop").returncode == 0
 
 
 def test_files_shared_by_hard_links_are_refused(own: Path) -> None:

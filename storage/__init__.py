@@ -1,7 +1,8 @@
 """Remembers everything, in PostgreSQL.
 
 server      the embedded PostgreSQL of this machine's user, shared by its processes
-postmaster  one data folder's server: find, start, stop
+postmaster  one data folder's server: join, start, stop
+occupancy   whether a server lives on a data folder, in whatever container
 programs    PostgreSQL's programs, which come in a wheel
 database    connections to it or to a given server, and its schema
 tables      the tables

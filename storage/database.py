@@ -4,7 +4,7 @@ Every process keeps few connections. Nothing waits for ever: connecting, a lock,
 statement and a forgotten transaction all have a time limit.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,18 @@ from typing import Any
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, Connection, Engine, create_engine, inspect, make_url, text
+from psycopg2 import OperationalError
+from sqlalchemy import (
+    URL,
+    Connection,
+    Dialect,
+    Engine,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    text,
+)
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
@@ -48,10 +59,12 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
 UNDEFINED_TABLE = "42P01"  # PostgreSQL's error code
 
 
-def connect(url: str) -> Engine:
+def connect(url: str, revive: Callable[[], bool] | None = None) -> Engine:
     """Return an engine for the server at `url`, having connected once.
 
-    StorageUrlError if the URL cannot be used, StorageUnreachableError if no connection comes about.
+    Whenever a connection fails from now on, `revive` may start the server, and says whether to try
+    once more. StorageUrlError if the URL cannot be used, StorageUnreachableError if no connection
+    comes about.
     """
     parsed = _parse(url)
     options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
@@ -63,6 +76,8 @@ def connect(url: str) -> Engine:
         pool_recycle=1800,
         connect_args={**CONNECT_ARGUMENTS, "options": options},
     )
+    if revive is not None:
+        _revive_with(engine, revive)
     try:
         with engine.connect():
             return engine
@@ -195,6 +210,17 @@ def proposer_lock(engine: Engine, study_id: int) -> Iterator[Connection | None]:
             {"name": f"densitune proposer {study_id}"},
         )
         yield connection if taken else None
+
+
+def _revive_with(engine: Engine, revive: Callable[[], bool]) -> None:
+    @event.listens_for(engine, "do_connect")
+    def connect_twice(dialect: Dialect, _: object, arguments: Any, named: Any) -> Any:
+        try:
+            return dialect.connect(*arguments, **named)
+        except OperationalError:
+            if not revive():
+                raise
+        return dialect.connect(*arguments, **named)
 
 
 def _parse(url: str) -> URL:

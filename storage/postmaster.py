@@ -1,29 +1,39 @@
 """One data folder's PostgreSQL server: join it when it runs, start it, stop it.
 
+The server lives in its folder and knows no path: its working directory is the folder, and its
+socket is there. Whoever reaches the socket in a folder has that folder's server, however many
+names the folder has, and whatever it is moved to. Nobody outside signals the server: it is asked
+to end itself, for its process id is valid in its own container only.
+
 Callers hold a lock against other starters and stoppers (`storage.server`).
 """
 
 import os
-import platform
-import shlex
 import shutil
 import socket
-import tempfile
 import time
-from hashlib import sha256
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg2
 
 from storage.errors import StorageError
+from storage.occupancy import MARK, PID_FILE, occupation, occupied, refuse_other_host
 from storage.programs import VERSION, Account, let_pass, owner_of, run
 
 SUPERUSER = DATABASE = "postgres"
 PORT = 5432  # only a part of the socket's name: the server listens on no network
+SOCKET = f".s.PGSQL.{PORT}"
 SOCKET_PATH_BYTES = 103  # the shortest limit of the supported systems (macOS; Linux has 107)
+HERE = Path("/proc/self/cwd")  # the folder in which a process works, even after it was moved
 START_SECONDS = 60.0  # with the recovery after a crash
 STOP_SECONDS = 30.0
-PATIENCE_SECONDS = 2.0  # between a server's writing postmaster.pid and its listening
+SILENCE_SECONDS = 10.0  # without a socket: a server that starts, or whose last processes end
+
+END_YOURSELF = f"COPY (SELECT) TO PROGRAM 'read pid < {PID_FILE} && kill -INT $pid'"
+"""What the server is told; INT is a fast shutdown, which disconnects everybody."""
 
 
 def log_of(data: Path) -> Path:
@@ -31,119 +41,104 @@ def log_of(data: Path) -> Path:
     return data / "server.log"
 
 
-def join(data: Path) -> Path | None:
-    """Return the folder of the socket at which the server answers, or None if there is no server.
+@contextmanager
+def socket_folder(data: Path) -> Iterator[str]:
+    """Yield a path of the data folder that is fit for a socket, valid in this process.
 
-    Waits for a server that is starting or stopping. StorageError if one is there but not for us.
+    The folder's own path may be too long, or hold a comma, which separates hosts.
     """
-    deadline = time.monotonic() + START_SECONDS
-    while (folder := _listener(data)) is not None:
+    path = str(data)
+    if len(os.fsencode(data / SOCKET)) <= SOCKET_PATH_BYTES and "," not in path:
+        yield path
+        return
+    if not HERE.exists():
+        raise StorageError(
+            f"{data} has a comma or is too long for PostgreSQL's socket, which takes "
+            f"{SOCKET_PATH_BYTES} bytes; set DENSITUNE_HOME to another folder"
+        )
+    folder = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}"
+    finally:
+        os.close(folder)
+
+
+def join(data: Path) -> bool:
+    """Tell whether a server lives on the folder, as soon as it accepts connections.
+
+    Waits for one that is starting or stopping. StorageError if it does not answer, or not for us.
+    """
+    began = time.monotonic()
+    while occupied(data) or listening(data):
         try:
-            psycopg2.connect(
-                host=str(folder), port=PORT, user=SUPERUSER, dbname=DATABASE, connect_timeout=5
-            ).close()
+            with closing(_connect(data)) as connection:
+                _check_statement(connection, data)
         except psycopg2.OperationalError as error:
-            if time.monotonic() >= deadline:
+            refuse_other_host(data)
+            limit = START_SECONDS if listening(data) else SILENCE_SECONDS
+            if time.monotonic() - began >= limit:
                 raise StorageError(
-                    f"PostgreSQL at {folder} accepts no connection: {_last_line(str(error))}; its "
-                    f"log is {log_of(data)}"
+                    f"the PostgreSQL server of {data} runs and cannot be reached: "
+                    f"{_last_line(str(error))}; end the densitune commands that use it, in other "
+                    f"containers too, and try again; its log is {log_of(data)}"
                 ) from error
             time.sleep(0.1)
         else:
-            return folder
-    return None
+            return True
+    return False
 
 
-def start(data: Path) -> Path:
-    """Start the server, with a new data folder if there is none; return its socket's folder."""
-    _refuse_other_host(data)
+def start(data: Path) -> None:
+    """Start the server, with a new data folder if there is none."""
+    refuse_other_host(data)
+    if data.exists():
+        _check_version(data)
     owner = owner_of(data)
     if owner is not None:
-        let_pass(owner, data)
+        let_pass(owner)
     if not data.exists():
         _create(data, owner)
-    _check_version(data)
-    folder = _socket_folder(data, owner)
-    _host_note(data).write_text(_this_host())
     log = log_of(data)
-    options = f'-h "" -p {PORT} -k {shlex.quote(str(folder))} -c unix_socket_permissions=0700'
-    deadline = time.monotonic() + START_SECONDS
-    while True:
+    with occupation(data) as lock:
+        # Of a server that is gone, as nobody holds its lock. PostgreSQL would refuse to start if
+        # its process id belonged to another process by now, as it easily does in a container.
+        for remnant in (PID_FILE, f"{SOCKET}.lock"):
+            (data / remnant).unlink(missing_ok=True)
         written = log.stat().st_size if log.exists() else 0
         done = run(
-            "pg_ctl", "start", "-w", "-t", f"{START_SECONDS:.0f}", "-D", str(data), "-l", str(log),
-            "-o", options, owner=owner, seconds=START_SECONDS + 10,
+            "pg_ctl", "start", "-w", "-t", f"{START_SECONDS:.0f}", "-D", _seen_from(data),
+            "-l", log.name, "-o", f'-h "" -p {PORT} -k . -c unix_socket_permissions=0700',
+            owner=owner, seconds=START_SECONDS + 10, folder=data, keeps=(lock,),
         )  # fmt: skip
-        if done.returncode == 0:
-            return folder
+    if done.returncode != 0:
         complaint = log.read_bytes()[written:].decode(errors="replace") if log.exists() else ""
-        # Backends of a killed server take a moment to notice; until then they hold its memory.
-        if "shared memory block" not in complaint or time.monotonic() >= deadline:
-            reason = _last_line(complaint or done.stderr or done.stdout)
-            raise StorageError(f"PostgreSQL did not start: {reason}; its log is {log}")
-        time.sleep(0.2)
+        reason = _last_line(complaint or done.stderr or done.stdout)
+        raise StorageError(f"PostgreSQL did not start: {reason}; its log is {log}")
 
 
 def stop(data: Path) -> None:
-    """Stop the server if it runs, disconnecting whoever is left."""
-    if (data / "postmaster.pid").exists():
-        seconds = f"{STOP_SECONDS:.0f}"
-        run(
-            "pg_ctl", "stop", "-w", "-t", seconds, "-m", "fast", "-D", str(data),
-            owner=owner_of(data), seconds=STOP_SECONDS + 10,
-        )  # fmt: skip
-
-
-def was_killed(data: Path) -> bool:
-    """Tell whether the server's process ended without shutting down; False if it is not ours."""
-    lock = data / "postmaster.pid"
+    """Stop the server if it runs, disconnecting whoever is left; one that is out of reach stays."""
     try:
-        pid, _ = _read(lock)
-        return lock.exists() and not (pid is not None and _exists(pid))
-    except PermissionError:
-        return False
-
-
-def _listener(data: Path) -> Path | None:
-    """Return the folder of the socket at which a server listens, None if there is no server.
-
-    Removes the lock files of a server that is gone. PostgreSQL would refuse to start if their
-    process id belonged to another process of ours by now, as it easily does in a container. A
-    server that lives all the same is still protected: its shared memory is in use, and the new one
-    refuses that.
-    """
-    lock = data / "postmaster.pid"
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while lock.exists():
-        pid, folder = _read(lock)
-        if folder is not None and _listening(folder):
-            return folder
-        if not _exists(pid) or time.monotonic() >= deadline:
-            _refuse_other_host(data)
-            lock.unlink(missing_ok=True)
-            if folder is not None:
-                Path(f"{_socket(folder)}.lock").unlink(missing_ok=True)
-            return None
+        connection = _connect(data)
+    except psycopg2.OperationalError:
+        return
+    # An error, for the end comes before the answer.
+    with suppress(psycopg2.Error), closing(connection), connection.cursor() as cursor:
+        connection.autocommit = True
+        _check_statement(connection, data)
+        cursor.execute(END_YOURSELF)
+    deadline = time.monotonic() + STOP_SECONDS
+    while occupied(data) and time.monotonic() < deadline:
         time.sleep(0.05)
-    return None
 
 
-def _read(lock: Path) -> tuple[int | None, Path | None]:
-    """Return process id and socket folder from `postmaster.pid`, None for what is not there."""
-    try:
-        lines = lock.read_text().splitlines()
-        pid = int(lines[0])
-    except (FileNotFoundError, ValueError, IndexError):  # gone just now, or cut off by a crash
-        return None, None
-    return pid, Path(lines[4]) if len(lines) > 4 and lines[4] else None
-
-
-def _listening(folder: Path) -> bool:
+def listening(data: Path) -> bool:
     """Tell whether anyone accepts connections at the socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(5)
         try:
-            probe.connect(str(_socket(folder)))
+            with socket_folder(data) as folder:
+                probe.connect(f"{folder}/{SOCKET}")
         except (FileNotFoundError, ConnectionRefusedError):
             return False
         except (TimeoutError, BlockingIOError):
@@ -151,48 +146,38 @@ def _listening(folder: Path) -> bool:
     return True
 
 
-def _socket(folder: Path) -> Path:
-    return folder / f".s.PGSQL.{PORT}"
-
-
-def _exists(pid: int | None) -> bool:
-    """Tell whether there may be a process with this id, whoever it is."""
-    if pid is None:
-        return True
+def was_killed(data: Path) -> bool:
+    """Tell whether the server's process ended without shutting down; False if it is not ours."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
+        return (data / PID_FILE).exists() and not occupied(data)
     except PermissionError:
-        return True
-    return True
+        return False
 
 
-def _host_note(data: Path) -> Path:
-    return data.with_name(f"{data.name}.host")
-
-
-def _this_host() -> str:
-    """Return host name and, where there is one, the id of this boot: equal in all containers."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    return f"{platform.node()} {boot.read_text().strip() if boot.exists() else ''}"
-
-
-def _refuse_other_host(data: Path) -> None:
-    """Raise StorageError if the server may be running on another host that shares the folder.
-
-    Its process and memory cannot be seen from here, and two servers would ruin the data.
-    """
-    pid = data / "postmaster.pid"
-    if not (pid.exists() and _host_note(data).exists()):
-        return
-    host, _, boot = _host_note(data).read_text().partition(" ")
-    here, _, this_boot = _this_host().partition(" ")
-    if host != here and (not boot or boot != this_boot):
-        raise StorageError(
-            f"the database in {data} is in use on host {host}; name a server that both hosts reach "
-            f"with --storage, or, if no densitune runs on {host}, remove {pid}"
+def _connect(data: Path) -> Any:
+    with socket_folder(data) as host:
+        return psycopg2.connect(
+            host=host, port=PORT, user=SUPERUSER, dbname=DATABASE, connect_timeout=5
         )
+
+
+def _check_statement(connection: Any, data: Path) -> None:
+    """Raise StorageError unless the server says that it serves this folder."""
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW data_directory")
+        told = Path(cursor.fetchone()[0])
+    if told == HERE:
+        return  # where it works, and so where its socket is
+    if not (told.exists() and told.samefile(data)):
+        raise StorageError(
+            f"the PostgreSQL server that answers in {data} says that it serves {told}; if that was "
+            f"moved, move it back, and stop the server: pg_ctl stop -D {told}"
+        )
+
+
+def _seen_from(folder: Path) -> str:
+    """Return what a program that works in the folder shall call it."""
+    return str(HERE if HERE.exists() else folder)
 
 
 def _create(data: Path, owner: Account | None) -> None:
@@ -203,19 +188,22 @@ def _create(data: Path, owner: Account | None) -> None:
     if owner is not None:
         os.chown(begun, *owner)
     done = run(
-        "initdb", "-D", str(begun), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8",
-        "--no-locale", owner=owner, seconds=START_SECONDS,
+        "initdb", "-D", _seen_from(begun), "-U", SUPERUSER, "--auth=trust", "--encoding=UTF8",
+        "--no-locale", owner=owner, seconds=START_SECONDS, folder=begun,
     )  # fmt: skip
     if done.returncode != 0:
         reason = _last_line(done.stderr or done.stdout)
-        raise StorageError(f"PostgreSQL could not make its data folder {begun}: {reason}")
+        raise StorageError(
+            f"PostgreSQL could not make its data folder {begun}: {reason}; mend that, or name a "
+            "server with --storage"
+        )
     begun.rename(data)
 
 
 def _check_version(data: Path) -> None:
     """Raise StorageError unless the data folder is of our PostgreSQL version."""
     try:
-        version = (data / "PG_VERSION").read_text().strip()
+        version = (data / MARK).read_text().strip()
     except FileNotFoundError:
         version = "none"
     if version != str(VERSION):
@@ -223,33 +211,6 @@ def _check_version(data: Path) -> None:
             f"{data} is not a data folder of PostgreSQL {VERSION} (version found: {version}); move "
             "it away, or set DENSITUNE_HOME to another folder"
         )
-
-
-def _socket_folder(data: Path, owner: Account | None) -> Path:
-    """Return where to put the socket: the data folder, or a private one if its path is too long.
-
-    Only the server's user may enter either: whoever reaches the socket is the superuser.
-    """
-    # The server takes a list of folders, separated by commas.
-    if len(os.fsencode(_socket(data))) <= SOCKET_PATH_BYTES and "," not in str(data):
-        return data
-    name = f"densitune-{sha256(os.fsencode(data)).hexdigest()[:12]}"
-    folder = Path(tempfile.gettempdir()) / name
-    if not folder.exists():
-        folder.mkdir(mode=0o700)
-        if owner is not None:
-            os.chown(folder, *owner)
-    status = folder.lstat()
-    if (
-        status.st_uid != (owner[0] if owner else os.geteuid())
-        or status.st_mode & 0o077
-        or folder.is_symlink()
-    ):
-        raise StorageError(
-            f"{folder}, where PostgreSQL's socket has to go, is open to other users; remove it, or "
-            "set DENSITUNE_HOME to a shorter path"
-        )
-    return folder
 
 
 def _last_line(text: str) -> str:

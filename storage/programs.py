@@ -22,15 +22,22 @@ Account = tuple[int, int]
 
 
 def run(
-    program: str, *arguments: str, owner: Account | None, seconds: float
+    program: str,
+    *arguments: str,
+    owner: Account | None,
+    seconds: float,
+    folder: Path = Path("/"),
+    keeps: tuple[int, ...] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of PostgreSQL's programs as `owner`, out of reach of the terminal's Ctrl-C."""
-    # PG* variables are meant for other servers, and messages are searched in English.
-    environment = {name: v for name, v in os.environ.items() if not name.startswith("PG")}
+    """Run one of PostgreSQL's programs in `folder` as `owner`, out of reach of Ctrl-C.
+
+    It inherits the descriptors `keeps`.
+    """
     return subprocess.run(
         [str(_folder() / program), *arguments],
-        env=environment | {"LC_ALL": "C"},
-        cwd="/",
+        env=dict(os.environ) | {"LC_ALL": "C"},  # messages are searched in English
+        cwd=folder,
+        pass_fds=keeps,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -43,6 +50,16 @@ def run(
     )
 
 
+def ignore_environment() -> None:
+    """Take the PG* variables out of this process's environment: they are meant for other servers.
+
+    The driver reads them wherever a connection leaves something open, and some cannot be answered
+    by a connection's own parameters (PGSERVICE).
+    """
+    for name in [name for name in os.environ if name.startswith("PG")]:
+        del os.environ[name]
+
+
 def owner_of(data: Path) -> Account | None:
     """Return who has to run the server, or None for ourselves.
 
@@ -52,6 +69,11 @@ def owner_of(data: Path) -> Account | None:
         return None
     if data.exists():
         status = data.stat()
+        if status.st_uid == 0:
+            raise StorageError(
+                f"{data} belongs to root, as whom PostgreSQL does not run; give it to another "
+                f"user: chown -R {SYSTEM_USER} {data}"
+            )
         return status.st_uid, status.st_gid
     with suppress(KeyError):
         return _account()
@@ -74,12 +96,13 @@ def _account() -> Account:
     return user.pw_uid, user.pw_gid
 
 
-def let_pass(owner: Account, data: Path) -> None:
-    """Let another user pass (not read) the folders above the data and the programs.
+def let_pass(owner: Account, *paths: Path) -> None:
+    """Let another user pass (not read) the folders above the programs, and above further paths.
 
-    Under root's home, which is usually closed, it could reach neither.
+    Under root's home, which is usually closed, it could not reach them. Data need not be named: a
+    server starts in their folder.
     """
-    for folder in {*data.parents, *_folder().parents}:
+    for folder in {parent for path in (_folder(), *paths) for parent in path.parents}:
         status = folder.stat()
         if status.st_uid != owner[0] and not status.st_mode & 0o001:
             folder.chmod(status.st_mode & 0o7777 | 0o001)

@@ -75,6 +75,12 @@ ALTER ROLE densitune PASSWORD '${word//\'/\'\'}';
 END
 }
 
+# A copy of a folder in use names the original's server, which is not to be touched.
+check_own() {
+    [ ! -e "$data/postmaster.pid" ] || [ "$(sed -n 2p "$data/postmaster.pid")" -ef "$data" ] ||
+        fail "$data was copied or moved while its server ran; stop that one, and remove $data/postmaster.pid"
+}
+
 start() {
     local tls=off query=
     if [ -e "$folder/server.crt" ]; then
@@ -84,6 +90,7 @@ start() {
     if [ -e "$data/postmaster.pid" ] && [ "$(<"$folder/host")" != "$(hostname)" ]; then
         fail "$data is in use on $(<"$folder/host"); stop it there, two servers would ruin the data"
     fi
+    check_own
     hostname >"$folder/host"
     [ -e "$shared/password" ] ||
         head -c 24 /dev/urandom | od -An -v -tx1 | tr -d ' \n' >"$shared/password"
@@ -98,6 +105,11 @@ start() {
     echo "export DENSITUNE_STORAGE_PASSWORD_FILE='$shared/password'"
 }
 
+# They are meant for other servers: psql would follow PGHOSTADDR, with the password that grant sets.
+for name in "${!PG@}"; do
+    [ "$name" = PG_BIN ] || unset "$name"
+done
+
 [ $# -eq 2 ] || fail "usage: postgres.sh start|stop FOLDER"
 folder=$(realpath -m "$2")
 shared=$(realpath -m "${SHARED:-$HOME/.densitune}")
@@ -109,6 +121,6 @@ bin=${PG_BIN:-$(programs)}
 
 case $1 in
     start) start ;;
-    stop) "$bin/pg_ctl" stop -m fast -D "$data" >&2 ;;
+    stop) check_own && "$bin/pg_ctl" stop -m fast -D "$data" >&2 ;;
     *) fail "usage: postgres.sh start|stop FOLDER" ;;
 esac

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 from optimizer import snapshot
 from optimizer.cli import doctor_checks
 from optimizer.cli.doctor_checks import Diagnosis
-from storage import inspection, postmaster, server, studies
+from storage import inspection, server, studies
 from storage.retry import first_line
 from storage.studies import Study
 from workers.service import spool
@@ -32,10 +32,9 @@ ABANDONED_SECONDS = 3600.0
 
 def embedded(home: Path) -> Iterator[Diagnosis]:
     """Tell whether the embedded server was killed; to be asked before anybody starts it again."""
-    data = server.data_folder(home)
-    if postmaster.was_killed(data):
+    if server.was_killed(home):
         yield Diagnosis(
-            where=str(data),
+            where=str(server.data_folder(home)),
             what="the embedded PostgreSQL was not shut down",
             remedy="it was started again and has recovered",
             note=True,

@@ -6,6 +6,7 @@ DENSITUNE_STORAGE_PASSWORD_FILE  file with the password that the URL leaves out
 """
 
 import os
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import Engine
@@ -15,12 +16,21 @@ from storage import database, server
 
 
 def home() -> Path:
-    """Return the folder where densitune keeps what it needs between runs."""
+    """Return the folder where densitune keeps what it needs between runs.
+
+    UsageError if this user has no home to which it is relative.
+    """
     folder = os.environ.get("DENSITUNE_HOME")
-    if folder:
-        return Path(folder).expanduser().resolve()
     data = os.environ.get("XDG_DATA_HOME") or "~/.local/share"
-    return Path(data).expanduser().resolve() / "densitune"
+    try:
+        if folder:
+            return Path(folder).expanduser().resolve()
+        return Path(data).expanduser().resolve() / "densitune"
+    except RuntimeError as error:  # nobody has such a home
+        raise UsageError(
+            f"the folder {folder or data} cannot be found: {error}; set DENSITUNE_HOME to a folder "
+            "by its full path, or name a server with --storage"
+        ) from error
 
 
 def open_storage(url: str | None) -> Engine:
@@ -33,10 +43,12 @@ def open_storage(url: str | None) -> Engine:
 def connect(url: str | None) -> Engine:
     """Connect to the server at a URL, or to the embedded one; the schema stays as it is.
 
-    The embedded server is started if nobody has, and stopped with its last user.
+    The embedded server is started if nobody has, again if it is killed, and stopped with its last
+    user.
     """
     if url is None:
-        return database.connect(server.embedded_url(home()))
+        folder = home()
+        return database.connect(server.embedded_url(folder), partial(server.revive, folder))
     password = _password()
     return database.connect(url if password is None else database.with_password(url, password))
 

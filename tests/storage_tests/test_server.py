@@ -1,130 +1,18 @@
 """The embedded server: shared, found again after a crash, gone with its last user."""
 
-import fcntl
 import os
 import signal
 import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
 
 import psycopg2
 import pytest
 from sqlalchemy import make_url
+from support.servers import Join, in_use, postmaster
 
 from storage.errors import StorageError
 from storage.server import embedded_url
-
-USER = """
-import os, subprocess, sys
-from pathlib import Path
-from storage.server import embedded_url, release
-print(embedded_url(Path(sys.argv[1])), flush=True)
-for line in sys.stdin:
-    exec(line)
-    print("done", flush=True)
-"""
-
-
-class User:
-    """A process that uses the server in `home`, does what it is told, and leaves in good order."""
-
-    def __init__(self, home: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", USER, str(home)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    @property
-    def input(self) -> IO[str]:
-        assert self.process.stdin is not None
-        return self.process.stdin
-
-    def read(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def do(self, line: str) -> None:
-        self.input.write(line + "\n")
-        self.input.flush()
-        assert self.read() == "done"
-
-    def leave(self) -> None:
-        self.process.communicate(timeout=60)
-        assert self.process.returncode == 0
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.communicate(timeout=60)
-
-
-Join = Callable[[Path], User]
-
-
-def postmaster(home: Path) -> int | None:
-    """The process id of a server that accepts connections, by its own account."""
-    folder = home / "postgresql"
-    try:
-        connection = psycopg2.connect(host=str(folder), user="postgres", dbname="postgres")
-    except psycopg2.OperationalError:
-        return None
-    connection.close()
-    return int((folder / "postmaster.pid").read_text().splitlines()[0])
-
-
-def in_use(home: Path) -> bool:
-    with (home / "postgresql.users").open("r+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    """An empty folder with a short path that other test runs leave alone."""
-    with tempfile.TemporaryDirectory(prefix="dt-") as name:
-        yield Path(name)
-
-
-@pytest.fixture(scope="module")
-def made() -> Iterator[Path]:
-    """A home with a data folder, for making one takes most of a start's time."""
-    with tempfile.TemporaryDirectory(prefix="dt-") as name:
-        first = User(Path(name))
-        first.read()
-        first.leave()
-        yield Path(name)
-
-
-@pytest.fixture
-def home(made: Path) -> Iterator[Path]:
-    assert postmaster(made) is None
-    yield made
-    last = User(made)  # stops the server that a failed test leaves behind
-    last.read()
-    last.leave()
-
-
-@pytest.fixture
-def join() -> Iterator[Join]:
-    """Start a user of the server in a home; killed at the end if it is still there."""
-    users: list[User] = []
-
-    def start(home: Path) -> User:
-        users.append(User(home))
-        return users[-1]
-
-    yield start
-    for user in users:
-        if user.process.poll() is None:
-            user.kill()
 
 
 def test_last_of_two_processes_stops_the_server(home: Path, join: Join) -> None:
@@ -172,6 +60,24 @@ def test_killed_server_is_started_again_with_its_data(home: Path, join: Join) ->
         cursor.execute("DROP TABLE remembered")
     connection.close()
     user.leave()
+    assert postmaster(home) is None
+
+
+def test_whoever_needs_a_killed_server_starts_it_again(home: Path, join: Join) -> None:
+    users = [join(home), join(home)]
+    for user in users:
+        user.read()
+        user.do("from functools import partial; from sqlalchemy import text")
+        user.do("from storage import database, server")
+        user.do("engine = database.connect(embedded_url(home), partial(server.revive, home))")
+    killed = postmaster(home)
+    assert killed is not None
+    os.kill(killed, signal.SIGKILL)
+    for user in users:
+        user.do("engine.connect().scalar(text('SELECT 1'))")
+    assert postmaster(home) not in (None, killed)
+    for user in users:
+        user.leave()
     assert postmaster(home) is None
 
 
@@ -240,13 +146,11 @@ def test_interrupted_first_start_and_long_path(folder: Path, join: Join) -> None
     home = folder / ("long" * 30)
     (home / "postgresql.new" / "base").mkdir(parents=True)  # initdb was killed
     user = join(home)
-    sockets = Path(str(make_url(user.read()).query["host"]))
-    assert sockets != home / "postgresql"
-    assert sockets.stat().st_mode & 0o077 == 0
-    psycopg2.connect(host=str(sockets), user="postgres", dbname="postgres").close()
+    assert make_url(user.read()).query["host"] != str(home / "postgresql")
+    user.do("from storage.database import connect; connect(embedded_url(Path(sys.argv[1])))")
+    assert (home / "postgresql" / ".s.PGSQL.5432").exists()
     user.leave()
-    assert not (sockets / ".s.PGSQL.5432").exists()
-    sockets.rmdir()
+    assert not (home / "postgresql" / ".s.PGSQL.5432").exists()
 
 
 def test_unusable_home_is_one_line(folder: Path) -> None:

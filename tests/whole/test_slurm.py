@@ -12,7 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -340,6 +340,33 @@ def test_second_start_finds_the_server_and_changes_nothing(course: Course) -> No
     again = course.server.start()
     assert f"export DENSITUNE_STORAGE='{course.server.url}'" in again
     assert pid.read_text() == before
+
+
+@pytest.mark.slow
+def test_a_copy_of_the_servers_folder_does_not_touch_the_original(course: Course) -> None:
+    original = course.server.folder
+    copied = original.with_name("copy")
+    subprocess.run(["cp", "-a", original, copied], check=True)
+    for verb in ("start", "stop"):
+        done = subprocess.run(
+            ["bash", RECIPE, verb, copied],
+            env=course.server.environment,
+            user=course.server.owner[0] if course.server.owner else None,
+            cwd="/",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 2
+        assert "was copied or moved while its server ran" in done.stderr
+    assert course.query("SELECT 1") == [(1,)]
+
+
+@pytest.mark.slow
+def test_variables_for_other_servers_do_not_reach_the_recipe(course: Course) -> None:
+    diverted = {"PGHOSTADDR": "192.0.2.1", "PGOPTIONS": "--nonsense", "PGSERVICE": "other"}
+    server = replace(course.server, environment={**course.server.environment, **diverted})
+    assert f"export DENSITUNE_STORAGE='{server.url}'" in server.start()
 
 
 @pytest.mark.slow

@@ -95,9 +95,9 @@ def _is_at_home(data: Path) -> bool:
     Finds servers that somebody else started, which hold no lock, if their processes can be seen.
     """
     try:
-        pid = int((data / PID_FILE).read_text().splitlines()[0])
-        return os.path.samestat(os.stat(f"/proc/{pid}/cwd"), data.stat())
-    except (OSError, ValueError, IndexError):  # no such file or process; cut off by a crash
+        pid, _, _ = (data / PID_FILE).read_text().partition("\n")
+        return os.path.samestat(os.stat(f"/proc/{int(pid)}/cwd"), data.stat())
+    except (OSError, ValueError):  # no such file or process; cut off by a crash
         return False
 
 

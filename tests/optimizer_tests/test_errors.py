@@ -10,13 +10,13 @@ from pathlib import Path
 import psycopg2
 import pytest
 from sqlalchemy.exc import OperationalError
+from support.checkout import ROOT
 
 from optimizer import errors
 from optimizer.cli import main
 from storage.errors import StorageError
 from storage.retry import first_line
 
-ROOT = Path(__file__).parent.parent
 PACKAGES = ("densitune", "optimizer", "workers", "storage")
 SOURCES = [
     path.relative_to(ROOT)

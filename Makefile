@@ -9,7 +9,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
 
-test: $(VENV)/installed-test  ## the whole test suite
+test: $(VENV)/installed-test  ## all tests but the long ones
 	$(BIN)/pytest -n 2
 
 # A CPU without AVX-512 takes other kernels, and sees its memory checked: mallopt(3), M_CHECK_ACTION.

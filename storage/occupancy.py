@@ -4,7 +4,8 @@ A server holds an exclusive `flock` on the folder's file PG_VERSION: it inherits
 whoever started it, and so do all its processes. The kernel keeps the lock until the last of them
 has ended, by the file itself and not by its path, and shows it in every container of the host. A
 copy of the folder has a file of its own, which nobody holds. Process ids, paths and the reach of a
-socket differ from one container to the next, so nothing is concluded from them.
+socket differ from one container to the next, so nothing is concluded from them
+alone.
 """
 
 import fcntl

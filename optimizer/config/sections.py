@@ -82,7 +82,7 @@ class DenoisingData(Section):
 
 
 class Cifar100Data(ClassificationData):
-    """CIFAR-100, read through torchvision."""
+    """CIFAR-100; torchvision downloads it, and densitune reads it."""
 
     has_test: ClassVar[bool] = True
 

@@ -60,7 +60,7 @@ def cpu_model() -> str:
 def precision(asked: Literal["auto", Precision], device: torch.device) -> Precision:
     """Return the precision to train with: what was asked for, or what a device is fast with.
 
-    A GPU is from compute capability 8.0 on, a CPU with AVX-512 BF16 or AMX (docs/performance.md).
+    A GPU is from compute capability 8.0 on, a CPU with AVX-512 BF16 or AMX (docs/method.md).
     """
     if asked != "auto":
         return asked
@@ -87,7 +87,7 @@ def _adds_in_float32(device: torch.device) -> bool:
     """Tell whether products of bfloat16 numbers are added up in float32 on a device.
 
     oneDNN does so from AVX-512 on. Without it torch falls back to kernels that add the gradients of
-    a batch up in bfloat16, which is 2 to 5 % off for batches of 64 to 256 (docs/performance.md).
+    a batch up in bfloat16, 1.5 to 5 % off for batches of 64 to 256 (docs/decisions.md).
     """
     if device.type != "cpu":
         return True

@@ -123,14 +123,15 @@ from workers.networks import proxies
 from workers.networks.pointwise import make_exact
 
 torch.set_num_threads(int(sys.argv[1]))
+torch.manual_seed(0)
 
 
-def check(module, images, case):
+def check(module, images, case, rounding=1e-6):
     exact = gradients_of(module, images, torch.float64)
     terms = gradients_of(module, images, torch.float64, magnitude=True)
     make_exact(module)
     for one, other, scale in zip(gradients_of(module, images, torch.float32), exact, terms):
-        assert (one - other).norm() < 1e-6 * scale.norm(), (case, (one - other).norm())
+        assert (one - other).norm() < rounding * scale.norm(), (case, (one - other).norm())
 
 
 for dimensions, stride, channels, out, groups in itertools.product(
@@ -151,7 +152,8 @@ for width in (4, 5, 6, 7, 8, 16):
     proxy = proxies.Proxy("resnet", width, 8, (3,), 3, 10)
     network = proxies.build(proxy, {3: (0.6,)}, init="library", seed=width).eval()
     images = torch.randn(16, 3, 32, 32).to(memory_format=torch.channels_last)
-    check(network.to(memory_format=torch.channels_last), images, width)
+    # Rounding adds up over ten layers, and turns a ReLU now and then; a wrong gradient is 1e-3 off.
+    check(network.to(memory_format=torch.channels_last), images, width, rounding=2e-5)
 print("exact")
 """
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from optimizer.arms import Precision
-from optimizer.config import sections
+from optimizer.config import tasks
 from optimizer.config.study_file import StudyConfig
 from workers.data import cifar100, div2k, folder, photos
 from workers.data.bank import Bank
@@ -27,9 +27,7 @@ class Bench:
     device: torch.device
 
 
-def bank(
-    data: sections.Data, home: Path, progress: Callable[[int, int], None] | None = None
-) -> Bank:
+def bank(data: tasks.Data, home: Path, progress: Callable[[int, int], None] | None = None) -> Bank:
     """Return the prepared images of a task, downloading and decoding what is not there yet.
 
     `progress` is called with the bytes done and the bytes in all of a download. UsageError if the
@@ -37,7 +35,7 @@ def bank(
     """
     cache, datasets = home / "cache", home / "data"
     match data:
-        case sections.Cifar100Data():
+        case tasks.Cifar100Data():
             return cifar100.load(
                 data.folder or datasets,
                 download=data.download,
@@ -46,7 +44,7 @@ def bank(
                 validation=data.validation,
                 cache=cache,
             )
-        case sections.Div2kData():
+        case tasks.Div2kData():
             return div2k.load(
                 data.folder or datasets,
                 download=data.download,
@@ -55,11 +53,11 @@ def bank(
                 cache=cache,
                 progress=progress,
             )
-        case sections.PhotosData():
+        case tasks.PhotosData():
             return photos.load(_plan(data), cache)
-        case sections.FolderPhotographs():
+        case tasks.FolderPhotographs():
             return folder.load_photographs(data.folder, _plan(data), cache, data.test)
-        case sections.FolderClasses():
+        case tasks.FolderClasses():
             return folder.load_classes(
                 data.folder,
                 color=data.color,
@@ -72,7 +70,7 @@ def bank(
 
 def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
     """Return the study's task with its data on a device."""
-    if isinstance(config.data, sections.DenoisingData):
+    if isinstance(config.data, tasks.DenoisingData):
         return Denoising(prepared, device, config.data.sigma)
     return Classification(prepared, device)
 
@@ -84,7 +82,7 @@ def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:
     """
     chosen = task(config, prepared, torch.device("cpu"))
     scores = {config.floor_name: chosen.floor()}
-    if isinstance(config.data, sections.DenoisingData):
+    if isinstance(config.data, tasks.DenoisingData):
         sigma = config.data.sigma
         scores["linear 3 x 3 filter"] = baselines.linear_filter(chosen, prepared, sigma)
     else:
@@ -112,7 +110,7 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
     )
 
 
-def _plan(data: sections.DenoisingData) -> PatchPlan:
+def _plan(data: tasks.DenoisingData) -> PatchPlan:
     return PatchPlan(
         color=data.color,
         size=data.patch,

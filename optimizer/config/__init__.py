@@ -1,8 +1,11 @@
 """A study's configuration.
 
 study_file   a study's YAML file, validated
+section      what all its sections have in common
 sections     its sections, one model each
+tasks        the section on the data: one model for each task
 choices      what some of their keys may say
+agreement    whether its sections fit together
 changes      what differs between two configurations
 problems     what is wrong with a file, in one line
 documents    one reader for documents from anywhere, and its limits

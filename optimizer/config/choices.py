@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+Goal = Literal["classification", "denoising"]
 Color = Literal["gray", "rgb"]
 LabelKind = Literal["fine", "coarse"]
 """CIFAR-100's 100 classes, or the 20 groups of them."""

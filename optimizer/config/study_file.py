@@ -7,7 +7,7 @@ the study, so that a worker needs nothing but the study's name.
 import os
 import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
@@ -16,18 +16,10 @@ from densitune import density
 from densitune.density import Densities
 from optimizer import design
 from optimizer.arms import Init
-from optimizer.config import documents, problems, strict_yaml
-from optimizer.config.sections import (
-    DATA_BY_TAG,
-    TASKS,
-    Box,
-    Confirm,
-    Data,
-    ProxyShape,
-    Search,
-    Section,
-    Training,
-)
+from optimizer.config import agreement, documents, problems, strict_yaml
+from optimizer.config.section import Section, Unit
+from optimizer.config.sections import Box, Confirm, ProxyShape, Search, Training
+from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data
 from optimizer.errors import UsageError
 
 FRESH = 1_000_000_000
@@ -47,14 +39,25 @@ class StudyConfig(Section):
     """One study."""
 
     name: str
+    """What the study is called in commands and in the database: 1 to 63 of `A-Z a-z 0-9 . _ -`."""
     data: Data
+    """What is trained on."""
     proxy: ProxyShape
-    kernel_size: tuple[int, ...]
+    """The network."""
+    kernel_size: Annotated[tuple[int, ...], Unit("pixels")]
+    """Odd, from 3 to 31: the side of every kernel larger than 1; or a list, which the proxy's
+    stages take in turn."""
     density: Box = Box()
+    """Where densities are searched."""
     init: Init = "library"
+    """How initial weights are drawn: as the authors' layer does, or compensated, at identity's
+    scale."""
     training: Training
+    """The recipe."""
     search: Search
+    """How many densities are tried, and how."""
     confirm: Confirm = Confirm()
+    """How finalists are confirmed."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,15 +100,17 @@ class StudyConfig(Section):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        _check_kernel_sizes(self.kernel_size, self.proxy)
-        _check_included(self)
+        agreement.check_kernel_sizes(self.kernel_size, self.proxy)
+        agreement.check_included(self.density.include, self.included, self.kernel_size)
         if self.proxy.goal != self.data.goal:
             raise ValueError(
                 f"proxy.family {self.proxy.family} is for {self.proxy.goal}, but task "
                 f"{self.data.task} is {self.data.goal}; take "
                 f"{'vgg or resnet' if self.data.goal == 'classification' else 'dncnn or nafnet'}"
             )
-        _check_search(self)
+        agreement.check_search(
+            self.search, self.training.budget, len(self.anchors), self.dimensions
+        )
         return self
 
     @property
@@ -172,81 +177,6 @@ class StudyConfig(Section):
     def document(self) -> dict[str, Any]:
         """Return the form that is stored and compared: plain JSON values."""
         return self.model_dump(mode="json")
-
-
-def check_kernel_size(k: int) -> None:
-    """Raise ValueError if no study may have this kernel size: memory grows with its square."""
-    if not 3 <= k <= 31 or k % 2 == 0:
-        raise ValueError(
-            f"kernel_size {k} is not an odd size from 3 to 31; the nearest is "
-            f"{min(max(3, k - 1 + k % 2), 31)}"
-        )
-
-
-def _check_kernel_sizes(sizes: tuple[int, ...], proxy: ProxyShape) -> None:
-    for k in sizes:
-        check_kernel_size(k)
-    if not sizes or len(set(sizes)) != len(sizes):
-        raise ValueError(f"kernel_size {list(sizes)} must name at least one size, each once")
-    if len(sizes) > proxy.stages:
-        raise ValueError(
-            f"kernel_size names {len(sizes)} sizes, but a {proxy.family} of depth {proxy.depth} "
-            f"has {proxy.stages} stages to take them; name at most {proxy.stages}"
-        )
-
-
-def _check_included(config: StudyConfig) -> None:
-    sizes = list(config.kernel_size)
-    for number, values in enumerate(config.density.include):
-        if isinstance(values, tuple) and len(sizes) > 1:
-            raise ValueError(
-                f"density.include[{number}] is {list(values)}, but the study has the kernel sizes "
-                f"{sizes}; write {{size: [values], ...}} with each of them"
-            )
-    for number, densities in enumerate(config.included):
-        if sorted(densities) != sorted(sizes):
-            raise ValueError(
-                f"density.include[{number}] names the kernel sizes {sorted(densities)}; "
-                f"the study has {sizes}"
-            )
-        for k, den in densities.items():
-            try:
-                density.validate(den, k)
-            except ValueError as error:
-                raise ValueError(f"density.include[{number}]: {error}") from error
-
-
-def _check_search(config: StudyConfig) -> None:
-    search, budget = config.search, config.training.budget
-    if list(search.rungs) != sorted(set(search.rungs)) or any(r >= budget for r in search.rungs):
-        raise ValueError(
-            f"search.rungs {list(search.rungs)} must rise and stay below training.budget {budget}"
-        )
-    first = len(config.anchors)
-    if search.trials < first:
-        raise ValueError(
-            f"search.trials {search.trials} is below {first}: identity, the published densities of "
-            f"this kernel size and density.include are trained first"
-        )
-    if search.sampler == "cmaes" and config.dimensions < 2:
-        raise ValueError(
-            "search.sampler cmaes needs at least two values to search and kernel size 3 has one; "
-            "take tpe, gp or auto"
-        )
-    if search.sampler == "grid":
-        _check_grid(search.trials, first, config.dimensions)
-
-
-def _check_grid(trials: int, first: int, dimensions: int) -> None:
-    """Check that a grid of at least two levels is full after the first trials."""
-    levels = design.grid_levels(trials - first, dimensions)
-    if levels >= 2 and first + levels**dimensions == trials:
-        return
-    nearest = [first + n**dimensions for n in (levels, levels + 1) if n >= 2]
-    raise ValueError(
-        f"search.trials {trials} does not fill a grid of {dimensions} values after the first "
-        f"{first} trials; take {' or '.join(map(str, nearest or [first + 2**dimensions]))}"
-    )
 
 
 def load(path: Path) -> StudyConfig:

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_vali
 from densitune import density
 from densitune.density import Densities
 from optimizer.config import documents, problems
-from optimizer.config.study_file import check_kernel_size
+from optimizer.config.agreement import check_kernel_size
 from optimizer.errors import UsageError
 from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
 

@@ -16,7 +16,7 @@ from support.stations import Station, contents, make_bench, make_config, without
 
 from densitune.weighted_conv import WeightedConv2d
 from optimizer.arms import Arm
-from optimizer.config.sections import FolderPhotographs
+from optimizer.config.tasks import FolderPhotographs
 from storage import jobs, roster, studies, trials
 from workers import preparation
 from workers.networks import proxies

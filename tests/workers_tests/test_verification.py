@@ -24,7 +24,7 @@ from densitune.weighted_conv import WeightedConv2d
 from optimizer.arms import Arm
 from optimizer.cli import main
 from optimizer.config import study_file
-from optimizer.config.sections import FolderPhotographs
+from optimizer.config.tasks import FolderPhotographs
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports, reruns
 from optimizer.presets.document import Preset

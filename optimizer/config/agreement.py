@@ -1,0 +1,85 @@
+"""Whether the sections of a study's configuration fit together; ValueError in one line if not."""
+
+from collections.abc import Collection, Sequence
+
+from densitune import density
+from densitune.density import Densities
+from optimizer import design
+from optimizer.config.sections import Included, ProxyShape, Search
+
+
+def check_kernel_size(k: int) -> None:
+    """Raise ValueError if no study may have this kernel size: memory grows with its square."""
+    if not 3 <= k <= 31 or k % 2 == 0:
+        raise ValueError(
+            f"kernel_size {k} is not an odd size from 3 to 31; the nearest is "
+            f"{min(max(3, k - 1 + k % 2), 31)}"
+        )
+
+
+def check_kernel_sizes(sizes: tuple[int, ...], proxy: ProxyShape) -> None:
+    """Check that a study may have these kernel sizes and its proxy has stages to take them."""
+    for k in sizes:
+        check_kernel_size(k)
+    if not sizes or len(set(sizes)) != len(sizes):
+        raise ValueError(f"kernel_size {list(sizes)} must name at least one size, each once")
+    if len(sizes) > proxy.stages:
+        raise ValueError(
+            f"kernel_size names {len(sizes)} sizes, but a {proxy.family} of depth {proxy.depth} "
+            f"has {proxy.stages} stages to take them; name at most {proxy.stages}"
+        )
+
+
+def check_included(
+    written: Sequence[Included], included: Sequence[Densities], sizes: Collection[int]
+) -> None:
+    """Check that the densities of density.include, as written and by size, are some of a study."""
+    for number, values in enumerate(written):
+        if isinstance(values, tuple) and len(sizes) > 1:
+            raise ValueError(
+                f"density.include[{number}] is {list(values)}, but the study has the kernel sizes "
+                f"{list(sizes)}; write {{size: [values], ...}} with each of them"
+            )
+    for number, densities in enumerate(included):
+        if sorted(densities) != sorted(sizes):
+            raise ValueError(
+                f"density.include[{number}] names the kernel sizes {sorted(densities)}; "
+                f"the study has {list(sizes)}"
+            )
+        for k, den in densities.items():
+            try:
+                density.validate(den, k)
+            except ValueError as error:
+                raise ValueError(f"density.include[{number}]: {error}") from error
+
+
+def check_search(search: Search, budget: int, anchors: int, dimensions: int) -> None:
+    """Check rungs and trials against the budget, the trials that come first and the sampler."""
+    if list(search.rungs) != sorted(set(search.rungs)) or any(r >= budget for r in search.rungs):
+        raise ValueError(
+            f"search.rungs {list(search.rungs)} must rise and stay below training.budget {budget}"
+        )
+    if search.trials < anchors:
+        raise ValueError(
+            f"search.trials {search.trials} is below {anchors}: identity, the published densities "
+            f"of this kernel size and density.include are trained first"
+        )
+    if search.sampler == "cmaes" and dimensions < 2:
+        raise ValueError(
+            "search.sampler cmaes needs at least two values to search and kernel size 3 has one; "
+            "take tpe, gp or auto"
+        )
+    if search.sampler == "grid":
+        _check_grid(search.trials, anchors, dimensions)
+
+
+def _check_grid(trials: int, first: int, dimensions: int) -> None:
+    """Check that a grid of at least two levels is full after the first trials."""
+    levels = design.grid_levels(trials - first, dimensions)
+    if levels >= 2 and first + levels**dimensions == trials:
+        return
+    nearest = [first + n**dimensions for n in (levels, levels + 1) if n >= 2]
+    raise ValueError(
+        f"search.trials {trials} does not fill a grid of {dimensions} values after the first "
+        f"{first} trials; take {' or '.join(map(str, nearest or [first + 2**dimensions]))}"
+    )

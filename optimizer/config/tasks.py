@@ -1,0 +1,163 @@
+"""The section `data` of a study's configuration: one model for each task.
+
+Unknown keys are errors. Defaults, units and descriptions stand here and nowhere else.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import Discriminator, Field, FiniteFloat, Tag
+
+from optimizer.config.choices import Color, Goal, LabelKind
+from optimizer.config.section import Section, Unit
+
+Share = Annotated[float, Field(gt=0, lt=1), Unit("share")]
+
+
+class ClassificationData(Section):
+    """What all classification data have in common."""
+
+    goal: ClassVar[Goal] = "classification"
+
+
+class DenoisingData(Section):
+    """What all denoising data have in common: white Gaussian noise on patches of photographs."""
+
+    goal: ClassVar[Goal] = "denoising"
+
+    color: Color = "gray"
+    """What images are turned into."""
+    sigma: Annotated[FiniteFloat, Field(gt=0, le=255), Unit("of 255")] = 25.0
+    """Standard deviation of the noise, on the scale on which white is 255."""
+    patch: Annotated[int, Field(ge=8, le=512), Unit("pixels")] = 40
+    """Side of a training patch."""
+    patches_per_image: Annotated[int, Field(gt=0, le=1_000_000), Unit("patches")] = 64
+    """How many patches are cut from each training image; an epoch has all of them once."""
+    crop: Annotated[int, Field(ge=16, le=4096), Unit("pixels")] = 128
+    """Side of the central crop that is judged of each validation image."""
+    validation: Share = 0.2
+    """Which part of the images is held out to measure on."""
+
+
+class Cifar100Data(ClassificationData):
+    """CIFAR-100; torchvision downloads it, and densitune reads it."""
+
+    has_test: ClassVar[bool] = True
+
+    task: Literal["cifar100"]
+    """CIFAR-100."""
+    folder: Path | None = None
+    """Where cifar-100-python lies or goes; null is the data folder of densitune's home."""
+    download: bool = True
+    """Whether CIFAR-100 (170 MB) is downloaded if it is not there."""
+    verify: bool = True
+    """Whether MD5 sums have to be right; false accepts a partial copy."""
+    labels: LabelKind = "fine"
+    """CIFAR-100's 100 classes, or the 20 groups of them."""
+    validation: Share = 0.1
+    """Which part of the training split is held out to measure on; the test split is read once,
+    after the verdict."""
+
+
+class Div2kData(DenoisingData):
+    """DIV2K's high-resolution images; the official validation images are the test split."""
+
+    has_test: ClassVar[bool] = True
+
+    task: Literal["div2k"]
+    """DIV2K."""
+    folder: Path | None = None
+    """Where the archives lie or go; null is the data folder of densitune's home."""
+    download: bool = True
+    """Whether the archives (3.5 GB) are downloaded if they are not there."""
+    verify: bool = True
+    """Whether MD5 sums have to be right; false accepts an archive with another one."""
+    color: Color = "rgb"
+    """What images are turned into."""
+    validation: Share = 0.1
+    """Which part of the training images is held out to measure on; the official validation images
+    are the test split, which is read once, after the verdict."""
+
+
+class PhotosData(DenoisingData):
+    """The photographs that come with scikit-image: nothing to download, but no test split."""
+
+    has_test: ClassVar[bool] = False
+
+    task: Literal["photos"]
+    """The photographs that come with scikit-image."""
+
+
+class FolderPhotographs(DenoisingData):
+    """A folder of the user's own images, for denoising."""
+
+    task: Literal["folder"]
+    """Your own images."""
+    kind: Literal["photographs"] = "photographs"
+    """What they are for: photographs are denoised."""
+    folder: Path
+    """The folder that has the images, relative to the file of the study."""
+    test: Path | None = None
+    """Another folder of images, which are read once, after the verdict."""
+
+    @property
+    def has_test(self) -> bool:
+        """Return whether there is a test split."""
+        return self.test is not None
+
+
+class FolderClasses(ClassificationData):
+    """A folder of the user's own images, one sub-folder per class."""
+
+    task: Literal["folder"]
+    """Your own images."""
+    kind: Literal["classes"]
+    """What they are for: classes are told apart."""
+    folder: Path
+    """The folder that has a sub-folder of images for each class, relative to the file of the
+    study."""
+    color: Color = "rgb"
+    """What images are turned into."""
+    size: Annotated[int, Field(ge=8, le=512), Unit("pixels")] = 32
+    """Side of the squares that images are resized and cropped to."""
+    validation: Share = 0.2
+    """Which part of the images of each class is held out to measure on."""
+    test: Path | None = None
+    """Another folder with the same sub-folders, whose images are read once, after the verdict."""
+
+    @property
+    def has_test(self) -> bool:
+        """Return whether there is a test split."""
+        return self.test is not None
+
+
+def _which_data(section: Any) -> str:
+    """Return the tag of the data section that a mapping (or a section) belongs to."""
+    values = section if isinstance(section, dict) else getattr(section, "__dict__", {})
+    classes = values.get("task") == "folder" and values.get("kind") == "classes"
+    return f"task {values.get('task')}{' of classes' if classes else ''}"
+
+
+# Tags are no identifiers, so that messages can tell them from keys.
+DATA_BY_TAG: dict[str, type[Section]] = {
+    "task cifar100": Cifar100Data,
+    "task div2k": Div2kData,
+    "task photos": PhotosData,
+    "task folder": FolderPhotographs,
+    "task folder of classes": FolderClasses,
+}
+TASKS = tuple(
+    dict.fromkeys(
+        task
+        for section in DATA_BY_TAG.values()
+        for task in get_args(section.model_fields["task"].annotation)
+    )
+)
+Data = Annotated[
+    Annotated[Cifar100Data, Tag("task cifar100")]
+    | Annotated[Div2kData, Tag("task div2k")]
+    | Annotated[PhotosData, Tag("task photos")]
+    | Annotated[FolderPhotographs, Tag("task folder")]
+    | Annotated[FolderClasses, Tag("task folder of classes")],
+    Discriminator(_which_data),
+]

@@ -5,6 +5,7 @@ postmaster  one data folder's server: join, start, stop
 occupancy   whether a server lives on a data folder, in whatever container
 programs    PostgreSQL's programs, which come in a wheel
 database    connections to it or to a given server, and its schema
+exposure    what a connection over a network gives away, and to whom
 tables      the tables
 states      the closed sets that they hold: phases, roles, states
 migrations  how the schema came about (Alembic)

@@ -4,6 +4,7 @@ Every process keeps few connections. Nothing waits for ever: connecting, a lock,
 statement and a forgotten transaction all have a time limit.
 """
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
 
+from storage import exposure
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
 from storage.retry import first_line
 
@@ -56,6 +58,8 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
     "application_name": "densitune",
 }
 
+log = logging.getLogger("densitune.storage")
+
 UNDEFINED_TABLE = "42P01"  # PostgreSQL's error code
 
 
@@ -74,13 +78,14 @@ def connect(url: str, revive: Callable[[], bool] | None = None) -> Engine:
         max_overflow=0,
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args={**CONNECT_ARGUMENTS, "options": options},
+        connect_args={**CONNECT_ARGUMENTS, **exposure.requirement(parsed), "options": options},
     )
     if revive is not None:
         _revive_with(engine, revive)
     try:
-        with engine.connect():
-            return engine
+        with engine.connect() as connection:
+            _warn_of_exposure(connection)
+        return engine
     except ProgrammingError as error:  # libpq did not understand a parameter
         engine.dispose()
         raise StorageUrlError(
@@ -117,9 +122,18 @@ def unreachable(url: str, error: DBAPIError) -> StorageError:
     code = getattr(error.orig, "pgcode", None)
     if code is not None and not code.startswith(("08", "57P")):  # 08: connection, 57P: shutdown
         return StorageError(f"PostgreSQL at {_place(parsed)} refused ({code}): {_reason(error)}")
+    reason = _reason(error)
+    advice = (
+        "check that the server is up and that user, password and database are right (--storage, "
+        "DENSITUNE_STORAGE)"
+    )
+    if reason.startswith("authentication method requirement"):
+        advice = (
+            "it was sent no password; have the server ask by SCRAM, or, if you trust it and the "
+            "network, name what it may ask for in the URL: require_auth=password, md5 or none"
+        )
     return StorageUnreachableError(
-        f"cannot reach PostgreSQL at {_place(parsed)}: {_reason(error)}; check that the server is "
-        "up and that user, password and database are right (--storage, DENSITUNE_STORAGE)"
+        f"cannot reach PostgreSQL at {_place(parsed)}: {reason}; {advice}"
     )
 
 
@@ -221,6 +235,12 @@ def _revive_with(engine: Engine, revive: Callable[[], bool]) -> None:
             if not revive():
                 raise
         return dialect.connect(*arguments, **named)
+
+
+def _warn_of_exposure(connection: Connection) -> None:
+    driver: Any = connection.connection.driver_connection
+    if complaint := exposure.complaint(driver.info.host, driver.info.dsn_parameters):
+        log.warning("%s", complaint)
 
 
 def _parse(url: str) -> URL:

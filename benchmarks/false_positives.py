@@ -91,7 +91,13 @@ def run(engine: Engine, given: StudyConfig, bank: Bank) -> Snapshot:
     """
     floors = {given.floor_name: 0.0}
     created = session.create(
-        engine, given, bank.source, bank.fingerprint, "full", floors=lambda: floors
+        engine,
+        given,
+        bank.source,
+        bank.fingerprint,
+        "full",
+        floors=lambda: floors,
+        uniform_is_identity=lambda: preparation.uniform_is_identity(given, bank),
     )
     recipe = preparation.recipe(given, bank, "full")
     bench = Bench(preparation.task(given, bank, CPU), recipe, CPU)

@@ -14,7 +14,12 @@ from densitune.density import Densities
 
 Init = Literal["library", "compensated"]
 """As the layer library draws initial weights, or divided by RMS(phi) after that."""
-Split = Literal["validation", "test"]
+Mask = Literal["density", "uniform", "ones"]
+"""What multiplies the kernel: phi itself, RMS(phi) at every tap, or nothing."""
+Start = Literal["drawn", "times_phi", "over_phi"]
+"""Initial weights as they are drawn, multiplied by phi, or divided by it."""
+Split = Literal["validation", "test", "both"]
+"""The second is measured only once, after the budget; `both` measures it beside the first."""
 Precision = Literal["full", "bfloat16"]
 """Of the network in training; weights, loss and every measurement are float32 in any case."""
 
@@ -35,6 +40,12 @@ class Arm:
     """Whether every layer learns its density along with its weights, starting at `densities`."""
     split: Split = "validation"
     """On which images it is measured; on the test split only once, at the end."""
+    mask: Mask = "density"
+    start: Start = "drawn"
+    per_image: bool = False
+    """Whether the last measurement tells the score of every image."""
+    floored: bool = False
+    """Whether a training that diverges scores the floor; otherwise the job fails."""
 
     @classmethod
     def of(cls, densities: Densities, stored: Mapping[str, Any]) -> "Arm":
@@ -51,6 +62,10 @@ class Arm:
             "gain": {str(size): float(factor) for size, factor in self.gain.items()},
             "trainable": self.trainable,
             "split": self.split,
+            "mask": self.mask,
+            "start": self.start,
+            "per_image": self.per_image,
+            "floored": self.floored,
         }
 
 
@@ -63,6 +78,25 @@ def scale_control(densities: Densities, lr: float | None) -> Arm:
     """Return identity with initial weights multiplied by RMS(phi) of densities: the same start."""
     gain = {k: density.rms(den) for k, den in densities.items()}
     return Arm(identity(densities, lr).densities, lr, "library", gain)
+
+
+def uniform(densities: Densities, lr: float | None, init: Init = "library") -> Arm:
+    """Return densities with RMS(phi) at every tap: the same start and steps, no spatial structure.
+
+    The steps are the same on average over the taps under SGD, which multiplies them by phi squared.
+    Under Adam those of a density average mean(phi), and no one number matches both.
+    """
+    return Arm(densities, lr, init, mask="uniform")
+
+
+def init_only(densities: Densities, lr: float | None) -> Arm:
+    """Return the standard convolution that starts at phi times its weights."""
+    return Arm(densities, lr, "library", mask="ones", start="times_phi")
+
+
+def steps_only(densities: Densities, lr: float | None) -> Arm:
+    """Return densities that start where identity does: weights divided by phi."""
+    return Arm(densities, lr, "library", start="over_phi")
 
 
 def compensated(densities: Densities, lr: float | None) -> Arm:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import torch
 
+from densitune import density
 from optimizer.arms import Precision
 from optimizer.config import tasks
 from optimizer.config.study_file import StudyConfig
 from workers.data import cifar100, div2k, folder, photos
 from workers.data.bank import Bank
 from workers.data.patches import PatchPlan
+from workers.networks import proxies, scale_free
 from workers.networks.proxies import Proxy
 from workers.training import baselines
 from workers.training.recipe import Recipe
@@ -108,6 +110,14 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
         rungs=config.rungs,
         precision=precision,
     )
+
+
+def uniform_is_identity(config: StudyConfig, prepared: Bank) -> bool:
+    """Tell whether a uniform mask trains the study's proxy as identity does: all is normalised."""
+    proxy = recipe(config, prepared, "full").proxy
+    densities = {k: density.identity(k) for k in proxy.kernel_sizes}
+    network = proxies.build(proxy, densities, init="library", seed=0)
+    return scale_free.uniform_is_identity(network)
 
 
 def _plan(data: tasks.DenoisingData) -> PatchPlan:

@@ -46,12 +46,14 @@ def create(
     fingerprint: str,
     precision: str,
     floors: Callable[[], dict[str, float]],
+    uniform_is_identity: Callable[[], bool],
 ) -> Study:
     """Store a new study, or return the existing one of this name if it is the same.
 
     `source` and `fingerprint` say what the data are, `precision` in what arithmetic a new study
-    is trained; `floors` computes the metric of what needs no deep network, by name, and is called
-    for a new study only. UsageError, with nothing written, if the name is taken by a study with
+    is trained; `floors` computes the metric of what needs no deep network, by name, and
+    `uniform_is_identity` whether a uniform mask trains as identity does; both are called for a new
+    study only. UsageError, with nothing written, if the name is taken by a study with
     another config or other data, or by an Optuna study of somebody else.
     """
     study = studies.find(engine, config.name)
@@ -64,6 +66,7 @@ def create(
         provenance = {
             "source": source,
             "floors": floors(),
+            "uniform_is_identity": uniform_is_identity(),
             "precision": precision,
             "versions": optuna_study.versions(),
         }

@@ -82,6 +82,7 @@ def launch(
         bank.fingerprint,
         precision=precision,
         floors=lambda: preparation.floors(config, bank),
+        uniform_is_identity=lambda: preparation.uniform_is_identity(config, bank),
     )
     fleet = _fleet(study, local, pack, storage)
     _run(engine, study, config, fleet, folder, until=until, force=force)

@@ -15,6 +15,7 @@ from sqlalchemy import Engine, text
 from support.stations import Station, contents, make_bench, make_config, without_time, work
 
 from densitune.weighted_conv import WeightedConv2d
+from optimizer import arms
 from optimizer.arms import Arm
 from optimizer.config.tasks import FolderPhotographs
 from storage import jobs, roster, studies, trials
@@ -37,21 +38,25 @@ def one_thread() -> Iterator[None]:
 
 
 positive = st.floats(min_value=1e-30, max_value=1e30)
-arms = st.builds(
+any_arm = st.builds(
     Arm,
     densities=st.dictionaries(st.sampled_from([3, 9]), st.just((0.1,)), min_size=1),
     lr=st.none() | positive,
     init=st.sampled_from(["library", "compensated"]),
     gain=st.dictionaries(st.sampled_from([3, 5, 7]), positive),
     trainable=st.booleans(),
-    split=st.sampled_from(["validation", "test"]),
+    split=st.sampled_from(["validation", "test", "both"]),
+    mask=st.sampled_from(["density", "uniform", "ones"]),
+    start=st.sampled_from(["drawn", "times_phi", "over_phi"]),
+    per_image=st.booleans(),
+    floored=st.booleans(),
 )
 
 
 @settings(
     max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-@given(arms)
+@given(any_arm)
 def test_an_arm_reaches_the_worker_to_the_last_bit(
     database: Engine, study: studies.Study, arm: Arm
 ) -> None:
@@ -78,6 +83,15 @@ def test_an_arm_reaches_the_worker_to_the_last_bit(
     assert (stored.origin, stored.optuna_number, job.phase) == (7, None, "confirm")
 
 
+def test_an_arm_of_an_older_version_is_what_it_was() -> None:
+    """Rows from before there were masks, starts and what is told of images."""
+    arm = Arm({3: (0.5,)}, 0.01, "compensated", {3: 2.0}, trainable=True, split="test")
+    later = ("mask", "start", "per_image", "floored")
+    stored = {name: value for name, value in arm.stored().items() if name not in later}
+    assert Arm.of(arm.densities, stored) == arm
+    assert Arm.of(arm.densities, {}) == Arm(arm.densities)
+
+
 def add(engine: Engine, bench: Station, chosen: Sequence[Arm]) -> None:
     """Queue one trial per arm."""
     with engine.begin() as connection:
@@ -102,6 +116,9 @@ MIXED = [
     Arm({3: (0.6,)}, init="compensated"),
     Arm({3: (0.999,)}, gain={3: 0.25}),
     Arm({3: (0.7,)}, trainable=True),
+    arms.uniform({3: (0.8,)}, None),
+    arms.init_only({3: (0.8,)}, None),
+    arms.steps_only({3: (0.8,)}, None),
 ]
 
 
@@ -219,3 +236,56 @@ def test_a_scale_control_starts_with_the_scale_of_its_density_in_every_layer() -
 
 def scale_of(layer: WeightedConv2d) -> float:
     return (layer.weight * layer.phi).detach().square().mean().sqrt().item()
+
+
+DEN = {3: (0.6,), 5: (0.2, 0.8)}
+
+
+def built(arm: Arm) -> dict[str, WeightedConv2d]:
+    network = proxies.build(
+        PROXY, arm.densities, init=arm.init or "library", seed=3,
+        gain=arm.gain, mask=arm.mask, start=arm.start,
+    )  # fmt: skip
+    return {
+        name: module
+        for name, module in network.named_modules()
+        if isinstance(module, WeightedConv2d)
+    }
+
+
+def phi_of(layer: WeightedConv2d) -> torch.Tensor:
+    """The density's mask, worked out anew."""
+    alpha = [*DEN[layer.kernel_size[0]], 1.0]
+    alpha += alpha[-2::-1]
+    return torch.tensor(np.outer(alpha, alpha))
+
+
+def test_a_uniform_mask_has_the_densitys_weights_and_its_rms_everywhere() -> None:
+    dense, uniform = built(Arm(DEN)), built(arms.uniform(DEN, 0.1))
+    scaled = built(arms.scale_control(DEN, 0.1))
+    for name, layer in uniform.items():
+        rms = phi_of(layer).square().mean().sqrt()
+        assert torch.equal(layer.weight, dense[name].weight)
+        assert torch.allclose(layer.phi.double(), rms.expand_as(layer.phi), rtol=1e-6, atol=0)
+        assert torch.equal(dense[name].phi.double(), phi_of(layer).float().double())
+        # It starts as the scale control does; only the steps differ.
+        start = scaled[name].weight * scaled[name].phi
+        assert torch.allclose(layer.weight * layer.phi, start, rtol=1e-6, atol=0)
+
+
+def test_a_densitys_start_and_its_steps_can_be_had_apart() -> None:
+    plain, dense = built(arms.identity(DEN, 0.1)), built(Arm(DEN))
+    init_only, steps_only = built(arms.init_only(DEN, 0.1)), built(arms.steps_only(DEN, 0.1))
+    for name, layer in init_only.items():
+        assert torch.equal(layer.phi, torch.ones_like(layer.phi))
+        start = dense[name].weight * dense[name].phi
+        assert torch.allclose(layer.weight * layer.phi, start, rtol=1e-6, atol=0)
+    for name, layer in steps_only.items():
+        assert torch.equal(layer.phi, dense[name].phi)
+        assert torch.allclose(layer.weight * layer.phi, plain[name].weight, rtol=1e-6, atol=0)
+
+
+def test_taps_that_a_density_closes_stay_finite_when_weights_are_divided_by_it() -> None:
+    nested = {3: (0.6,), 5: (0.0, 0.8)}
+    for layer in built(arms.steps_only(nested, 0.1)).values():
+        assert layer.weight.isfinite().all()

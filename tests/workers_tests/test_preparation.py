@@ -265,6 +265,19 @@ def test_floors_of_classification_are_the_commonest_class_and_the_classifier(
 # What all have in common
 
 
+def test_a_study_knows_whether_its_proxy_normalises_every_weighted_convolution(
+    tmp_path: Path,
+) -> None:
+    cifar(tmp_path / "cifar")
+    folder = {"folder": str(tmp_path / "cifar"), "verify": False}
+    classifier = study("cifar100", folder, CLASSIFIER)
+    draw(tmp_path / "mine", 2)
+    denoiser = study("folder", {"folder": str(tmp_path / "mine"), "patch": 8, "crop": 16}, DENOISER)
+    for chosen, said in ((classifier, True), (denoiser, False)):
+        bank = preparation.bank(chosen.data, tmp_path / "home")
+        assert preparation.uniform_is_identity(chosen, bank) == said
+
+
 def test_a_second_worker_gets_the_very_same_bank(tmp_path: Path) -> None:
     draw(tmp_path / "mine", 4)
     data = {"folder": tmp_path / "mine", "patch": 8, "patches_per_image": 2, "crop": 16}

@@ -3,6 +3,7 @@
 proxies      a proxy from its description and densities, initialised
 classifiers  VGG and ResNet
 denoisers    DnCNN and NAFNet
+scale_free   whether the scale of a network's weighted convolutions matters
 depthwise    a faster gradient for wide depthwise kernels on a CPU
 pointwise    an exact gradient for strided 1 x 1 kernels of few channels on a CPU
 """

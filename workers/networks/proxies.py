@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from densitune import density
 from densitune.weighted_conv import WeightedConv2d, apply_densities
-from optimizer.arms import Init
+from optimizer.arms import Init, Mask, Start
 from optimizer.learning_rates import Family
 from workers.networks.classifiers import VGG, ResNet
 from workers.networks.denoisers import DnCNN, NAFNet
@@ -46,15 +46,18 @@ def build(
     seed: int,
     gain: Mapping[int, float] = MappingProxyType({}),
     trainable: bool = False,
+    mask: Mask = "density",
+    start: Start = "drawn",
 ) -> nn.Module:
     """Return the proxy on the CPU, its convolutions weighted by the density of their kernel size.
 
     `library` draws the weights of spatial convolutions as the layer library does; `compensated`
     divides the weighted ones by RMS(phi), so that weight * phi starts at the scale of the identity.
-    `gain` multiplies the initial weights of the weighted convolutions of a kernel size. With
-    `trainable` every layer has a density of its own as a parameter, which starts at the one given.
-    Convolutions whose size has no density stay plain. ValueError for a proxy that its family cannot
-    build or a density whose kernel size the proxy does not have.
+    `gain` multiplies the initial weights of the weighted convolutions of a kernel size; `start`
+    multiplies them by phi or divides by it, tap by tap. `mask` says what multiplies the kernel in
+    the place of phi. With `trainable` every layer has a density of its own as a parameter, which
+    starts at the one given. Convolutions whose size has no density stay plain. ValueError for a
+    proxy that its family cannot build or a density whose kernel size the proxy does not have.
     """
     for kernel_size in proxy.kernel_sizes:
         density.length(kernel_size)
@@ -66,6 +69,8 @@ def build(
     if init == "compensated":
         _compensate(model, densities)
     _amplify(model, gain)
+    _start(model, start)
+    _mask(model, mask)
     return model
 
 
@@ -159,3 +164,24 @@ def _amplify(model: nn.Module, gain: Mapping[int, float]) -> None:
     for module in model.modules():
         if isinstance(module, WeightedConv2d) and module.kernel_size[0] in gain:
             module.weight.mul_(gain[module.kernel_size[0]])
+
+
+@torch.no_grad()
+def _start(model: nn.Module, start: Start) -> None:
+    """Multiply the weights of weighted convolutions by phi, or divide them by it.
+
+    A tap whose phi is zero has no effect whatever its weight, which then stays as it is.
+    """
+    for module in model.modules():
+        if isinstance(module, WeightedConv2d) and start != "drawn":
+            phi = module.phi
+            module.weight.mul_(phi if start == "times_phi" else phi.reciprocal().where(phi != 0, 1))
+
+
+@torch.no_grad()
+def _mask(model: nn.Module, mask: Mask) -> None:
+    """Replace phi: by its root mean square at every tap, or by ones."""
+    for module in model.modules():
+        if isinstance(module, WeightedConv2d) and mask != "density":
+            phi = module.phi
+            phi.fill_(1.0 if mask == "ones" else phi.double().square().mean().sqrt().item())

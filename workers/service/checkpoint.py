@@ -17,12 +17,15 @@ from typing import Any
 
 import torch
 
+from optimizer.arms import Arm
 from storage.studies import Study
 from workers.service import durable
 from workers.service.spool import StudyKey, key_of
 from workers.training.recipe import Job, Recipe
 
 DIGEST_BYTES = 32
+FIRST_WORDS = {"densities", "lr", "init", "gain", "trainable", "split"}
+"""Of an arm, what the first checkpoints told."""
 
 log = logging.getLogger("densitune.worker")
 
@@ -91,7 +94,12 @@ def subject(job: Job, recipe: Recipe, device: torch.device) -> str:
     The words are those of the first checkpoints, whatever has become of the classes since: by them
     a checkpoint is known.
     """
-    arm = vars(job.arm)
+    usual = vars(Arm({}))
+    arm = {
+        name: value
+        for name, value in vars(job.arm).items()
+        if name in FIRST_WORDS or value != usual[name]
+    }
     told = {"densities": arm["densities"], "seed": job.seed, "budget": job.budget}
     told |= {"bars": job.bars, **arm}
     words = ", ".join(f"{name}={value!r}" for name, value in told.items())

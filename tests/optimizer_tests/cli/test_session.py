@@ -22,6 +22,7 @@ def create(database: Engine, given: StudyConfig, precision: str = "bfloat16") ->
         "fingerprint",
         precision,
         floors=lambda: {"noisy input": 20.25, "linear 3 x 3 filter": 25.5},
+        uniform_is_identity=lambda: True,
     )
 
 
@@ -37,6 +38,7 @@ def older(given: StudyConfig, **sections: list[str]) -> dict[str, Any]:
 def test_a_new_study_keeps_its_precision_whoever_comes_later(database: Engine) -> None:
     created = create(database, configured())
     assert created.provenance["floors"] == {"noisy input": 20.25, "linear 3 x 3 filter": 25.5}
+    assert created.provenance["uniform_is_identity"] is True
     assert snapshot.precision(created) == "bfloat16"
     assert create(database, configured(), precision="full") == created
 

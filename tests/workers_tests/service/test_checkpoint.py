@@ -119,6 +119,18 @@ def test_a_subject_keeps_the_words_of_the_first_checkpoints() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "later", [{"mask": "uniform"}, {"start": "over_phi"}, {"per_image": True}, {"floored": True}]
+)
+def test_what_an_arm_has_since_is_a_part_of_the_subject(later: dict[str, Any]) -> None:
+    recipe = Recipe(Proxy("nafnet", 4, 1, (3,), 1, None), "library", 8, None, (1, 2), "full")
+    both = (Arm({3: (0.5,)}), Arm({3: (0.5,)}, **later))
+    first, second = (
+        checkpoint.subject(Job(arm, 7, 2), recipe, torch.device("cpu")) for arm in both
+    )
+    assert first != second
+
+
 @pytest.mark.parametrize("package", ["torch", "densitune"])
 def test_another_version_starts_again(
     kept: Checkpoints, monkeypatch: pytest.MonkeyPatch, package: str

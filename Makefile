@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test numerical chaos check clean
+.PHONY: quickstart test numerical chaos check reference clean
 
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
@@ -27,6 +27,11 @@ check: $(VENV)/installed-test  ## formatting, lints, types and borders
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+reference: $(VENV)/installed-test  ## docs/config.md and its JSON Schema, from the models
+	$(BIN)/python -m optimizer.cli schema > docs/config.schema.json
+	$(BIN)/python -c 'from optimizer.config import reference; print(reference.page(), end="")' \
+		> docs/config.md
 
 clean:
 	rm -rf $(VENV)

@@ -213,6 +213,13 @@ def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
     terminal.console().print(reruns.summary(repeated, preset, kind), soft_wrap=True)
 
 
+def schema() -> None:
+    """Print the JSON Schema of a study's file, for editors."""
+    from optimizer.config import schema
+
+    print(schema.text(), end="")
+
+
 def dashboard(
     storage: Storage = None,
     host: Annotated[

@@ -34,6 +34,7 @@ app.command()(look.report)
 app.command()(look.doctor)
 app.command()(look.verify)
 app.command()(look.dashboard)
+app.command()(look.schema)
 
 
 def main() -> None:

@@ -1,6 +1,8 @@
 """A study's configuration.
 
 study_file   a study's YAML file, validated
+reference    docs/config.md, made from them
+schema       the same as a JSON Schema, for editors
 section      what all its sections have in common
 sections     its sections, one model each
 tasks        the section on the data: one model for each task

@@ -39,3 +39,9 @@ def _has_boolean(value: Any) -> bool:
             for item in value
         )
     return isinstance(value, bool)
+
+
+def unit(section: type[Section], key: str) -> str | None:
+    """Return the unit of a key, None if it has none."""
+    metadata = section.model_fields[key].metadata
+    return next((entry.name for entry in metadata if isinstance(entry, Unit)), None)

@@ -60,9 +60,9 @@ class ProxyShape(Section):
 class Box(Section):
     """The search box, the same for every value of every density."""
 
-    low: Annotated[FiniteFloat, Field(gt=0), Unit("of the centre")] = 0.05
-    """The least value that the search tries; the centre of a density is 1."""
-    high: Annotated[FiniteFloat, Field(gt=0), Unit("of the centre")] = 2.0
+    low: Annotated[FiniteFloat, Field(gt=0), Unit("times the centre")] = 0.05
+    """The least value that the search tries."""
+    high: Annotated[FiniteFloat, Field(gt=0), Unit("times the centre")] = 2.0
     """The largest value that the search tries."""
     include: tuple[Included, ...] = ()
     """Densities to train right after the published ones, also outside the box: `[0.3, 0.7]`, or
@@ -82,10 +82,8 @@ class Training(Section):
     """How long each job of the calibration and of the search is trained, if it is not cut."""
     batch_size: Annotated[int, Field(ge=1, le=65_536), Unit("images")] = 128
     """Images (of a classifier) or patches (of a denoiser) in a step."""
-    lr: Annotated[
-        Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"], Unit("per step, at its peak")
-    ] = "auto"
-    """Learning rate; auto is calibrated on identity before the search."""
+    lr: Annotated[Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"], Unit("per step")] = "auto"
+    """Peak of the learning rate; auto is calibrated on identity before the search."""
     precision: Literal["auto", Precision] = "auto"
     """Arithmetic of the networks. full is float32; auto takes bfloat16 where the device that
     launches the study gains by it, and the whole study keeps to that."""
@@ -102,8 +100,8 @@ class Search(Section):
     """How many times each density is trained; every density with the same seeds."""
     rungs: Annotated[tuple[PositiveInt, ...], Unit("epochs")] = ()
     """After how many, below the budget, a job is measured as well, and its trial perhaps cut."""
-    keep: Annotated[FiniteFloat, Field(gt=0, le=1), Unit("share")] = 0.25
-    """Which part of the trials goes on at each rung, and to further seeds; 1 cuts nothing."""
+    keep: Annotated[FiniteFloat, Field(gt=0, le=1), Unit("share of trials")] = 0.25
+    """What goes on at each rung, and to further seeds; 1 cuts nothing."""
     in_flight: Annotated[int, Field(ge=1, le=1024), Unit("trials")] = 8
     """How many are open at once; it bounds the number of busy workers."""
     seed: Annotated[int, Field(ge=0, lt=1_000_000), Unit("any number")] = 0

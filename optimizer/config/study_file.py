@@ -24,8 +24,9 @@ from optimizer.errors import UsageError
 
 FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
-# The sections as the locations of pydantic's errors name them.
-_SECTIONS: dict[str, type[Section]] = {
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""What a study may be called: fit for files and URLs."""
+SECTIONS: dict[str, type[Section]] = {
     "proxy": ProxyShape,
     "density": Box,
     "training": Training,
@@ -33,6 +34,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "confirm": Confirm,
     **DATA_BY_TAG,
 }
+"""Sections by name, as the locations of pydantic's errors have it."""
 
 
 class StudyConfig(Section):
@@ -91,7 +93,7 @@ class StudyConfig(Section):
     @field_validator("name")
     @classmethod
     def _name_fits_files_and_urls(cls, name: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", name):
+        if not re.fullmatch(NAME, name):
             raise ValueError(
                 "a name has 1 to 63 of the characters A-Z a-z 0-9 . _ - and starts with a letter "
                 "or digit"
@@ -218,4 +220,4 @@ def parse(raw: dict[str, Any], origin: str) -> StudyConfig:
 def _keys() -> dict[str, list[str]]:
     """Return the keys of every section, those of the whole file under ""."""
     whole = {"": ["task", *StudyConfig.model_fields]}
-    return whole | {name: list(section.model_fields) for name, section in _SECTIONS.items()}
+    return whole | {name: list(section.model_fields) for name, section in SECTIONS.items()}

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, FiniteFloat, Tag
 from optimizer.config.choices import Color, Goal, LabelKind
 from optimizer.config.section import Section, Unit
 
-Share = Annotated[float, Field(gt=0, lt=1), Unit("share")]
+Share = Annotated[float, Field(gt=0, lt=1), Unit("share of images")]
 
 
 class ClassificationData(Section):
@@ -27,8 +27,8 @@ class DenoisingData(Section):
 
     color: Color = "gray"
     """What images are turned into."""
-    sigma: Annotated[FiniteFloat, Field(gt=0, le=255), Unit("of 255")] = 25.0
-    """Standard deviation of the noise, on the scale on which white is 255."""
+    sigma: Annotated[FiniteFloat, Field(gt=0, le=255), Unit("grey levels")] = 25.0
+    """Standard deviation of the noise; white is 255."""
     patch: Annotated[int, Field(ge=8, le=512), Unit("pixels")] = 40
     """Side of a training patch."""
     patches_per_image: Annotated[int, Field(gt=0, le=1_000_000), Unit("patches")] = 64
@@ -36,7 +36,7 @@ class DenoisingData(Section):
     crop: Annotated[int, Field(ge=16, le=4096), Unit("pixels")] = 128
     """Side of the central crop that is judged of each validation image."""
     validation: Share = 0.2
-    """Which part of the images is held out to measure on."""
+    """What is held out of the images to measure on."""
 
 
 class Cifar100Data(ClassificationData):
@@ -55,7 +55,7 @@ class Cifar100Data(ClassificationData):
     labels: LabelKind = "fine"
     """CIFAR-100's 100 classes, or the 20 groups of them."""
     validation: Share = 0.1
-    """Which part of the training split is held out to measure on; the test split is read once,
+    """What is held out of the training split to measure on; the test split is read once,
     after the verdict."""
 
 
@@ -75,7 +75,7 @@ class Div2kData(DenoisingData):
     color: Color = "rgb"
     """What images are turned into."""
     validation: Share = 0.1
-    """Which part of the training images is held out to measure on; the official validation images
+    """What is held out of the training images to measure on; the official validation images
     are the test split, which is read once, after the verdict."""
 
 
@@ -121,7 +121,7 @@ class FolderClasses(ClassificationData):
     size: Annotated[int, Field(ge=8, le=512), Unit("pixels")] = 32
     """Side of the squares that images are resized and cropped to."""
     validation: Share = 0.2
-    """Which part of the images of each class is held out to measure on."""
+    """What is held out of the images of each class to measure on."""
     test: Path | None = None
     """Another folder with the same sub-folders, whose images are read once, after the verdict."""
 

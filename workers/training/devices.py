@@ -13,14 +13,27 @@ import torch
 from optimizer.arms import Precision
 from optimizer.errors import UsageError
 
+DRIVER = Path("/proc/driver/nvidia/version")
+"""What a loaded NVIDIA driver says of itself; containers see that of their host."""
+QUEUES = 32
+"""Streams that a GPU serves side by side: torch has a pool of so many, and CUDA's own default is 8
+(CUDA programming guide, environment variables)."""
+_FULL = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+"""What errors without a type of their own say when memory is full: torch on a CPU, CUDA outside
+torch's allocator (graphs, modules), cuBLAS and cuDNN."""
+
 
 def resolve(name: str) -> torch.device:
     """Return the device of a name: auto, cpu, cuda or cuda:N.
 
-    UsageError if there is no such device here.
+    UsageError if there is no such device here, and for auto if there may be a GPU that torch cannot
+    use: a study would be trained on the CPU for days.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if _gpus():
+            return torch.device("cuda")
+        _check_driver()
+        return torch.device("cpu")
     known = re.fullmatch(r"cpu|cuda(?::([0-9]+))?", name)
     if known is None:
         raise UsageError(f"device {name!r} is unknown; take auto, cpu, cuda or cuda:N")
@@ -28,7 +41,7 @@ def resolve(name: str) -> torch.device:
         return torch.device(name)
     # Checked before torch sees it: torch takes the number modulo 256.
     index = int(known[1]) if known[1] else None
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = _gpus()
     if (index or 0) >= count:
         found = f"{count} GPU{'s' if count != 1 else ''}" if count else "no GPU"
         raise UsageError(f"device {name} was asked for, but torch sees {found} here; take cpu")
@@ -37,9 +50,31 @@ def resolve(name: str) -> torch.device:
 
 def all_gpus() -> list[str]:
     """Return the names of all GPUs; UsageError if there is none."""
-    if not torch.cuda.is_available():
+    count = _gpus()
+    if not count:
         raise UsageError("--all-gpus was asked for, but torch sees no GPU here; take --device cpu")
-    return [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return [f"cuda:{index}" for index in range(count)]
+
+
+def _gpus() -> int:
+    """Return how many GPUs torch sees. Nothing here starts CUDA, which reads its settings then."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(QUEUES))
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _check_driver() -> None:
+    """Refuse the CPU where an NVIDIA driver is loaded and not hidden; UsageError."""
+    hidden = re.match(r"\d|GPU-|MIG-", os.environ.get("CUDA_VISIBLE_DEVICES", "0")) is None
+    if hidden or not DRIVER.exists():
+        return
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:  # a container without GPUs
+        return
+    raise UsageError(
+        f"device auto: {DRIVER} shows an NVIDIA driver, but torch {torch.__version__} sees no GPU; "
+        f"update the driver, install a torch for it, or take cpu"
+    )
 
 
 def describe(device: torch.device) -> str:
@@ -110,6 +145,10 @@ def make_repeatable(device: torch.device) -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    # Scores are compared in float32, and what trains in full precision asked for it: TF32, which
+    # cuDNN takes for convolutions unless told otherwise, has 10 bits. bfloat16 is the fast one.
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def synchronize(device: torch.device) -> None:
@@ -119,10 +158,24 @@ def synchronize(device: torch.device) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error says that a device's memory is full; torch has no type for CPUs."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    )
+    """Tell whether an error, or one behind it, says that a device's memory is full.
+
+    What is raised while another error is handled stands before it: a capture that cannot be ended,
+    say, before the allocation that failed in it.
+    """
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        found = waiting.pop()
+        if found is None or id(found) in seen:
+            continue
+        if isinstance(found, torch.OutOfMemoryError | MemoryError):
+            return True
+        if isinstance(found, RuntimeError) and any(words in str(found) for words in _FULL):
+            return True
+        seen.add(id(found))
+        waiting += [found.__cause__, found.__context__]
+    return False
 
 
 def _keep_freed_memory() -> None:

@@ -1,5 +1,6 @@
 """Devices: names, refusals in one line, the places of local workers, repeatable set-up."""
 
+import ctypes
 import os
 import subprocess
 import sys
@@ -40,6 +41,60 @@ def test_auto_is_what_this_machine_has() -> None:
 def test_auto_prefers_a_gpu(monkeypatch: pytest.MonkeyPatch, gpus: int, kind: str) -> None:
     see(monkeypatch, gpus)
     assert devices.resolve("auto") == torch.device(kind)
+
+
+@pytest.fixture
+def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A machine with a driver that torch cannot use; no such machine was at hand."""
+    see(monkeypatch, 0)
+    version = tmp_path / "version"
+    version.write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  450.80.02")
+    monkeypatch.setattr(devices, "DRIVER", version)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: name)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("visible", [None, "0", "1,0", "GPU-8e1c", "MIG-8e1c"])
+def test_auto_does_not_take_the_cpu_for_a_gpu_that_torch_cannot_use(
+    monkeypatch: pytest.MonkeyPatch, visible: str | None
+) -> None:
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert "sees no GPU; update the driver" in refused("auto")
+    assert devices.resolve("cpu") == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("driver")
+@pytest.mark.parametrize("visible", ["", "-1", "NoDevFiles"])
+def test_auto_takes_the_cpu_where_gpus_are_hidden(
+    monkeypatch: pytest.MonkeyPatch, visible: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert devices.resolve("auto") == torch.device("cpu")
+
+
+@pytest.mark.usefixtures("driver")
+def test_auto_takes_the_cpu_in_a_container_without_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> None:
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setattr(ctypes, "CDLL", missing)
+    assert devices.resolve("auto") == torch.device("cpu")
+
+
+def test_a_gpu_has_a_queue_for_every_stream_before_it_is_looked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("CUDA_DEVICE_MAX_CONNECTIONS", raising=False)
+    found: list[str | None] = []
+    name = "CUDA_DEVICE_MAX_CONNECTIONS"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found.append(os.environ.get(name)))
+    devices.resolve("auto")
+    assert found == ["32"]
+    monkeypatch.setenv(name, "8")  # somebody's own choice
+    devices.resolve("auto")
+    assert found == ["32", "8"]
 
 
 @pytest.mark.parametrize("gpus", [0, 2])
@@ -140,12 +195,13 @@ def test_devices_have_names_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings_after(device: str) -> list[str]:
-    """Return threads, cuDNN's two settings and cuBLAS's workspace of a process set up for it."""
+    """Return threads, cuDNN's settings and cuBLAS's of a process set up for a device."""
     program = (
         "import os, torch; from workers.training.devices import make_repeatable;"
         f"make_repeatable(torch.device({device!r})); cudnn = torch.backends.cudnn;"
         "print(torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark,"
-        "os.environ.get('CUBLAS_WORKSPACE_CONFIG'))"
+        "os.environ.get('CUBLAS_WORKSPACE_CONFIG'), cudnn.allow_tf32,"
+        "torch.backends.cuda.matmul.allow_tf32)"
     )
     environment = {key: os.environ[key] for key in os.environ if "CUBLAS" not in key}
     done = subprocess.run(
@@ -163,7 +219,40 @@ def test_a_cpu_worker_has_one_thread() -> None:
 
 
 def test_a_gpu_worker_takes_deterministic_algorithms() -> None:
-    assert settings_after("cuda")[1:] == ["True", "False", ":4096:8"]
+    assert settings_after("cuda")[1:4] == ["True", "False", ":4096:8"]
+
+
+def test_a_gpu_worker_computes_float32_in_float32() -> None:
+    assert settings_after("cuda")[4:] == ["False", "False"]  # TF32: convolutions, products
+
+
+# Memory
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"),
+        RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation' in ..."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        MemoryError(),
+    ],
+    ids=repr,
+)
+def test_a_full_device_is_known_however_it_is_said(error: Exception) -> None:
+    assert devices.is_out_of_memory(error)
+    masked, caused = RuntimeError("CUDA error: capture invalidated"), ValueError("of no use")
+    masked.__context__ = error
+    caused.__cause__ = masked
+    assert devices.is_out_of_memory(masked)
+    assert devices.is_out_of_memory(caused)
+
+
+def test_other_errors_are_not_taken_for_a_full_device() -> None:
+    first, second = RuntimeError("CUDA error: device-side assert"), RuntimeError("out of range")
+    first.__context__, second.__context__ = second, first  # chains may be circular
+    assert not devices.is_out_of_memory(first)
 
 
 # Precision

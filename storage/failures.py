@@ -14,7 +14,8 @@ from typing import Literal
 from sqlalchemy import Connection, text
 
 MAX_LOSSES = 5
-"""How often a job may be lost (its worker vanishing) before the job itself is suspected."""
+"""How often a job may be lost before the job itself is suspected. A loss counts only if its holder
+was not heard of afterwards (storage.leases)."""
 
 Kind = Literal["preempted", "lost", "out_of_memory", "diverged", "data", "code", "storage"]
 

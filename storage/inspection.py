@@ -133,6 +133,16 @@ def activity(engine: Engine, study_id: int) -> Activity | None:
     return None if row is None else Activity(**row._mapping)
 
 
+def late(engine: Engine, study_id: int) -> int:
+    """Return how many measurements came after their jobs had ended."""
+    query = text("""
+        SELECT count(*) FROM densitune.measurements
+        JOIN densitune.jobs AS jobs ON jobs.id = job_id WHERE study_id = :study AND late
+    """)
+    with engine.connect() as connection:
+        return int(connection.execute(query, {"study": study_id}).scalar_one())
+
+
 def ended_jobs(engine: Engine, ids: Collection[int]) -> list[int]:
     """Return those of these jobs of which nothing more is to come, or which are not there."""
     query = text("""

@@ -1,7 +1,7 @@
 """The job queue. All times are the database's; a job changes only in these ways:
 
 waiting -> running   claim: a lease, and a number that fences earlier holders off
-running -> running   claim again, once the lease has run out (counted in `losses`)
+running -> running   claim again, once the lease has run out (a loss, unless the holder returns)
 running -> waiting   release or fail, by its holder; lose, by whoever saw its process die
 running -> failed    fail, by its holder, if the policy says so; fail_lost or lose, after too many
                      losses
@@ -158,15 +158,15 @@ def heartbeat(engine: Engine, worker_id: int, lease_seconds: float) -> Beat:
     return Beat(study_state=state, held=frozenset((row.id, row.fence) for row in rows))
 
 
-GIVE_BACK = text("""
+GIVE_BACK = text(f"""
     WITH held AS (
         SELECT id, epoch, worker_id FROM densitune.jobs
         WHERE id = :id AND epoch = :fence AND state = 'running' FOR UPDATE
     ), earlier AS (
-        SELECT count(*) AS failures FROM densitune.failures
-        WHERE job_id = :id AND kind = ANY(:counted)
+        SELECT count(*) AS number FROM densitune.failures AS failures
+        WHERE job_id = :id AND kind = ANY(:counted) AND NOT {leases.RETURNED}
     ), ended AS (
-        SELECT held.id, coalesce(failures + 1 >= CAST(:limit AS integer), false) AS for_good
+        SELECT held.id, coalesce(number + 1 >= CAST(:limit AS integer), false) AS for_good
         FROM held, earlier
     ), noted AS (
         INSERT INTO densitune.failures (job_id, epoch, worker_id, kind, error)
@@ -236,7 +236,7 @@ def fail_lost(connection: Connection, study_id: int) -> int:
     """
     statement = text(f"""
         WITH lost AS (
-            SELECT id, epoch, worker_id FROM densitune.jobs
+            SELECT id, epoch, worker_id, {leases.LOSSES} AS times FROM densitune.jobs AS jobs
             WHERE study_id = :study AND {leases.LOST_TOO_OFTEN}
             ORDER BY id FOR UPDATE SKIP LOCKED
         ), noted AS (
@@ -246,8 +246,7 @@ def fail_lost(connection: Connection, study_id: int) -> int:
         UPDATE densitune.jobs AS jobs
         SET state = 'failed', lease_until = NULL, finished_at = now(), losses = losses + 1,
             kind = 'lost',
-            error = format('lost %s times: the process training it disappeared each time',
-                           losses + 1)
+            error = format('lost %s times: the process training it disappeared each time', times)
         FROM lost WHERE jobs.id = lost.id
     """)
     arguments = {**leases.arguments(), "study": study_id}

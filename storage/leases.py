@@ -22,11 +22,24 @@ EXPIRED = """(
 
 ALIVE = "(stopped_at IS NULL AND seen_at > now() - make_interval(secs => :silence))"
 
-LOST_TOO_OFTEN = f"({EXPIRED} AND losses + 1 >= :losses)"
+# Of a failure: its job was taken for lost, and its holder was heard of after that, so it lived. A
+# machine that was suspended is no reason to suspect its jobs.
+RETURNED = """(
+    failures.kind = 'lost' AND EXISTS (
+        SELECT FROM densitune.workers AS holders
+        WHERE holders.id = failures.worker_id AND failures.failed_at < holders.seen_at)
+)"""
+
+LOSSES = f"""(
+    SELECT count(*) FROM densitune.failures AS failures
+    WHERE failures.job_id = jobs.id AND failures.kind = 'lost' AND NOT {RETURNED}
+)"""
+
+LOST_TOO_OFTEN = f"({EXPIRED} AND {LOSSES} >= :losses)"
 
 # A job that failed here is passed over as long as any other worker lives.
 FREE = f"""(
-    (state = 'waiting' OR {EXPIRED} AND losses + 1 < :losses)
+    (state = 'waiting' OR {EXPIRED} AND {LOSSES} < :losses)
     AND NOT (
         EXISTS (
             SELECT FROM densitune.failures AS failures

@@ -1,6 +1,8 @@
 """The ledger: every measurement that was ever made, append-only, one per job and rung.
 
-A job's seed fixes its result, so that it does not matter who measured, how late, or how often.
+A job's seed fixes its result, so that it does not matter who measured, or how often. What arrives
+after a job has ended is kept apart, marked as late: by then bars, proposals and verdicts may have
+gone by what was there.
 """
 
 import math
@@ -12,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
-from storage.states import Phase
+from storage.states import ENDED, Phase
 
 RECENT_SECONDS = 1800.0
 """The window over which the current rate of finished jobs is taken."""
@@ -51,10 +53,10 @@ def record(
 ) -> None:
     """Store measurements and mark jobs as done (`finished`) or as cut, all or nothing.
 
-    What is there already stays as it is, so again is harmless, and so is late: a job ends whoever
-    holds it, unless it has ended before. Jobs of a deleted study are ignored.
+    What is there already stays as it is, so again is harmless. A job ends whoever holds it; what
+    comes for one that has ended before is late. Jobs of a deleted study are ignored.
     """
-    lock = text("SELECT id FROM densitune.jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
+    lock = text("SELECT id, state FROM densitune.jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
     end = text("""
         UPDATE densitune.jobs
         SET state = :state, finished_at = now(), lease_until = NULL, kind = NULL, error = NULL,
@@ -63,8 +65,12 @@ def record(
     """)
     ids = sorted({*(new.job_id for new in entries), *finished, *cut})
     with engine.begin() as connection:
-        existing = set(connection.scalars(lock, {"ids": ids}))
-        rows = [_row(new, worker_id) for new in entries if new.job_id in existing]
+        late = {row.id: row.state in ENDED for row in connection.execute(lock, {"ids": ids})}
+        rows = [
+            {**_row(new, worker_id), "late": late[new.job_id]}
+            for new in entries
+            if new.job_id in late
+        ]
         if rows:
             connection.execute(insert(tables.measurements).values(rows).on_conflict_do_nothing())
         for state, ended in (("done", finished), ("cut", cut)):
@@ -73,12 +79,12 @@ def record(
 
 
 def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]:
-    """Return the measurements of a study's phase by trial, seed, budget and rung."""
+    """Return the measurements of a study's phase by trial, seed, budget and rung, but late ones."""
     query = text("""
         SELECT trial, seed, budget, rung, value, extra, seconds
         FROM densitune.measurements AS measurements
         JOIN densitune.jobs AS jobs ON jobs.id = job_id
-        WHERE study_id = :study AND phase = :phase
+        WHERE study_id = :study AND phase = :phase AND NOT late
         ORDER BY trial, seed, budget, rung
     """)
     rows = connection.execute(query, {"study": study_id, "phase": phase})

@@ -39,7 +39,7 @@ GRANT UPDATE (
 ) ON densitune.jobs TO densitune_worker;
 GRANT INSERT (study_id, host, pid, device, versions), UPDATE (seen_at, stopped_at)
     ON densitune.workers TO densitune_worker;
-GRANT INSERT (job_id, rung, value, extra, seconds, worker_id)
+GRANT INSERT (job_id, rung, value, extra, seconds, worker_id, late)
     ON densitune.measurements TO densitune_worker;
 GRANT INSERT (job_id, epoch, worker_id, kind, error) ON densitune.failures TO densitune_worker;
 

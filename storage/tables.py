@@ -185,6 +185,8 @@ measurements = Table(
     Column("seconds", Double, nullable=False),  # of training so far
     # Who measured; no foreign key, for a measurement never changes.
     Column("worker_id", BigInteger),
+    # It arrived after its job had ended: it is kept, and nothing goes by it.
+    Column("late", Boolean, nullable=False, server_default=text("false")),
     _now("recorded_at"),
     PrimaryKeyConstraint("job_id", "rung"),
 )

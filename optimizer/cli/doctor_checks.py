@@ -103,6 +103,7 @@ def of_study(engine: Engine, study: Study) -> Iterator[Diagnosis]:
         )
     yield from _held_by_the_gone(engine, study)
     yield from _failed(engine, study)
+    yield from _late(engine, study)
     try:
         config = study_file.parse(study.config, origin=f"of study {study.name}")
         yield from _at_a_standstill(engine, study, config)
@@ -141,6 +142,17 @@ def _failed(engine: Engine, study: Study) -> Iterator[Diagnosis]:
             f"worker {failed.workers or 'unknown'}): {error}",
             remedy=REMEDIES[failed.kind],
             note=failed.kind == "diverged" or not failed.for_good or study.state == "finished",
+        )
+
+
+def _late(engine: Engine, study: Study) -> Iterator[Diagnosis]:
+    """Count what arrived when nobody waited for it any more."""
+    if count := inspection.late(engine, study.id):
+        yield Diagnosis(
+            where=f"study {study.name}",
+            what=f"{count} measurements came after their jobs had ended",
+            remedy="they are kept, and nothing goes by them",
+            note=True,
         )
 
 

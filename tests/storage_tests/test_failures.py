@@ -7,7 +7,7 @@ from itertools import islice
 import optuna
 import pytest
 from sqlalchemy import Engine, text
-from support.queued import add_trial, enter, expire_leases, states
+from support.queued import add_trial, enter, expire_leases, lose_often, states
 from support.searches import contents, create, finish, make_config
 
 from optimizer import snapshot
@@ -235,12 +235,9 @@ def test_no_lease_runs_out_for_a_while_after_the_database_returned(
     queue(database, study, 2)
     worker = enter(database, study)
     claim(database, study, worker)
+    lose_often(database, failures.MAX_LOSSES, seed=1)
     expire_leases(database)
-    with database.begin() as connection:
-        connection.execute(
-            text("UPDATE densitune.jobs SET losses = :n WHERE seed = 1"),
-            {"n": failures.MAX_LOSSES - 1},
-        )
+    with database.connect() as connection:
         age = connection.scalar(
             text("SELECT extract(epoch FROM now() - pg_postmaster_start_time())::float")
         )

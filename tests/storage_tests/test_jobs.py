@@ -162,7 +162,7 @@ def test_released_job_is_free_at_once_and_not_counted_as_lost(
 def test_job_lost_too_often_fails(database: Engine, study: studies.Study) -> None:
     worker = enter(database, study)
     add_trial(database, study, 0, [0])
-    for _ in range(MAX_LOSSES):
+    for _ in range(MAX_LOSSES + 1):
         assert len(jobs.claim(database, study.id, worker, 1, 60)) == 1
         with database.begin() as connection:
             assert jobs.fail_lost(connection, study.id) == 0
@@ -174,6 +174,45 @@ def test_job_lost_too_often_fails(database: Engine, study: studies.Study) -> Non
     assert trial.failed == 1
     assert trial.error_text is not None
     assert trial.error_text.startswith(f"lost {MAX_LOSSES} times")
+
+
+def test_a_suspended_machine_loses_no_job_however_often(
+    database: Engine, study: studies.Study
+) -> None:
+    """All leases have run out when it wakes, and who wakes first takes the others' jobs."""
+    first, second = enter(database, study, 1), enter(database, study, 2)
+    add_trial(database, study, 0, [0])
+    for early, late in [(first, second), (second, first)] * MAX_LOSSES:
+        expire_leases(database)
+        with database.begin() as connection:
+            assert jobs.fail_lost(connection, study.id) == 0
+        assert len(jobs.claim(database, study.id, early, 1, 60)) == 1
+        assert jobs.heartbeat(database, late, 60).held == frozenset()
+    assert states(database) == ["running"]
+
+
+def test_who_is_never_heard_of_again_has_lost_its_job(
+    database: Engine, study: studies.Study
+) -> None:
+    """It counts when the next holder's lease runs out too. Who comes back does not count."""
+    add_trial(database, study, 0, [0])
+
+    def take() -> int:
+        """Claim the job for a new worker whose lease runs out."""
+        worker = enter(database, study)
+        assert len(jobs.claim(database, study.id, worker, 1, 60)) == 1
+        expire_leases(database)
+        return worker
+
+    for _ in range(MAX_LOSSES):
+        returning, other = take(), take()
+        jobs.heartbeat(database, returning, 60)
+        jobs.release(database, jobs.heartbeat(database, other, 60).held)
+        take()
+    take()
+    assert jobs.claim(database, study.id, enter(database, study), 1, 60) == []
+    with database.begin() as connection:
+        assert jobs.fail_lost(connection, study.id) == 1
 
 
 def test_failure_keeps_the_end_of_any_text(database: Engine, study: studies.Study) -> None:

@@ -8,8 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError
+from support.queued import expire_leases, lose_often
 
-from storage import jobs, ledger, roster, studies, trials
+from storage import inspection, jobs, ledger, roster, studies, trials
 from storage.failures import MAX_LOSSES
 from storage.jobs import ClaimedJob
 from storage.ledger import Entry
@@ -57,11 +58,9 @@ def trial(database: Engine, study: studies.Study) -> trials.TrialRow:
 
 def lose(database: Engine, study: studies.Study) -> None:
     """Let the study's running jobs be lost so often that they are given up."""
+    lose_often(database, MAX_LOSSES)
+    expire_leases(database)
     with database.begin() as connection:
-        connection.execute(
-            text("UPDATE densitune.jobs SET losses = :n, lease_until = now() - interval '1 s'"),
-            {"n": MAX_LOSSES - 1},
-        )
         assert jobs.fail_lost(connection, study.id) > 0
 
 
@@ -135,7 +134,29 @@ def test_late_result_of_a_job_given_up_is_kept_and_changes_nothing_else(
     ledger.record(database, worker, [at(one, 4), at(two, 2)], [one.id], cut=[two.id])
     found = trial(database, study)
     assert (found.done, found.cut, found.failed) == (1, 0, 2)
-    assert values(database, study) == [(1, 4, 1.0), (2, 2, 1.0), (3, 4, 1.0)]
+    assert values(database, study) == [(3, 4, 1.0)]
+    assert inspection.late(database, study.id) == 2
+
+
+def test_what_a_second_holder_measures_after_the_first_one_was_cut_is_kept_apart(
+    database: Engine, study: studies.Study
+) -> None:
+    """Their devices differ: for the one the value lies below the bar, for the other above it."""
+    first, [job] = claim(database, study, [1])
+    expire_leases(database)
+    second = roster.register(database, study.id, "host", 2, "cpu", {})
+    assert len(jobs.claim(database, study.id, second, 1, 60)) == 1
+    ledger.record(database, first, [at(job, 1, 19.9)], [], cut=[job.id])
+    told = values(database, study)
+    ledger.record(database, second, [at(job, 1, 20.1), at(job, 2, 25.0)], [])
+    ledger.record(database, second, [at(job, 2, 25.0), at(job, 4, 30.0)], [job.id])
+    assert values(database, study) == told == [(1, 1, 19.9)]
+    with database.connect() as connection:
+        stored = connection.execute(
+            text("SELECT rung, value, late FROM densitune.measurements ORDER BY rung")
+        ).all()
+    assert [tuple(row) for row in stored] == [(1, 19.9, False), (2, 25.0, True), (4, 30.0, True)]
+    assert (trial(database, study).cut, inspection.late(database, study.id)) == (1, 2)
 
 
 @pytest.mark.parametrize("state", ["done", "cut"])

@@ -37,7 +37,7 @@ class Job:
     state: str = "waiting"
     worker: int | None = None
     epoch: int = 0
-    losses: int = 0
+    lost_by: list[int] = field(default_factory=list)  # of whom nothing was heard since
     expired: bool = False
     failures: list[tuple[int, str]] = field(default_factory=list)  # worker, kind
 
@@ -75,7 +75,7 @@ class Queue(RuleBasedStateMachine):
             ids = connection.scalars(text("SELECT id FROM densitune.jobs ORDER BY id"))
             self.model = {job_id: Job() for job_id in ids}
         self.ended: dict[int, str] = {}
-        self.ledger: dict[tuple[int, int], float] = {}
+        self.ledger: dict[tuple[int, int], tuple[float, bool]] = {}  # value, whether it was late
         self.claims: list[tuple[int, Claim]] = []  # all that ever were, by worker
         self.present: set[int] = set()  # the workers that count as alive, crashed ones too
         self.clients = [self._enter() for _ in range(CLIENTS)]
@@ -86,6 +86,11 @@ class Queue(RuleBasedStateMachine):
         self.present.add(worker)
         return worker
 
+    def _hear_of(self, worker: int) -> None:
+        """What it was taken to have lost does not count: it lives."""
+        for job in self.model.values():
+            job.lost_by = [by for by in job.lost_by if by != worker]
+
     def _free(self, worker: int) -> list[int]:
         others = bool(self.present - {worker})
         return [
@@ -93,7 +98,7 @@ class Queue(RuleBasedStateMachine):
             for job_id, job in self.model.items()
             if (
                 job.state == "waiting"
-                or (job.state == "running" and job.expired and job.losses + 1 < LOSSES)
+                or (job.state == "running" and job.expired and len(job.lost_by) < LOSSES)
             )
             and not (
                 others and any(by == worker and kind in ELSEWHERE for by, kind in job.failures)
@@ -109,7 +114,7 @@ class Queue(RuleBasedStateMachine):
             job = self.model[job_id]
             if job.state == "running":
                 assert job.worker is not None
-                job.losses += 1
+                job.lost_by.append(job.worker)
                 job.failures.append((job.worker, "lost"))
             job.state, job.worker, job.expired = "running", worker, False
             job.epoch += 1
@@ -119,6 +124,7 @@ class Queue(RuleBasedStateMachine):
     @rule(client=clients)
     def heartbeat(self, client: int) -> None:
         worker = self.clients[client]
+        self._hear_of(worker)
         held = set()
         for job_id, job in self.model.items():
             if job.state == "running" and job.worker == worker:
@@ -138,7 +144,7 @@ class Queue(RuleBasedStateMachine):
             )
         self.model[job_id].expired = True
 
-    @rule(client=clients, times=st.integers(2, LOSSES))
+    @rule(client=clients, times=st.integers(2, LOSSES + 1))
     def vanish_again_and_again(self, client: int, times: int) -> None:
         for _ in range(times):
             for pick in range(len(self.model)):
@@ -150,7 +156,7 @@ class Queue(RuleBasedStateMachine):
         lost = [
             job
             for job in self.model.values()
-            if job.state == "running" and job.expired and job.losses + 1 >= LOSSES
+            if job.state == "running" and job.expired and len(job.lost_by) >= LOSSES
         ]
         with self.engine.begin() as connection:
             assert jobs.fail_lost(connection, self.study) == len(lost)
@@ -173,8 +179,8 @@ class Queue(RuleBasedStateMachine):
             finished=[job_id] if ending == "done" else [],
             cut=[job_id] if ending == "cut" else [],
         )
-        self.ledger.setdefault((job_id, rung), self.measured)
         job = self.model[job_id]
+        self.ledger.setdefault((job_id, rung), (self.measured, job.state in FINAL))
         if ending is not None and job.state not in FINAL:
             job.state, job.worker = ending, worker
 
@@ -206,6 +212,7 @@ class Queue(RuleBasedStateMachine):
     @rule(client=clients)
     def leave(self, client: int) -> None:
         roster.retire(self.engine, self.clients[client])
+        self._hear_of(self.clients[client])
         self.present.discard(self.clients[client])
         self.clients[client] = self._enter()
 
@@ -220,7 +227,7 @@ class Queue(RuleBasedStateMachine):
                 text("SELECT job_id, worker_id, kind FROM densitune.failures ORDER BY epoch")
             ).all()
             stored = {
-                (row.job_id, row.rung): row.value
+                (row.job_id, row.rung): (row.value, row.late)
                 for row in connection.execute(text("SELECT * FROM densitune.measurements"))
             }
         assert found == {id_: (j.state, j.worker, j.epoch) for id_, j in self.model.items()}

@@ -34,6 +34,24 @@ def expire_leases(database: Engine) -> None:
         connection.execute(text("UPDATE densitune.jobs SET lease_until = now() - interval '1 s'"))
 
 
+def lose_often(database: Engine, times: int, seed: int | None = None) -> None:
+    """Let jobs (those of a seed) have been lost so often, by holders of which nothing was heard."""
+    with database.begin() as connection:
+        connection.execute(
+            text("""
+                WITH lost AS (
+                    INSERT INTO densitune.failures (job_id, epoch, kind)
+                    SELECT id, epoch + n - 1, 'lost'
+                    FROM densitune.jobs, generate_series(1, :times) AS n
+                    WHERE seed = coalesce(:seed, seed)
+                )
+                UPDATE densitune.jobs SET epoch = epoch + :times, losses = losses + :times
+                WHERE seed = coalesce(:seed, seed)
+            """),
+            {"times": times, "seed": seed},
+        )
+
+
 def states(database: Engine) -> list[str]:
     with database.connect() as connection:
         return list(connection.scalars(text("SELECT state FROM densitune.jobs ORDER BY id")))

@@ -1,7 +1,8 @@
 """The desk: what every phase does with trials and jobs in the same way."""
 
 import pytest
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
+from support.queued import enter, expire_leases
 from support.synthetic import configured
 
 from optimizer.arms import Arm, identity
@@ -42,13 +43,11 @@ def test_who_waits_gives_up_the_jobs_that_were_lost_too_often(
         desk = desk_at(connection, study, "confirm")
         desk.add(0, "finalist", "", Arm({5: (0.5, 0.5)}, 0.1), seeds=[1], budget=2)
         assert desk.waits_for(desk.trials("confirm"))
-        connection.execute(
-            text("""
-                UPDATE densitune.jobs SET state = 'running', losses = :losses,
-                    lease_until = '2000-01-01'
-            """),
-            {"losses": failures.MAX_LOSSES - 1},
-        )
+    for pid in range(failures.MAX_LOSSES + 1):
+        assert jobs.claim(database, study.id, enter(database, study, pid), 1, 60)
+        expire_leases(database)
+    with database.begin() as connection:
+        desk = desk_at(connection, study, "confirm")
         jobs_lost = desk.trials("confirm")
         assert desk.waits_for(jobs_lost)
         [trial] = desk.trials("confirm")

@@ -17,6 +17,7 @@ failures    why jobs failed, and what follows from that
 ledger      the measurements
 roster      the workers: who they are and what they did
 inspection  what may be wrong with what is stored
+passwords   passwords in files
 roles       who may do what on a server that several share
 retry       which errors pass by themselves, and trying again
 errors      what can go wrong here

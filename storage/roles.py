@@ -3,20 +3,20 @@
 python -m storage.roles [--password ROLE FILE]...
 
 runs it on the server that DENSITUNE_STORAGE names, as the database's owner (a password that the
-URL leaves out comes from PGPASSFILE or PGPASSWORD, as everywhere in PostgreSQL), and gives roles
-the passwords in files. The server sees and logs only what SCRAM makes of a password.
+URL leaves out comes from the file that DENSITUNE_STORAGE_PASSWORD_FILE names, or, as everywhere in
+PostgreSQL, from PGPASSFILE or PGPASSWORD), and gives roles the passwords in files. The server sees
+and logs only what SCRAM makes of a password.
 """
 
 import argparse
 import os
 import sys
 from importlib.resources import files
-from pathlib import Path
 
 from psycopg2.extensions import encrypt_password, quote_ident
 from sqlalchemy import Engine
 
-from storage import database
+from storage import database, passwords
 from storage.errors import StorageError
 
 ROLES = ("densitune_reader", "densitune_worker", "densitune_proposer")
@@ -61,14 +61,15 @@ def main() -> int:
     if url is None:
         parser.error(f"DENSITUNE_STORAGE names no server; set it to {database.FORM}")
     try:
-        passwords = [(role, Path(file).read_text(encoding="utf-8")) for role, file in given]
-        engine = database.connect(url)
+        secrets = [
+            (role, passwords.read(file, f"the password file {file}")) for role, file in given
+        ]
+        own = passwords.given()
+        engine = database.connect(url if own is None else database.with_password(url, own))
         database.prepare(engine)
         create(engine)
-        for role, password in passwords:
-            set_password(engine, role, password.rstrip("\r\n"))
-    except OSError as error:
-        parser.error(f"{error.filename} cannot be read: {error.strerror}")
+        for role, secret in secrets:
+            set_password(engine, role, secret)
     except StorageError as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -12,7 +12,7 @@ from pathlib import Path
 from sqlalchemy import Engine
 
 from optimizer.errors import UsageError
-from storage import database, server
+from storage import database, passwords, server
 
 
 def home() -> Path:
@@ -49,18 +49,5 @@ def connect(url: str | None) -> Engine:
     if url is None:
         folder = home()
         return database.connect(server.embedded_url(folder), partial(server.revive, folder))
-    password = _password()
+    password = passwords.given()
     return database.connect(url if password is None else database.with_password(url, password))
-
-
-def _password() -> str | None:
-    """Return the password from the file that the environment names, if any."""
-    file = os.environ.get("DENSITUNE_STORAGE_PASSWORD_FILE")
-    if not file:
-        return None
-    try:
-        return Path(file).expanduser().read_text(encoding="utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise UsageError(
-            f"DENSITUNE_STORAGE_PASSWORD_FILE {file} cannot be read: {error.strerror}"
-        ) from error

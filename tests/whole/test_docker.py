@@ -14,7 +14,10 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from sqlalchemy import make_url
 from support.checkout import ROOT
+
+from storage.roles import ROLES
 
 DOCKER = ROOT / "docker"
 OVERRIDES = ["compose.gpu.yaml", "compose.env-password.yaml"]
@@ -198,16 +201,17 @@ def test_no_file_holds_a_password() -> None:
         assert not re.search(r"://[^/\s:@]+:[^/\s@]+@", text), f"{path}: password in a URL"
     secret = re.compile("PASSWORD|SECRET|TOKEN|KEY")
     for name, service in SERVICES.items():
+        files = [f"/run/secrets/{mounted}" for mounted in service["secrets"]]
         for variable, value in service["environment"].items():
             if secret.search(variable):
-                assert value == "/run/secrets/postgres_password", f"{name}: {variable}"
+                assert value in files, f"{name}: {variable}"
     assert not [line for line in arguments("ENV") + arguments("ARG") if secret.search(line)]
 
 
 def test_git_ignores_the_password_and_the_local_environment() -> None:
     ignored = (DOCKER / ".gitignore").read_text().splitlines()
-    (secret,) = compose()["secrets"].values()
-    assert f"{Path(secret['file']).parent.name}/" in ignored
+    for secret in compose()["secrets"].values():
+        assert f"{Path(secret['file']).parent.name}/" in ignored
     assert ".env" in ignored
 
 
@@ -224,10 +228,37 @@ def test_postgres_is_probed_by_tcp() -> None:
     assert "--host=127.0.0.1" in SERVICES["postgres"]["healthcheck"]["test"]
 
 
-def test_own_services_wait_for_a_healthy_postgres() -> None:
-    for service in OWN.values():
-        assert service["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+def test_own_services_wait_for_a_healthy_postgres_with_roles() -> None:
+    assert OWN["roles"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
+    for name, service in OWN.items():
         assert service["init"] is True
+        if name != "roles":
+            waited_for = {"roles": {"condition": "service_completed_successfully"}}
+            assert service["depends_on"] == waited_for
+
+
+def test_every_service_has_the_role_that_it_needs_and_no_other_password() -> None:
+    needed = {"launch": "proposer", "worker": "worker", "dashboard": "reader", "roles": "postgres"}
+    assert set(needed) == set(OWN)
+    for name, role in needed.items():
+        service = OWN[name]
+        user = make_url(service["environment"]["DENSITUNE_STORAGE"]).username
+        owner = SERVICES["postgres"]["environment"]["POSTGRES_USER"]
+        assert user == (owner if role == "postgres" else f"densitune_{role}")
+        given = service["environment"]["DENSITUNE_STORAGE_PASSWORD_FILE"]
+        assert given == f"/run/secrets/{role}_password"
+        assert name == "roles" or service["secrets"] == [f"{role}_password"]
+
+
+def test_the_service_roles_sets_the_password_of_every_role_to_the_one_that_services_have() -> None:
+    command = iter(OWN["roles"]["command"])
+    told = {role: file for _, role, file in zip(command, command, command, strict=True)}
+    assert told == {
+        role: f"/run/secrets/{role.removeprefix('densitune_')}_password" for role in ROLES
+    }
+    program, *module = OWN["roles"]["entrypoint"]
+    assert (program, module) == ("python", ["-m", "storage.roles"])
+    assert set(OWN["roles"]["secrets"]) == set(compose()["secrets"])
 
 
 def test_ports_are_published_on_loopback_only() -> None:

@@ -26,6 +26,11 @@ KUSTOMIZATION: Manifest = yaml.safe_load((FOLDER / "kustomization.yaml").read_te
 JOBS = {m["metadata"]["name"]: m for m in MANIFESTS if m["kind"] == "Job"}
 PODS: dict[str, Manifest] = {name: job["spec"]["template"] for name, job in JOBS.items()}
 WORKER = PODS["densitune-worker"]
+SECRETS: dict[str, list[str]] = {
+    secret["name"]: secret["files"] for secret in KUSTOMIZATION["secretGenerator"]
+}
+ROLE_OF = {"launch": "proposer", "worker": "worker"}
+"""Whose Secret the pods of a component have: one role's, and no other's."""
 
 
 def container(pod: Manifest) -> Manifest:
@@ -61,8 +66,8 @@ def test_kustomize_builds_what_the_manifests_say(tmp_path: Path) -> None:
         pytest.skip("kubectl is not installed; it needs no cluster for this check")
     shutil.copytree(FOLDER, tmp_path / "k8s")
     (tmp_path / "k8s" / "secrets").mkdir(exist_ok=True)
-    for name in ("url", "password", "ca.crt"):
-        (tmp_path / "k8s" / "secrets" / name).write_text("given")
+    for entry in (entry for secret in SECRETS.values() for entry in secret):
+        (tmp_path / "k8s" / entry.partition("=")[2]).write_text("given")
     shutil.copy(ROOT / "configs" / "cifar100-vgg-k5.yaml", tmp_path / "k8s" / "study.yaml")
     built = subprocess.run(
         [kubectl, "kustomize", "k8s"],
@@ -76,12 +81,13 @@ def test_kustomize_builds_what_the_manifests_say(tmp_path: Path) -> None:
     for manifest in manifests:
         kubernetes_validate.validate(manifest, VERSIONS[-1], strict=True)
         assert manifest["metadata"]["namespace"] == KUSTOMIZATION["namespace"]
-    [secret] = [m["metadata"]["name"] for m in manifests if m["kind"] == "Secret"]
+    secrets = [m["metadata"]["name"] for m in manifests if m["kind"] == "Secret"]
+    assert len(secrets) == len(ROLE_OF)
     [study] = [m["metadata"]["name"] for m in manifests if m["kind"] == "ConfigMap"]
     for job in (m for m in manifests if m["kind"] == "Job"):
         pod = job["spec"]["template"]
         volumes = {volume["name"]: volume for volume in pod["spec"]["volumes"]}
-        assert volumes["storage"]["secret"]["secretName"] == secret
+        assert volumes["storage"]["secret"]["secretName"] in secrets
         assert study in str(volumes) or "worker" in job["metadata"]["name"]
         assert re.fullmatch(r"registry\.example\.org/densitune:[\d.]+", container(pod)["image"])
 
@@ -121,14 +127,14 @@ def test_what_densitune_writes_lies_in_a_volume(pod: Manifest) -> None:
 
 @pods
 def test_url_and_password_come_from_the_secret(pod: Manifest) -> None:
-    [generated] = KUSTOMIZATION["secretGenerator"]
-    keys = {entry.partition("=")[0] for entry in generated["files"]}
+    name = f"densitune-{ROLE_OF[pod['metadata']['labels']['app.kubernetes.io/component']]}"
+    keys = {entry.partition("=")[0] for entry in SECRETS[name]}
     environment = {given["name"]: given for given in container(pod)["env"]}
     url = environment["DENSITUNE_STORAGE"]["valueFrom"]["secretKeyRef"]
-    assert url["name"] == generated["name"]
+    assert url["name"] == name
     assert url["key"] in keys
     [volume] = [volume["secret"] for volume in pod["spec"]["volumes"] if "secret" in volume]
-    assert volume["secretName"] == generated["name"]
+    assert volume["secretName"] == name
     assert {item["key"] for item in volume["items"]} == keys - {url["key"]}
     assert volume["defaultMode"] & 0o007 == 0
     file = Path(environment["DENSITUNE_STORAGE_PASSWORD_FILE"]["value"])
@@ -139,9 +145,8 @@ def test_url_and_password_come_from_the_secret(pod: Manifest) -> None:
 
 def test_secrets_and_the_users_study_are_ignored_by_git() -> None:
     ignored = (ROOT / "docker" / ".gitignore").read_text().splitlines()
-    [secrets] = KUSTOMIZATION["secretGenerator"]
     [study] = KUSTOMIZATION["configMapGenerator"]
-    for entry in secrets["files"]:
+    for entry in (entry for secret in SECRETS.values() for entry in secret):
         assert Path(entry.partition("=")[2]).parts[0] + "/" in ignored
     assert [f"k8s/{name}" for name in study["files"] if f"k8s/{name}" not in ignored] == []
 

@@ -8,6 +8,8 @@ session        a study from creation to end, for the process that launches it
 fleet          local worker processes
 data           a study's data, with a bar for what is downloaded
 terms          on which terms a worker works
+gate           who may see and change what a web page of ours shows
+serving        the server that shows it
 environment    home folder and storage
 doctor         the command that finds what is wrong with a study, and mends it
 doctor_checks  what can go wrong with a study

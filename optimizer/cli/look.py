@@ -2,6 +2,7 @@
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -223,16 +224,24 @@ def schema() -> None:
 def dashboard(
     storage: Storage = None,
     host: Annotated[
-        str,
-        typer.Option(help="Address to listen on. There is no login: whoever gets in may delete."),
+        str, typer.Option(help="Address to listen on; 0.0.0.0 is for other machines too.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8080,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="Let the page write, and delete studies.")
+    ] = False,
 ) -> None:
-    """Show all studies in a browser, with optuna-dashboard."""
+    """Show all studies in a browser, with optuna-dashboard; open the address that it prints."""
     import optuna_dashboard
 
+    from optimizer.cli import serving
+    from optimizer.cli.gate import Gate, own_names
     from optimizer.phases import optuna_study
 
     engine = environment.open_storage(storage)
-    print(f"http://{host}:{port}/  (Ctrl-C ends it)", flush=True)
-    optuna_dashboard.run_server(optuna_study.optuna_storage(engine), host=host, port=port)
+    shown = optuna_dashboard.wsgi(optuna_study.optuna_storage(engine))
+    gate = Gate(shown, names={host, *own_names()}, changes=allow_changes)
+    with serving.listening(gate, host, port) as server:
+        print(f"{serving.url(host, port)}?token={gate.token}  (Ctrl-C ends it)", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.serve_forever()

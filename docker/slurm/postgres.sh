@@ -114,6 +114,7 @@ done
 folder=$(realpath -m "$2")
 shared=$(realpath -m "${SHARED:-$HOME/.densitune}")
 case "$folder$shared" in *[!-+._/A-Za-z0-9]*) fail "plain names only, not: $folder, $shared" ;; esac
+[ "$(id -u)" -ne 0 ] || fail "PostgreSQL does not run as root; run this as an ordinary user"
 data=$folder/postgresql
 host=${HOST:-$(hostname -f)}
 port=${PORT:-5432}

@@ -411,3 +411,23 @@ def test_folder_with_odd_characters_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("postgres.sh: plain names only, not: ")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", ["start", "stop"])
+def test_as_root_the_recipe_says_in_one_line_that_it_needs_another_user(
+    tmp_path: Path, verb: str
+) -> None:
+    as_root = [] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user"]
+    if subprocess.run([*as_root, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("no root here, nor user namespaces that would make one")
+    done = subprocess.run(
+        [*as_root, "bash", RECIPE, verb, tmp_path / "server"],
+        env={"PATH": os.environ["PATH"], "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    [line] = done.stderr.splitlines()
+    assert line == "postgres.sh: PostgreSQL does not run as root; run this as an ordinary user"
+    assert list(tmp_path.iterdir()) == []

@@ -9,7 +9,7 @@ import math
 import threading
 from collections.abc import Callable
 
-from optimizer.errors import UsageError
+from optimizer.errors import StudyFailedError
 from storage.errors import StorageUnreachableError
 from storage.jobs import ClaimedJob
 from workers.preparation import Bench
@@ -39,10 +39,10 @@ def work(
 
     `pack` jobs are trained together, None for as many as are fastest (workers.training.packing).
     `when_idle` is called whenever the queue is empty: a chance to take the proposer's role. After
-    `idle_exit` seconds without a job the worker ends as well. UsageError if not even one job fits
-    into the device's memory, StudyFailedError if the first jobs all fail (workers.service.pack),
-    and StorageUnreachableError if the storage is away for `outage_limit` seconds while there is
-    nothing to train.
+    `idle_exit` seconds without a job the worker ends as well. StudyFailedError if not even one job
+    fits into the device's memory (another machine should try), or if the first jobs all fail
+    (workers.service.pack), and StorageUnreachableError if the storage is away for `outage_limit`
+    seconds while there is nothing to train.
     """
     place = Place(shift, bench, checkpoints, stop)
     size = pack or _calibrated(bench)
@@ -88,10 +88,10 @@ def _calibrated(bench: Bench) -> int:
 
 
 def _halved(size: int, bench: Bench) -> int:
-    """Return the size to go on with after a pack did not fit; UsageError if that was one job."""
+    """Return the size to go on with after a pack did not fit; StudyFailedError if it was one."""
     packing.release_memory(bench.device)
     if size == 1:
-        raise UsageError(
+        raise StudyFailedError(
             f"a single job does not fit into the memory of {devices.describe(bench.device)} "
             f"(training.batch_size {bench.recipe.batch_size}); its jobs are back in the queue, use "
             f"a device with more memory or a study with smaller batches"

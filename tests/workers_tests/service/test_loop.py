@@ -18,7 +18,7 @@ from support.stations import Station, add, contents, make_bench, make_config, wi
 from support.waiting import wait_for
 
 from optimizer.config.study_file import StudyConfig
-from optimizer.errors import StudyFailedError, UsageError
+from optimizer.errors import StudyFailedError
 from storage import jobs, retry, studies
 from storage.errors import StorageUnreachableError
 from workers.service import heartbeat, pack
@@ -142,8 +142,11 @@ def test_a_device_too_small_for_one_job_ends_the_worker_and_blames_no_density(
     whole = make_bench(database, make_config(), cache)
     add(database, whole, [1.0, 0.5])
     bench = whole.with_task(Cramped(whole.bench.task, limit=0))
-    with pytest.raises(UsageError, match=f"a single job does not fit into the memory of {HERE}"):
+    with pytest.raises(
+        StudyFailedError, match=f"a single job does not fit into the memory of {HERE}"
+    ) as caught:
         work(database, bench, pack=pack)
+    assert caught.value.exit_code == 1  # 2 ends a Job of Kubernetes for all nodes
     done, rows = contents(database, whole)
     assert [(trial.waiting, trial.failed) for trial in done] == [(2, 0), (2, 0)]
     assert rows == []

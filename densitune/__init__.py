@@ -1,9 +1,10 @@
 """Weighted convolutions with a tuned density, for any project: needs torch and numpy only.
 
 density        what a density is: profile, phi, RMS, validation, the published values; plain numbers
-weighted_conv  the operator: weighted convolutions, conversion, folding
+weighted_conv  the operator: weighted convolutions, folding
+conversion     whole models: weight the convolutions that a density is for
 
-The names of both stand here as well. Each is loaded when it is asked for, so that a program which
+The names of all stand here as well. Each is loaded when it is asked for, so that a program which
 only reckons with densities does not load torch.
 """
 
@@ -11,6 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from densitune.conversion import apply_densities, left_alone
     from densitune.density import (
         PUBLISHED,
         Densities,
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
         WeightedConv1d,
         WeightedConv2d,
         WeightedConv3d,
-        apply_densities,
         fold_all,
     )
 
@@ -47,6 +48,7 @@ __all__ = [
     "apply_densities",
     "fold_all",
     "identity",
+    "left_alone",
     "length",
     "nest",
     "phi",
@@ -60,7 +62,7 @@ if not TYPE_CHECKING:  # to type checkers it would say that any name exists
     def __getattr__(name: str) -> Any:
         """Return a public name from the module that has it."""
         if name in __all__:
-            for module in ("density", "weighted_conv"):  # the second loads torch
+            for module in ("density", "weighted_conv", "conversion"):  # the first loads no torch
                 defined = vars(import_module(f"densitune.{module}"))
                 if name in defined:
                     return defined[name]

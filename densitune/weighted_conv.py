@@ -1,4 +1,4 @@
-"""The operator: convolutions whose kernel is multiplied by phi, their conversion and their folding.
+"""The operator: convolutions whose kernel is multiplied by phi, and their folding.
 
 A weighted convolution computes conv(x, weight * phi) and is otherwise torch's convolution of the
 same dimension (Cammarasana & Patanè 2025, arXiv 2505.24558; as coded in the authors' repository
@@ -7,7 +7,7 @@ weightedConvolution2.0, wConv.py and wConv-Trainable.py).
 Shapes: weight (O, I/groups, k, ...), phi (k, ...) with one k per spatial dimension, den ((k-1)/2,).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Self, cast
 
 import torch
@@ -26,9 +26,10 @@ class WeightedConv(nn.Module):
     ValueError for any other density or kernel.
 
     A fixed density lives in the buffer `phi` alone, so a checkpoint carries the density it was
-    trained with. With `trainable` the parameter `den` lives instead and phi is computed from it in
-    every forward pass, one density per layer; only its initial values are checked, training may
-    move them anywhere (the authors' second variant, wConv-Trainable.py).
+    trained with; a plain model that loads it with strict=False drops phi without a word and
+    computes something else. With `trainable` the parameter `den` lives instead and phi is computed
+    from it in every forward pass, one density per layer; only its initial values are checked,
+    training may move them anywhere (the authors' second variant, wConv-Trainable.py).
     """
 
     plain: ClassVar[type[nn.Module]]
@@ -57,7 +58,7 @@ class WeightedConv(nn.Module):
         checked = density.validate(den, _side(kernel_size))
         settings = (stride, padding, dilation, groups, bias, padding_mode, device, dtype)
         super().__init__(in_channels, out_channels, kernel_size, *settings)
-        self._set_density(checked, trainable)
+        self._hold(checked, trainable)
 
     @classmethod
     def from_conv(cls, conv: PlainConv, den: Sequence[float], *, trainable: bool = False) -> Self:
@@ -79,15 +80,16 @@ class WeightedConv(nn.Module):
         twin = _twin(cls.plain, conv, _own_weight(conv), conv.bias)
         _change_class(twin, cls)
         weighted = cast(Self, twin)
-        weighted._set_density(checked, trainable)
+        weighted._hold(checked, trainable)
         return weighted
 
     def reset_parameters(self) -> None:
         """Draw new weights as the authors' layer does (wConv.py); the density stays.
 
-        Kaiming normal over fan_out for ReLU, not compensated for phi, and zero bias.
+        Kaiming normal over fan_out for ReLU, not compensated for phi, and zero bias. ValueError if
+        the weight is computed by a parametrization.
         """
-        nn.init.kaiming_normal_(self.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.kaiming_normal_(_own_weight(self), mode="fan_out", nonlinearity="relu")
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
@@ -117,6 +119,10 @@ class WeightedConv(nn.Module):
         line = phi[(phi.shape[0] // 2,) * (phi.dim() - 1)]
         return line[: line.shape[0] // 2].clone()
 
+    def set_density(self, den: Sequence[float], *, trainable: bool = False) -> None:
+        """Put another density into the place of this one; ValueError if it does not fit."""
+        self._hold(density.validate(den, _side(self.kernel_size)), trainable)
+
     def forward(self, input: Tensor) -> Tensor:
         """Convolve: (N, I, ...) to (N, O, ...), or without N, as `plain` does."""
         return self._conv_forward(input, self.weight * self.phi, self.bias)
@@ -124,8 +130,10 @@ class WeightedConv(nn.Module):
     def fold(self) -> PlainConv:
         """Return the plain convolution of the same function, bit for bit, with weight * phi.
 
-        It shares nothing with this one. Settings, dtype, device and training flag are kept; hooks
-        stay behind. ValueError if the weight is computed by a parametrization.
+        What takes `weight` for all there is loses phi: fold before batch norm is fused, and before
+        weights go to other code. Nothing is shared with this one. Settings, dtype, device and
+        training flag are kept; hooks stay behind. ValueError if the weight is computed by a
+        parametrization.
         """
         conv = cast(PlainConv, self)
         bias = None
@@ -143,7 +151,7 @@ class WeightedConv(nn.Module):
         weight = _own_weight(self)
         return nn.Parameter((weight * self.phi).detach(), weight.requires_grad)
 
-    def _set_density(self, den: density.Density, trainable: bool) -> None:
+    def _hold(self, den: density.Density, trainable: bool) -> None:
         self._drop_density()
         if trainable:
             values = torch.tensor(den, dtype=self.weight.dtype, device=self.weight.device)
@@ -175,39 +183,6 @@ class WeightedConv3d(WeightedConv, nn.Conv3d):
     plain = nn.Conv3d
 
 
-_WEIGHTED: Mapping[type[nn.Module], type[WeightedConv]] = {
-    nn.Conv1d: WeightedConv1d,
-    nn.Conv2d: WeightedConv2d,
-    nn.Conv3d: WeightedConv3d,
-}
-
-
-def apply_densities(
-    model: nn.Module, densities: Mapping[int, Sequence[float]], *, trainable: bool = False
-) -> nn.Module:
-    """Weight, in place, every convolution whose kernel has a size named in `densities`.
-
-    Converted are Conv1d, Conv2d and Conv3d themselves and weighted ones, which get the new density;
-    subclasses with a forward of their own, other sizes and kernels of unequal sides are left alone.
-    Modules change class and stay the same objects, `model` included: sharing, hooks, parameters and
-    the optimizers that hold them remain valid, and raw weights are untouched. ValueError, with
-    nothing changed, for an invalid density or a size that occurs nowhere in the model.
-    """
-    checked = {size: density.validate(den, size) for size, den in densities.items()}
-    found = [(module, side) for module in model.modules() if (side := _convertible_side(module))]
-    sides = {side for _, side in found}
-    if unused := sorted(checked.keys() - sides):
-        occurring = ", ".join(map(str, sorted(sides))) or "none"
-        raise ValueError(
-            f"no convolution has kernel size {', '.join(map(str, unused))}; "
-            f"sizes in this model that can be weighted: {occurring}"
-        )
-    for module, side in found:
-        if side in checked:
-            _weigh(module, checked[side], trainable)
-    return model
-
-
 def fold_all(model: nn.Module) -> nn.Module:
     """Turn, in place, every weighted convolution of a model into the plain one of equal function.
 
@@ -222,12 +197,6 @@ def fold_all(model: nn.Module) -> nn.Module:
         module._drop_density()
         _change_class(module, module.plain)
     return model
-
-
-def _weigh(module: nn.Module, den: density.Density, trainable: bool) -> None:
-    if not isinstance(module, WeightedConv):
-        _change_class(module, _WEIGHTED[type(module)])
-    cast(WeightedConv, module)._set_density(den, trainable)
 
 
 def _change_class(module: nn.Module, new: type[nn.Module]) -> None:
@@ -276,15 +245,6 @@ def _side(kernel_size: int | tuple[int, ...]) -> int:
             "size for all dimensions"
         )
     return sides.pop()
-
-
-def _convertible_side(module: nn.Module) -> int | None:
-    """Return the odd k of a convolution that can be weighted, None of any other module."""
-    if not (type(module) in _WEIGHTED or isinstance(module, WeightedConv)):
-        return None
-    sides = set(cast(PlainConv, module).kernel_size)
-    side = sides.pop()
-    return side if not sides and side % 2 == 1 else None
 
 
 def _outer(den: Tensor, dimensions: int) -> Tensor:

@@ -7,7 +7,7 @@ section      what all its sections have in common
 sections     its sections, one model each
 tasks        the section on the data: one model for each task
 choices      what some of their keys may say
-agreement    whether its sections fit together
+agreement    whether its keys and sections fit
 changes      what differs between two configurations
 problems     what is wrong with a file, in one line
 documents    one reader for documents from anywhere, and its limits

@@ -1,11 +1,24 @@
-"""Whether the sections of a study's configuration fit together; ValueError in one line if not."""
+"""Whether keys of a study's configuration, and its sections, fit; ValueError in one line if not."""
 
+import re
 from collections.abc import Collection, Sequence
 
 from densitune import density
 from densitune.density import Densities
 from optimizer import design
 from optimizer.config.sections import Included, ProxyShape, Search
+
+NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
+"""What a study may be called: fit for files and URLs."""
+
+
+def check_name(name: str) -> None:
+    """Raise ValueError if no study may be called so."""
+    if not re.fullmatch(NAME, name):
+        raise ValueError(
+            "a name has 1 to 63 of the characters A-Z a-z 0-9 . _ - and starts with a letter or "
+            "digit"
+        )
 
 
 def check_kernel_size(k: int) -> None:

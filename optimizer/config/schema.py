@@ -7,8 +7,9 @@ concerns several keys at once is checked by `study_file` alone.
 import json
 from typing import Any
 
+from optimizer.config.agreement import NAME
 from optimizer.config.section import Section, unit
-from optimizer.config.study_file import NAME, SECTIONS, StudyConfig
+from optimizer.config.study_file import SECTIONS, StudyConfig
 from optimizer.config.tasks import DATA_BY_TAG, TASKS
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"

@@ -5,7 +5,6 @@ the study, so that a worker needs nothing but the study's name.
 """
 
 import os
-import re
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -24,8 +23,6 @@ from optimizer.errors import UsageError
 
 FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
-NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-"""What a study may be called: fit for files and URLs."""
 SECTIONS: dict[str, type[Section]] = {
     "proxy": ProxyShape,
     "density": Box,
@@ -93,11 +90,7 @@ class StudyConfig(Section):
     @field_validator("name")
     @classmethod
     def _name_fits_files_and_urls(cls, name: str) -> str:
-        if not re.fullmatch(NAME, name):
-            raise ValueError(
-                "a name has 1 to 63 of the characters A-Z a-z 0-9 . _ - and starts with a letter "
-                "or digit"
-            )
+        agreement.check_name(name)
         return name
 
     @model_validator(mode="after")

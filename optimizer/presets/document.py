@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_vali
 from densitune import density
 from densitune.density import Densities
 from optimizer.config import documents, problems
-from optimizer.config.agreement import check_kernel_size
+from optimizer.config.agreement import check_kernel_size, check_name
 from optimizer.errors import UsageError
 from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
 
@@ -125,6 +125,12 @@ class Preset(Part):
     evidence: Evidence
     provenance: Provenance
 
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_study_s(cls, name: str) -> str:
+        check_name(name)
+        return name
+
     @field_validator("densities")
     @classmethod
     def _densities_are_valid(cls, densities: dict[str, list[float]]) -> dict[str, list[float]]:
@@ -135,7 +141,7 @@ class Preset(Part):
         return densities
 
     def by_kernel_size(self) -> Densities:
-        """Return the densities as densitune.weighted_conv.apply_densities takes them."""
+        """Return the densities with numbers for sizes."""
         return {int(size): tuple(den) for size, den in self.densities.items()}
 
     def text(self) -> str:

@@ -231,7 +231,9 @@ def shareable(config: StudyConfig) -> dict[str, Any]:
 
 
 def _use(kernel_size: int, den: list[float]) -> str:
-    return f"wConv2d(in_channels, out_channels, kernel_size={kernel_size}, den={den})"
+    """Return a call of the authors' layer; its padding is 1, whatever the kernel, unless given."""
+    size = f"kernel_size={kernel_size}, den={den}, padding={kernel_size // 2}"
+    return f"wConv2d(in_channels, out_channels, {size})"
 
 
 def _seconds(rows: Sequence[LedgerRow]) -> float:

@@ -14,9 +14,9 @@ import torch
 from support.checkout import ROOT
 
 import densitune
-from densitune import density, weighted_conv
+from densitune import conversion, density, weighted_conv
 
-MODULES = ("density", "weighted_conv")
+MODULES = (density, weighted_conv, conversion)
 
 
 def run(program: str, *options: str, folder: Path) -> str:
@@ -38,7 +38,7 @@ def run(program: str, *options: str, folder: Path) -> str:
 def test_all_public_names_of_its_modules_can_be_seen() -> None:
     defined = {
         name
-        for module in (density, weighted_conv)
+        for module in MODULES
         for node in ast.parse(Path(str(module.__file__)).read_text(encoding="utf-8")).body
         for name in names_of(node)
         if not name.startswith("_")
@@ -46,9 +46,8 @@ def test_all_public_names_of_its_modules_can_be_seen() -> None:
     assert set(densitune.__all__) == defined
     assert dir(densitune) == sorted(defined)
     for name in defined:
-        assert getattr(densitune, name) is getattr(
-            density if hasattr(density, name) else weighted_conv, name
-        )
+        home = next(module for module in MODULES if hasattr(module, name))
+        assert getattr(densitune, name) is getattr(home, name)
 
 
 def names_of(node: ast.stmt) -> list[str]:

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import nn
 
+from densitune.conversion import apply_densities
 from densitune.weighted_conv import (
     WeightedConv,
     WeightedConv1d,
     WeightedConv2d,
     WeightedConv3d,
-    apply_densities,
     fold_all,
 )
 
@@ -480,56 +480,6 @@ def test_conversion_refuses_other_dimensions_and_types():
         WeightedConv2d.from_conv(nn.ConvTranspose2d(1, 1, 3), [0.5])
 
 
-def mixed() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(2, 2, 3),
-        nn.Conv2d(2, 2, 5),
-        nn.Conv2d(2, 2, 1),
-        nn.Conv2d(2, 2, 2),
-        nn.Conv2d(2, 2, (3, 5)),
-        nn.ConvTranspose2d(2, 2, 3),
-        nn.LazyConv2d(2, 3),
-        nn.Conv1d(2, 2, 3),
-        nn.Conv3d(2, 2, 3),
-    )
-
-
-def test_only_kernels_named_are_weighted():
-    model = mixed()
-    types = [type(module) for module in model]
-    assert apply_densities(model, {3: [0.7]}) is model
-    expected = [WeightedConv2d, *types[1:7], WeightedConv1d, WeightedConv3d]
-    assert [type(module) for module in model] == expected
-
-
-def test_pointwise_convolutions_are_weighted_only_by_name():
-    model = apply_densities(mixed(), {1: [], 5: [0.2, 0.8]})
-    assert model[1].den.tolist() == pytest.approx([0.2, 0.8])
-    assert model[2].phi.tolist() == [[1.0]]
-    assert type(model[0]) is nn.Conv2d
-
-
-def test_weighted_convolutions_get_the_new_density():
-    model = nn.Sequential(nn.Conv2d(2, 3, 3), WeightedConv2d(3, 2, 3, [0.25], trainable=True))
-    raw = [module.weight.clone() for module in model]
-    for den, trainable in (([0.5], True), ([0.75], False), ([1.5], True)):
-        apply_densities(model, {3: den}, trainable=trainable)
-        assert [module.den.tolist() for module in model] == [den, den]
-        assert [module.trainable for module in model] == [trainable, trainable]
-        carried = {"weight", "bias", "den" if trainable else "phi"}
-        assert [set(module.state_dict()) for module in model] == [carried, carried]
-    assert all(torch.equal(module.weight, old) for module, old in zip(model, raw, strict=True))
-
-
-def test_a_module_at_several_places_stays_shared():
-    shared = nn.Conv2d(2, 2, 3, padding=1)
-    model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared, nn.ReLU(), shared)})
-    apply_densities(model, {3: [0.7]}, trainable=True)
-    assert model["a"] is model["b"][0] is model["b"][2]
-    assert type(model["a"]) is WeightedConv2d
-    assert len(list(model.parameters())) == 3
-
-
 def test_a_model_that_is_a_convolution_is_converted_and_folded():
     conv = nn.Conv2d(2, 2, 3)
     x = image(conv, side=4)
@@ -539,16 +489,6 @@ def test_a_model_that_is_a_convolution_is_converted_and_folded():
     folded = fold_all(weighted_conv)
     assert type(folded) is nn.Conv2d
     assert torch.equal(folded(x), expected)
-
-
-def test_optimizers_made_before_conversion_still_train():
-    conv = nn.Conv2d(2, 2, 3)
-    optimizer = torch.optim.SGD(conv.parameters(), lr=0.1)
-    apply_densities(conv, {3: [0.7]})
-    before = conv.weight.clone()
-    conv(image(conv, side=4)).sum().backward()
-    optimizer.step()
-    assert not torch.equal(conv.weight, before)
 
 
 def test_hooks_survive_conversion_and_folding():
@@ -569,25 +509,6 @@ def test_hooks_survive_conversion_and_folding():
     calls.clear()
     conv(x).sum().backward()
     assert calls == []
-
-
-def test_a_size_that_does_not_occur_is_refused_and_nothing_changes():
-    model = mixed()
-    message = r"no convolution has kernel size 7, 9; sizes .* can be weighted: 1, 3, 5$"
-    with pytest.raises(ValueError, match=message):
-        apply_densities(model, {3: [0.7], 9: [1.0] * 4, 7: [1.0] * 3})
-    assert not any(isinstance(module, WeightedConv) for module in model)
-    with pytest.raises(ValueError, match="can be weighted: none"):
-        apply_densities(nn.Linear(2, 2), {3: [0.7]})
-
-
-def test_an_invalid_density_is_refused_and_nothing_changes():
-    model = mixed()
-    with pytest.raises(ValueError, match="kernel size 5 takes 2"):
-        apply_densities(model, {3: [0.7], 5: [0.7]})
-    with pytest.raises(ValueError, match="kernel size 2 has no centre"):
-        apply_densities(model, {3: [0.7], 2: [0.7]})
-    assert type(model[0]) is nn.Conv2d
 
 
 @pytest.mark.parametrize("trainable", [False, True])

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from densitune import density
-from densitune.weighted_conv import WeightedConv2d, apply_densities
+from densitune.conversion import apply_densities
+from densitune.weighted_conv import WeightedConv2d
 from optimizer.arms import Init, Mask, Start
 from optimizer.learning_rates import Family
 from workers.networks.classifiers import VGG, ResNet

@@ -41,7 +41,7 @@ class wConv2d:  # noqa: N801 - the authors' name
     ) -> None:
         if len(den) != (kernel_size - 1) / 2:
             raise ValueError("den has another length than kernel_size takes")
-        self.kernel_size, self.den = kernel_size, den
+        self.kernel_size, self.den, self.padding = kernel_size, den, padding
 
 
 def used(preset: Preset) -> list[wConv2d]:
@@ -140,15 +140,16 @@ def test_a_written_preset_is_read_back_equal(tmp_path: Path) -> None:
     assert [file.name for file in path.parent.iterdir()] == ["a-study.json"]
 
 
-def test_the_line_to_use_makes_the_layer_with_the_density() -> None:
+def test_the_line_to_use_makes_the_layer_with_the_density_that_keeps_the_size() -> None:
     preset = best_of(usual())
     [statement] = ast.parse(preset.use).body
     assert isinstance(statement, ast.Expr)
     assert isinstance(statement.value, ast.Call)
     keywords = {word.arg: ast.literal_eval(word.value) for word in statement.value.keywords}
-    assert keywords == {"kernel_size": 5, "den": preset.densities["5"]}
+    assert keywords == {"kernel_size": 5, "den": preset.densities["5"], "padding": 2}
     [layer] = used(preset)
     assert layer.den == preset.densities["5"]
+    assert 2 * layer.padding + 1 == layer.kernel_size
 
 
 def test_a_reader_who_only_knows_json_finds_the_density(tmp_path: Path) -> None:

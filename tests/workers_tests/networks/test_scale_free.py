@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from densitune.weighted_conv import WeightedConv2d, apply_densities
+from densitune.conversion import apply_densities
+from densitune.weighted_conv import WeightedConv2d
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
 from workers.networks.scale_free import uniform_is_identity

@@ -1,0 +1,127 @@
+"""Whole models: weight the convolutions that a density is for, in place."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from typing import Literal, cast
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.utils import parametrize
+
+from densitune import density
+from densitune.weighted_conv import WeightedConv, WeightedConv1d, WeightedConv2d, WeightedConv3d
+
+_WEIGHTED: Mapping[type[nn.Module], type[WeightedConv]] = {
+    weighted.plain: weighted for weighted in (WeightedConv1d, WeightedConv2d, WeightedConv3d)
+}
+_NAMED = 5
+"""How many convolutions a message names."""
+
+
+def apply_densities(
+    model: nn.Module,
+    densities: Mapping[int, Sequence[float]] | Mapping[str, Sequence[float]],
+    *,
+    trainable: bool = False,
+    init: Literal["keep", "library"] = "keep",
+) -> nn.Module:
+    """Weight, in place, every convolution whose kernel has a size named in `densities`.
+
+    densities: by kernel size, which may be text as in a preset. init: `library` draws the weights
+    of these convolutions as the authors' layer does and as studies train (from torch's global
+    generator); `keep` leaves them as they are.
+
+    Converted are Conv1d, Conv2d and Conv3d themselves and weighted ones, which get the new density.
+    Modules change class and stay the same objects, `model` included: sharing, hooks, parameters and
+    the optimizers that hold them remain valid. A UserWarning names the convolutions of these sizes
+    that are left alone (`left_alone`). ValueError, with nothing changed, for an invalid density or
+    a size that occurs nowhere in the model.
+    """
+    checked = _by_size(densities)
+    found = [(module, side) for module in model.modules() if (side := _convertible_side(module))]
+    others = left_alone(model, checked)
+    sides = {side for _, side in found}
+    if unused := sorted(checked.keys() - sides):
+        occurring = ", ".join(map(str, sorted(sides))) or "none"
+        raise ValueError(
+            f"no convolution has kernel size {', '.join(map(str, unused))}; "
+            f"sizes in this model that can be weighted: {occurring}{_listed('; ', others)}"
+        )
+    for module, side in found:
+        if side in checked:
+            _weigh(module, checked[side], trainable)
+            if init == "library":
+                cast(WeightedConv, module).reset_parameters()
+    if others:
+        warnings.warn(f"not every convolution is weighted{_listed('; ', others)}", stacklevel=2)
+    return model
+
+
+def left_alone(model: nn.Module, sizes: Collection[int]) -> dict[str, str]:
+    """Return why convolutions with a side of one of these sizes cannot be weighted, by name.
+
+    They are transposed, lazy, parametrized (weight norm), of unequal sides, or subclasses with a
+    forward of their own.
+    """
+    return {
+        name: _obstacle(module)
+        for name, module in model.named_modules()
+        if isinstance(module, _ConvNd)
+        and _convertible_side(module) is None
+        and not set(sizes).isdisjoint(module.kernel_size)
+    }
+
+
+def _by_size(
+    densities: Mapping[int, Sequence[float]] | Mapping[str, Sequence[float]],
+) -> dict[int, density.Density]:
+    checked: dict[int, density.Density] = {}
+    for key, den in densities.items():
+        if not isinstance(key, int) and not str(key).isdecimal():
+            raise ValueError(
+                f"{key!r} is no kernel size; give densities by size, such as {{3: [0.7]}} or "
+                f'the "densities" of a preset'
+            )
+        size = int(key)
+        if size in checked:
+            raise ValueError(f"kernel size {size} is given twice, as a number and as text")
+        checked[size] = density.validate(den, size)
+    return checked
+
+
+def _convertible_side(module: nn.Module) -> int | None:
+    """Return the odd k of a convolution that can be weighted, None of any other module."""
+    if not (type(module) in _WEIGHTED or isinstance(module, WeightedConv)):
+        return None
+    sides = set(cast(_ConvNd, module).kernel_size)
+    side = sides.pop()
+    return side if not sides and side % 2 == 1 else None
+
+
+def _obstacle(module: _ConvNd) -> str:
+    if parametrize.is_parametrized(module):
+        return "its weight is parametrized: apply densities before that"
+    if isinstance(module, LazyModuleMixin):
+        return f"{type(module).__name__}: run the model once before"
+    if isinstance(module, _ConvTransposeNd):
+        return type(module).__name__
+    if len(set(module.kernel_size)) > 1:
+        return f"kernel {module.kernel_size}"
+    return f"{type(module).__name__} may have a forward of its own"
+
+
+def _listed(before: str, others: Mapping[str, str]) -> str:
+    """Return what is left alone as part of a message, bounded; nothing if nothing is."""
+    if not others:
+        return ""
+    first = [f"{name or 'the model'} ({why})" for name, why in list(others.items())[:_NAMED]]
+    more = [f"{len(others) - _NAMED} more"] if len(others) > _NAMED else []
+    return f"{before}left alone: {', '.join([*first, *more])}"
+
+
+def _weigh(module: nn.Module, den: density.Density, trainable: bool) -> None:
+    if not isinstance(module, WeightedConv):
+        # As torch's parametrizations and lazy modules do it: references to the module stay valid.
+        module.__class__ = _WEIGHTED[type(module)]
+    cast(WeightedConv, module).set_density(den, trainable=trainable)

@@ -15,6 +15,7 @@ jobs        the queue: claim, lease, heartbeat, release
 leases      when a lease has run out, which workers live, and which jobs are free
 failures    why jobs failed, and what follows from that
 ledger      the measurements
+image_scores  the score of every image in a few bytes
 roster      the workers: who they are and what they did
 inspection  what may be wrong with what is stored
 passwords   passwords in files

@@ -32,7 +32,7 @@ from workers.data.bank import Arrays
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
 from workers.training.recipe import Recipe, schedule, usual_lr
-from workers.training.tasks import BEST_PSNR
+from workers.training.scores import BEST_PSNR
 
 if TYPE_CHECKING:
     from optimizer.config.study_file import StudyConfig

@@ -18,7 +18,7 @@ from densitune.weighted_conv import WeightedConv2d
 from optimizer import arms
 from optimizer.arms import Arm
 from optimizer.config.tasks import FolderPhotographs
-from storage import jobs, roster, studies, trials
+from storage import image_scores, jobs, roster, studies, trials
 from workers import preparation
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
@@ -164,6 +164,43 @@ def test_a_job_on_the_test_split_is_measured_on_its_images_at_the_end(
     bank = preparation.bank(data, cache)
     assert bank.test is not None
     assert [row.extra.get("test") for row in rows] == [None] * 4 + [bank.test().fingerprint] * 2
+
+
+def test_what_a_confirmation_asks_for_beside_the_metric_reaches_the_ledger(
+    database: Engine, cache: Path
+) -> None:
+    """The scores of all images, the test split's beside them, and the floor for a divergence."""
+    images = Path(str(files("skimage"))) / "data"
+    for folder, names in {"own": ("brick", "grass", "gravel"), "held": ("camera", "coins")}.items():
+        (cache / folder).mkdir()
+        for name in names:
+            shutil.copy(images / f"{name}.png", cache / folder)
+    data = FolderPhotographs(
+        task="folder", folder=cache / "own", test=cache / "held",
+        patch=8, patches_per_image=2, crop=16,
+    )  # fmt: skip
+    bench = make_bench(database, make_config().model_copy(update={"data": data}), cache)
+    asked = Arm({3: (1.0,)}, split="both", per_image=True, floored=True)
+    add(database, bench, [asked, replace(asked, densities={3: (1e30,)})])
+    assert work(database, bench, pack=4) == 4
+    done, rows = contents(database, bench)
+    assert [(trial.done, trial.failed) for trial in done] == [(2, 0), (2, 0)]
+    assert [(row.trial, row.seed, row.rung) for row in rows] == [
+        (0, 0, 1), (0, 0, 2), (0, 1, 1), (0, 1, 2), (1, 0, 2), (1, 1, 2),
+    ]  # fmt: skip
+    bank, task = preparation.bank(data, cache), bench.bench.task
+    assert bank.test is not None
+    for row in rows:
+        assert ("sealed" in row.extra) == ("images" in row.extra) == (row.rung == 2)
+        assert row.extra.get("diverged", False) == (row.trial == 1)
+    for row in (rows[1], rows[4]):
+        sealed = row.extra["sealed"]
+        assert sealed["test"] == bank.test().fingerprint
+        for value, told in ((row.value, row.extra), (sealed["value"], sealed)):
+            each = image_scores.unpacked(told["images"])
+            assert np.mean(each) == pytest.approx(value, abs=1e-3)
+    assert rows[4].value == rows[5].value == task.floor()
+    assert rows[4].extra["sealed"]["value"] == task.test()(task.untrained()).value
 
 
 def test_a_study_whose_data_have_no_test_split_fails_the_job_and_says_so(

@@ -27,7 +27,7 @@ from workers.training import devices, loop
 from workers.training.loop import StoppedError
 from workers.training.member import DivergedError, State
 from workers.training.recipe import Job, Measurement
-from workers.training.tasks import Score
+from workers.training.scores import Score
 
 LOOK_SECONDS = 1.0
 """Between two looks for jobs that could join."""
@@ -183,7 +183,7 @@ class _Pack:
         log.info(
             "%s: %.4f after %d of %d epochs, %.1f s%s",
             _name(held.claimed), measurement.score.value, measurement.rung, held.job.budget,
-            measurement.seconds, ", cut" if measurement.ending == "cut" else "",
+            measurement.seconds, _remark(measurement),
         )  # fmt: skip
         if measurement.ending:
             self._end(number)
@@ -245,6 +245,12 @@ def _job(claimed: ClaimedJob) -> Job:
 
 def _measurement(saved: dict[str, Any]) -> Measurement:
     return Measurement(**{**saved, "score": Score(**saved["score"])})
+
+
+def _remark(measurement: Measurement) -> str:
+    if measurement.score.extra.get("diverged"):
+        return ", the floor, for training diverged"
+    return ", cut" if measurement.ending == "cut" else ""
 
 
 def _name(claimed: ClaimedJob) -> str:

@@ -12,13 +12,13 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import torch
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from storage import jobs, ledger, retry, roster, studies
+from storage import image_scores, jobs, ledger, retry, roster, studies
 from storage.failures import Kind
 from storage.jobs import Claim, ClaimedJob
 from storage.retry import first_line
@@ -28,6 +28,7 @@ from workers.service.heartbeat import LEASE, Heart
 from workers.service.spool import Delivery, Spool
 from workers.training import devices
 from workers.training.recipe import Measurement
+from workers.training.scores import Score
 
 Result = TypeVar("Result")
 
@@ -171,7 +172,23 @@ class Shift:
             job_id=job.id,
             rung=made.rung,
             value=made.score.value,
-            extra=made.score.extra,
+            extra=_extra(made),
             seconds=made.seconds,
         )
         return Delivery(worker_id=self._worker_id, fence=job.fence, entry=entry, ending=made.ending)
+
+
+def _extra(made: Measurement) -> dict[str, Any]:
+    """Return what is stored beside a measurement's value, as JSON.
+
+    `sealed` is what the test split said; nobody reads it before the verdict.
+    """
+    if made.sealed is None:
+        return _beside(made.score)
+    return {**_beside(made.score), "sealed": {"value": made.sealed.value, **_beside(made.sealed)}}
+
+
+def _beside(score: Score) -> dict[str, Any]:
+    if not score.images:
+        return score.extra
+    return {**score.extra, "images": image_scores.packed(score.images)}

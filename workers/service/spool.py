@@ -34,7 +34,8 @@ from workers.training.recipe import Ending
 MOST_FILES = 10_000
 """How many measurements a folder may hold: days of a busy host."""
 MOST_BYTES = 64 * 2**20
-"""How large they may be together; one takes less than a kilobyte."""
+"""How large they may be together; one takes less than a kilobyte, or up to 130 if it tells the
+scores of very many images (storage.image_scores)."""
 
 log = logging.getLogger("densitune.worker")
 

@@ -4,6 +4,7 @@ loop       the one training loop: members side by side
 member     one job in training
 recipe     what is trained and how: recipe, job, measurement, schedules
 tasks      data + proxy + loss + metric on a device
+scores     what a network achieves on images
 capture    steps of a member on a GPU without the host
 packing    how many members a device trains best
 devices    which device, and how it is set up

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from workers.networks import depthwise, pointwise, proxies
 from workers.training import capture, devices
 from workers.training.recipe import Ending, Job, Measurement, Recipe, steps_per_epoch, tuners
-from workers.training.tasks import Draws, Score, Task
+from workers.training.tasks import Draws, Task
 
 State = dict[str, Any]
 """All that the rest of a training depends on: tensors, and dictionaries of plain values."""
@@ -34,7 +35,9 @@ class Member:
         self.seconds = 0.0
         """The member's share of the time that training takes, kept by the loop."""
         # Before training, and before the member's own stream: if it cannot be read, no job waits.
-        self._judge = task.test() if job.arm.split == "test" else task.evaluate
+        split = job.arm.split
+        self._judge = task.test() if split == "test" else task.evaluate
+        self._judge_sealed = task.test() if split == "both" else None
         self._lane = capture.Lane(device)
         with self._lane():
             network = proxies.build(
@@ -72,9 +75,7 @@ class Member:
             return None
         if epoch == self._job.budget:
             return epoch
-        return (
-            epoch if epoch in self._recipe.rungs and self._job.arm.split == "validation" else None
-        )
+        return epoch if epoch in self._recipe.rungs and self._job.arm.split != "test" else None
 
     def state(self) -> State:
         """Return the state between two steps; its tensors are those in use."""
@@ -114,9 +115,13 @@ class Member:
         self._steps += 1
 
     def measure(self) -> Measurement:
-        """Judge the network as it is now, in float32; DivergedError if it is no longer finite."""
+        """Judge the network as it is now, in float32.
+
+        If it is no longer finite: DivergedError, or if the job is to score the floor then, that
+        score, and the job ends.
+        """
         started = time.perf_counter()
-        epoch = self._steps // self._epoch_steps
+        arm, epoch = self._job.arm, self._steps // self._epoch_steps
         self._network.eval()
         with self._lane(), torch.inference_mode():
             score = self._judge(self._network)
@@ -125,15 +130,27 @@ class Member:
             # weights are.
             finite = [weights.isfinite().all() for weights in self._network.parameters()]
             sound = bool(torch.stack(finite).all())
+            diverged = not (sound and score.is_finite and math.isfinite(loss))
+            judged = self._network
+            if diverged and arm.floored:
+                judged, epoch = self._task.untrained(), self._job.budget
+                score = self._judge(judged)
+            ending = self._ending(epoch, score.value)
+            done = ending == "done"
+            sealed = self._judge_sealed(judged) if self._judge_sealed and done else None
         self.seconds += time.perf_counter() - started
-        if not (sound and math.isfinite(score.value) and math.isfinite(loss)):
+        if diverged and not arm.floored:
             raise DivergedError(
                 f"diverged: loss {loss:g}, score {score.value:g} and "
                 f"{'finite' if sound else 'non-finite'} weights after {epoch} epochs"
             )
-        if self._job.arm.trainable:
-            score = Score(score.value, {**score.extra, "den": proxies.learned(self._network)})
-        return Measurement(epoch, score, self.seconds, self._ending(epoch, score.value))
+        beside: dict[str, Any] = {"diverged": True} if diverged else {}
+        if arm.trainable and not diverged:
+            beside["den"] = proxies.learned(self._network)
+        score = replace(score, extra={**score.extra, **beside})
+        if not (arm.per_image and done):
+            score, sealed = replace(score, images=()), sealed and replace(sealed, images=())
+        return Measurement(epoch, score, self.seconds, ending, sealed)
 
     def _ending(self, epoch: int, score: float) -> Ending | None:
         if score < self._job.bars.get(epoch, -math.inf):

@@ -12,7 +12,8 @@ from optimizer import learning_rates
 from optimizer.arms import Arm, Init, Precision
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
-from workers.training.tasks import Score, Task
+from workers.training.scores import Score
+from workers.training.tasks import Task
 
 Ending = Literal["done", "cut"]
 """Of a job: its budget is used up, or its score was below a bar."""
@@ -63,6 +64,8 @@ class Measurement:
     """The job's share of the time that training has taken so far."""
     ending: Ending | None
     """Whether the job ends here, and how."""
+    sealed: Score | None = None
+    """That on the test split, of a job that ends and is measured on both."""
 
 
 @dataclass(frozen=True)

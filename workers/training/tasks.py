@@ -4,9 +4,8 @@ Images stay uint8 on the device; batches, augmentation and noise are made there,
 work per image. Shapes: N images, C channels, H x W pixels, B images of a batch.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,25 +14,8 @@ from torch import Generator, Tensor, nn
 from optimizer.errors import UsageError
 from workers import seeds
 from workers.data.bank import Bank, Held
-
-EVALUATION_BATCH = 256
-"""Images that are judged at once; it changes memory, not results beyond rounding."""
-BEST_PSNR = 100.0
-"""PSNR in dB of an image without error (an all-black one, say), which would be infinite."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """What a network achieves on the images that it is judged on."""
-
-    value: float
-    """The task's metric, higher is better: top-1 accuracy in % or PSNR in dB."""
-    extra: dict[str, Any]
-    """What is told beside it, as JSON."""
-
-
-Judge = Callable[[nn.Module], Score]
-"""Judges a network, which is in evaluation mode."""
+from workers.training import scores
+from workers.training.scores import Judge, Score
 
 
 class Task(Protocol):
@@ -53,6 +35,9 @@ class Task(Protocol):
 
     def test(self) -> Judge:
         """Open the test split and return what judges on it; UsageError if there is none here."""
+
+    def untrained(self) -> nn.Module:
+        """Return what scores the floor: what can be told without any training."""
 
     def floor(self) -> float:
         """Return the metric without any training: what a network has to beat."""
@@ -78,16 +63,17 @@ def _opened(bank: Bank) -> Held:
 
 def _of(held: Held, score: Score) -> Score:
     """Return a score with the fingerprint of the test split that it was reached on."""
-    return Score(score.value, {**score.extra, "test": held.fingerprint})
+    return replace(score, extra={**score.extra, "test": held.fingerprint})
 
 
 class Classification:
-    """Cross-entropy on labelled images; random crop and horizontal flip; top-1 and top-5 in %."""
+    """Cross-entropy in nats on labelled images; random crop and flip; top-1 and top-5 in %."""
 
     def __init__(self, bank: Bank, device: torch.device) -> None:
         if bank.train_labels is None or bank.validation_labels is None:
             raise ValueError(f"the bank of {bank.source} has no labels")
         self._bank = bank
+        self._test: Judge | None = None  # opened once, for all jobs
         images = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
         self._size = images.shape[-1]
         # An eighth of the side: the usual 4 pixels for 32 x 32.
@@ -129,35 +115,36 @@ class Classification:
         return F.cross_entropy(outputs, targets)
 
     def evaluate(self, network: nn.Module) -> Score:
-        """Return top-1 accuracy in %, and top-5 beside it."""
+        """Return top-1 accuracy in %, with top-5 and the mean cross-entropy in nats beside it."""
         return self._judged(network, self._validation, self._validation_labels)
 
     def test(self) -> Judge:
         """Return what judges on the test split; ValueError if that has no labels."""
-        held = _opened(self._bank)
-        if held.labels is None:
-            raise ValueError(f"the test split of {self._bank.source} has no labels")
-        images = torch.tensor(held.images, device=self._labels.device)
-        labels = torch.tensor(held.labels, device=self._labels.device)
-        return lambda network: _of(held, self._judged(network, images, labels))
+        if self._test is None:
+            held = _opened(self._bank)
+            if held.labels is None:
+                raise ValueError(f"the test split of {self._bank.source} has no labels")
+            images = torch.tensor(held.images, device=self._labels.device)
+            labels = torch.tensor(held.labels, device=self._labels.device)
+            self._test = lambda network: _of(held, self._judged(network, images, labels))
+        return self._test
 
     def _judged(self, network: nn.Module, images: Tensor, labels: Tensor) -> Score:
-        hits = torch.zeros(2, dtype=torch.int64, device=self._labels.device)
-        for some, wanted in zip(
-            images.split(EVALUATION_BATCH), labels.split(EVALUATION_BATCH), strict=True
-        ):
-            logits = network(self._normalised(some))
-            # A tie is a miss, and so is NaN: a dead network must not look perfect.
-            own = logits.gather(1, wanted[:, None])
-            not_below = (~(logits < own)).sum(dim=1)  # the label's own logit included
-            hits += torch.stack([(not_below <= 1).sum(), (not_below <= 5).sum()])
-        top1, top5 = (100 * hits.double() / len(images)).tolist()
-        return Score(top1, {"top5": top5})
+        return scores.classified(lambda some: network(self._normalised(some)), images, labels)
+
+    def untrained(self) -> nn.Module:
+        """Return what always tells the shares of the classes, the commonest first among equals.
+
+        By Laplace's rule, so that no class has a share of zero, with one more image of the
+        commonest.
+        """
+        counts = self._labels.bincount(minlength=self._bank.classes or 0) + 1
+        counts[counts.argmax()] += 1
+        return scores.Constant((counts.double() / counts.sum()).log().float())
 
     def floor(self) -> float:
         """Return the top-1 accuracy of always guessing the commonest training label."""
-        commonest = self._labels.bincount().argmax()
-        return 100.0 * (self._validation_labels == commonest).double().mean().item()
+        return self.evaluate(self.untrained()).value
 
     def _normalised(self, images: Tensor) -> Tensor:
         return images.float().div_(255).sub_(self._mean).div_(self._std)
@@ -187,6 +174,7 @@ class Denoising:
 
     def __init__(self, bank: Bank, device: torch.device, sigma: float) -> None:
         self._bank = bank
+        self._test: Judge | None = None
         self._patches = torch.tensor(bank.train, device=device)  # (N, C, H, W) uint8
         self._clean = torch.tensor(bank.validation, device=device)
         self._sigma = sigma / 255
@@ -217,62 +205,26 @@ class Denoising:
 
     def evaluate(self, network: nn.Module) -> Score:
         """Return PSNR in dB of the clipped output, averaged over images, and SSIM beside it."""
-        return _restored(network, self._clean, self._noise)
+        return scores.restored(network, self._clean, self._noise)
 
     def test(self) -> Judge:
         """Return what judges on the test split."""
-        held = _opened(self._bank)
-        clean = torch.tensor(held.images, device=self._clean.device)
-        noise = self._fixed_noise(clean, "test noise")
-        return lambda network: _of(held, _restored(network, clean, noise))
+        if self._test is None:
+            held = _opened(self._bank)
+            clean = torch.tensor(held.images, device=self._clean.device)
+            noise = self._fixed_noise(clean, "test noise")
+            self._test = lambda network: _of(held, scores.restored(network, clean, noise))
+        return self._test
+
+    def untrained(self) -> nn.Module:
+        """Return what leaves the noisy images as they are."""
+        return nn.Identity()
 
     def floor(self) -> float:
         """Return the PSNR of the noisy images as they are, clipped."""
-        return self.evaluate(nn.Identity()).value
+        return self.evaluate(self.untrained()).value
 
     def _fixed_noise(self, clean: Tensor, purpose: str) -> Tensor:
         """Return the same noise for every job and rung, whatever its seed: the same question."""
         noise = torch.randn(clean.shape, generator=seeds.generator(0, purpose))
         return noise.to(clean.device) * self._sigma
-
-
-def _restored(network: nn.Module, images: Tensor, noises: Tensor) -> Score:
-    """Return how well a network restores images (M, C, H, W) uint8 from their noise."""
-    psnr: list[Tensor] = []
-    ssim: list[Tensor] = []
-    # An image has the pixels of many patches, so batches are smaller.
-    for some, noise in zip(images.split(16), noises.split(16), strict=True):
-        clean = some.float() / 255
-        restored = network(clean + noise).clamp(0, 1)
-        error = (restored.double() - clean.double()).square().mean(dim=(1, 2, 3))
-        psnr.append((-10 * torch.log10(error)).clamp(max=BEST_PSNR))
-        ssim.append(_ssim(restored, clean))
-    return Score(torch.cat(psnr).mean().item(), {"ssim": torch.cat(ssim).mean().item()})
-
-
-def _ssim(restored: Tensor, clean: Tensor) -> Tensor:
-    """Return the structural similarity of images (B, C, H, W) in [0, 1], shape (B,).
-
-    Wang et al. 2004, with their constants and Gaussian window of 1.5 pixels and 11 x 11, averaged
-    over the places where the window fits.
-    """
-    radius, sigma = 5, 1.5
-    line = torch.arange(-radius, radius + 1, device=clean.device, dtype=torch.float64)
-    window = torch.exp(-0.5 * (line / sigma).square())
-    window = (window / window.sum()).to(clean.dtype)
-    channels = clean.shape[1]
-
-    def averaged(images: Tensor) -> Tensor:
-        down = window.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
-        across = window.view(1, 1, 1, -1).expand(channels, 1, 1, -1)
-        return F.conv2d(F.conv2d(images, down, groups=channels), across, groups=channels)
-
-    mean_x, mean_y = averaged(restored), averaged(clean)
-    variance_x = averaged(restored.square()) - mean_x.square()
-    variance_y = averaged(clean.square()) - mean_y.square()
-    covariance = averaged(restored * clean) - mean_x * mean_y
-    c1, c2 = 0.01**2, 0.03**2
-    similarity = ((2 * mean_x * mean_y + c1) * (2 * covariance + c2)) / (
-        (mean_x.square() + mean_y.square() + c1) * (variance_x + variance_y + c2)
-    )
-    return similarity.double().mean(dim=(1, 2, 3))

@@ -24,7 +24,8 @@ from storage.errors import StorageUnreachableError
 from workers.service import heartbeat, pack
 from workers.service.shift import Shift
 from workers.training import devices
-from workers.training.tasks import Draws, Score, Task
+from workers.training.scores import Score
+from workers.training.tasks import Draws, Task
 
 HERE = re.escape(devices.describe(torch.device("cpu")))
 
@@ -110,6 +111,9 @@ class Cramped:
 
     def evaluate(self, network: torch.nn.Module) -> Score:
         return self._inner.evaluate(network)
+
+    def untrained(self) -> torch.nn.Module:
+        return self._inner.untrained()
 
     def floor(self) -> float:
         return self._inner.floor()
@@ -219,6 +223,9 @@ class Watched:
 
     def evaluate(self, network: torch.nn.Module) -> Score:
         return self.inner.evaluate(network)
+
+    def untrained(self) -> torch.nn.Module:
+        return self.inner.untrained()
 
     def floor(self) -> float:
         return self.inner.floor()

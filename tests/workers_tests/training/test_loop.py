@@ -39,7 +39,8 @@ from workers.training.recipe import (
     schedule,
     usual_lr,
 )
-from workers.training.tasks import Classification, Denoising, Draws, Judge, Score, Task
+from workers.training.scores import Judge, Score
+from workers.training.tasks import Classification, Denoising, Draws, Task
 
 pytestmark = pytest.mark.numerical
 
@@ -140,10 +141,13 @@ class Witness:
         self.modes.append(network.training)
         score = self.task.evaluate(network)
         # An accuracy of few images could be equal by chance; all bits of the weights could not.
-        return Score(score.value, {**score.extra, "weights": digest(network)})
+        return replace(score, extra={**score.extra, "weights": digest(network)})
 
     def test(self) -> Judge:
         return self.task.test()
+
+    def untrained(self) -> nn.Module:
+        return self.task.untrained()
 
     def floor(self) -> float:
         return self.task.floor()
@@ -608,7 +612,7 @@ def test_a_job_on_the_test_split_is_measured_there_and_only_at_its_end(family: s
         expected = task_with_test(family).test()(
             network.to(memory_format=torch.channels_last).eval()
         )
-    assert last.score == expected
+    assert last.score == replace(expected, images=())
     assert len(witness.networks) == 3
 
 
@@ -774,6 +778,61 @@ def test_weights_that_the_very_last_step_ruins_are_a_divergence() -> None:
     assert math.isfinite(witness.losses[0])
     assert results.rungs == []
     assert "non-finite weights after 1 epochs" in results.failures[0][1]
+
+
+@every_family
+def test_a_job_that_may_score_the_floor_does_so_when_it_diverges_and_ends(family: str) -> None:
+    task = task_with_test(family)
+    arm = Arm({3: (1e30,)}, split="both", per_image=True, floored=True)
+    jobs = [Job(arm, 0, 4), Job(IDENTITY, 0, 2)]
+    results = run(task, recipe(family, rungs=(1, 2)), jobs)
+    assert results.failures == []
+    assert [(index, m.rung, m.ending) for index, m in results.rungs] == [
+        (0, 4, "done"), (1, 1, None), (1, 2, "done"),
+    ]  # fmt: skip
+    floor = results.rungs[0][1]
+    assert floor.score.value == task.floor()
+    assert floor.score.extra["diverged"] is True
+    assert floor.score.is_finite
+    assert floor.sealed == task.test()(task.untrained())
+    assert "diverged" not in results.rungs[2][1].score.extra
+
+
+def test_a_cross_entropy_that_is_not_finite_is_a_divergence() -> None:
+    class Blind(Witness):
+        def evaluate(self, network: nn.Module) -> Score:
+            score = super().evaluate(network)
+            return replace(score, extra={**score.extra, "cross_entropy": math.inf})
+
+    results = run(Blind(task_of("vgg")), recipe("vgg"), [Job(IDENTITY, 0, 2)])
+    assert (results.rungs, len(results.failures)) == ([], 1)
+
+
+@every_family
+def test_both_splits_are_measured_at_the_end_and_training_does_not_notice(family: str) -> None:
+    task = task_with_test(family)
+    arms = [IDENTITY, replace(IDENTITY, split="both", per_image=True), TESTED]
+    found = run(Witness(task), recipe(family, rungs=(1, 2)), [Job(arm, 5, 2) for arm in arms])
+    assert found.of(0) == found.of(1)  # to the last bit of the weights
+    plain, both, tested = (
+        [m for index, m in found.rungs if index == number] for number in range(3)
+    )
+    assert [m.sealed for m in plain] == [None, None]
+    assert [m.score.images for m in plain] == [(), ()]
+    assert (both[0].sealed, both[0].score.images) == (None, ())
+    last, alone = both[1], tested[0]
+    assert last.sealed is not None
+    assert np.mean(last.score.images) == pytest.approx(last.score.value, rel=1e-12)
+    assert np.mean(last.sealed.images) == pytest.approx(last.sealed.value, rel=1e-12)
+    assert (last.sealed.value, last.sealed.extra) == (alone.score.value, alone.score.extra)
+
+
+def test_a_job_that_is_cut_does_not_look_at_the_test_split() -> None:
+    job = Job(replace(IDENTITY, split="both", per_image=True), 0, 2, bars={2: math.inf})
+    found = run(task_with_test("vgg"), recipe("vgg", rungs=()), [job])
+    [(_, measurement)] = found.rungs
+    assert (measurement.ending, measurement.sealed) == ("cut", None)
+    assert measurement.score.images == ()
 
 
 def test_errors_of_the_task_come_through() -> None:

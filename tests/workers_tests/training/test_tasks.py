@@ -13,7 +13,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 
 from optimizer.errors import UsageError
-from workers.data.bank import Bank, Held, Pixels
+from workers.data.bank import Bank, Held, Labels, Pixels
 from workers.seeds import generator
 from workers.training.tasks import Classification, Denoising, Draws
 
@@ -155,7 +155,12 @@ def test_accuracy_is_that_of_numpy_and_validation_is_not_augmented() -> None:
     ranks = np.argsort(-logits, axis=1)
     assert score.value == pytest.approx(100 * (ranks[:, 0] == labels).mean(), rel=1e-12)
     top5 = (ranks[:, :5] == labels[:, None]).any(axis=1)
-    assert score.extra == {"top5": pytest.approx(100 * top5.mean(), rel=1e-12)}
+    shares = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    assert score.extra == {
+        "top5": pytest.approx(100 * top5.mean(), rel=1e-12),
+        "cross_entropy": pytest.approx(-np.log(shares[range(600), labels]).mean(), rel=1e-5),
+    }
+    assert np.array_equal(score.images, 100 * (ranks[:, 0] == labels))
 
 
 VALUES = st.sampled_from([-1.0, 0.0, 0.5, 1.0, float("inf"), float("-inf"), float("nan")])
@@ -304,6 +309,7 @@ def test_psnr_and_ssim_are_those_of_numpy_and_scikit_image(channels: int) -> Non
         for a, b in pairs
     ]
     assert score.extra == {"ssim": pytest.approx(np.mean(ssim), abs=1e-4)}
+    assert score.value == pytest.approx(np.mean(score.images), rel=1e-12)
     # The mean over images is another number than the PSNR of the mean error.
     assert abs(score.value + 10 * np.log10(errors.mean())) > 0.01
 
@@ -379,7 +385,21 @@ def test_the_floor_of_classification_is_the_share_of_the_commonest_training_clas
         fingerprint="",
         source="",
     )
-    assert Classification(bank, torch.device("cpu")).floor() == 25.0
+    task = Classification(bank, torch.device("cpu"))
+    assert task.floor() == 25.0
+    # By Laplace's rule, with one more of class 2: 5, 2 and 3 of 10.
+    score = task.evaluate(task.untrained())
+    wanted = -np.log([0.5, 0.2, 0.3, 0.3]).mean()
+    assert score.extra["cross_entropy"] == pytest.approx(wanted, rel=1e-6)
+    assert score.images == (100.0, 0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("each", [1, 7, 500])
+def test_of_classes_that_are_equally_common_the_floor_takes_one(each: int) -> None:
+    labels = np.repeat(np.arange(10), each)
+    images = np.zeros((len(labels), 1, 8, 8), dtype=np.uint8)
+    bank = Bank(images, images, labels, labels, 10, fingerprint="", source="")
+    assert Classification(bank, CPU).floor() == 10.0
 
 
 # The test split
@@ -403,11 +423,28 @@ def test_noise_on_the_test_split_is_the_same_for_every_worker_and_its_own() -> N
     images = natural(20)
     bank = Bank(images, images, fingerprint="", source="", test=lambda: Held(images))
     scores = [Denoising(bank, CPU, sigma=25).test()(nn.Identity()) for _ in range(2)]
+    assert scores[0].images == scores[1].images
     assert scores[0] == scores[1]
     validation = Denoising(bank, CPU, sigma=25).evaluate(nn.Identity())
     assert scores[0].value != validation.value
     assert scores[0].value == pytest.approx(validation.value, abs=0.2)
     assert scores[0].extra.keys() == {"ssim", "test"}
+
+
+@pytest.mark.parametrize("labels", [None, np.arange(3)])
+def test_the_test_split_is_opened_once_for_all_jobs(labels: Labels | None) -> None:
+    images = natural(3)
+    classes = None if labels is None else 3
+    opened = []
+
+    def test() -> Held:
+        opened.append(1)
+        return Held(images, labels)
+
+    bank = Bank(images, images, labels, labels, classes, fingerprint="", source="", test=test)
+    task = Denoising(bank, CPU, sigma=25) if labels is None else Classification(bank, CPU)
+    assert task.test()(task.untrained()) == task.test()(task.untrained())
+    assert opened == [1]
 
 
 def test_the_test_split_is_not_opened_before_it_is_asked_for() -> None:

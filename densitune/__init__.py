@@ -2,7 +2,7 @@
 
 density        what a density is: profile, phi, RMS, validation, the published values; plain numbers
 weighted_conv  the operator: weighted convolutions, folding
-conversion     whole models: weight the convolutions that a density is for
+conversion     whole models: weight the convolutions that a density is for, or scale them
 
 The names of all stand here as well. Each is loaded when it is asked for, so that a program which
 only reckons with densities does not load torch.
@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from densitune.conversion import apply_densities, left_alone
+    from densitune.conversion import apply_densities, left_alone, scale_initial_weights
     from densitune.density import (
         PUBLISHED,
         Densities,
@@ -54,6 +54,7 @@ __all__ = [
     "phi",
     "profile",
     "rms",
+    "scale_initial_weights",
     "validate",
 ]
 

@@ -1,9 +1,11 @@
-"""Whole models: weight the convolutions that a density is for, in place."""
+"""Whole models: weight the convolutions that a density is for, or scale them, in place."""
 
+import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
+import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.modules.lazy import LazyModuleMixin
@@ -55,6 +57,58 @@ def apply_densities(
                 cast(WeightedConv, module).reset_parameters()
     if others:
         warnings.warn(f"not every convolution is weighted{_listed('; ', others)}", stacklevel=2)
+    return model
+
+
+def scale_initial_weights(
+    model: nn.Module,
+    by: float | Mapping[int, Sequence[float]] | Mapping[str, Any],
+    *,
+    init: Literal["keep", "library"] = "keep",
+) -> nn.Module:
+    """Multiply, in place, the weights of plain convolutions by RMS(phi): the start, and no more.
+
+    For a new model, once and before training, where a density's start is all that helps.
+
+    by: a preset as JSON has it, its densities, or a number > 0. A density is for the convolutions
+    of its kernel size, each by RMS(phi) in its number of dimensions; a number is for all kernels of
+    odd k > 1 in every dimension. init: as in `apply_densities`, before the weights are multiplied.
+
+    Biases and weighted convolutions stay as they are; a weight that modules share is multiplied
+    once. A UserWarning names the convolutions of these sizes that are left alone. ValueError, with
+    nothing changed, for an invalid density or number, or one that no convolution is for.
+    """
+    plain = [
+        (module, side)
+        for module in model.modules()
+        if type(module) in _WEIGHTED and (side := _convertible_side(module))
+    ]
+    sides = {side for _, side in plain if side > 1}
+    if isinstance(by, Mapping):
+        densities = _by_size(cast(Mapping[str, Any], by).get("densities", by))
+    elif math.isfinite(by) and by > 0:
+        densities = dict.fromkeys(sides, ())
+    else:
+        raise ValueError(f"factor {by} is not a finite number > 0")
+    if not densities or densities.keys() - sides:
+        wanted = ", ".join(map(str, densities)) or "3 or more"
+        occurring = ", ".join(map(str, sorted(sides))) or "none"
+        raise ValueError(
+            f"no plain convolution has kernel size {wanted}; sizes in this model: {occurring}"
+        )
+    seen: set[int] = set()
+    for module, side in plain:
+        weight = cast(nn.Parameter, module.weight)
+        if side not in densities or id(weight) in seen:
+            continue
+        seen.add(id(weight))
+        if init == "library":
+            WeightedConv.reset_parameters(cast(WeightedConv, module))
+        dimensions = weight.dim() - 2
+        with torch.no_grad():
+            weight.mul_(density.rms(densities[side], dimensions) if isinstance(by, Mapping) else by)
+    if others := left_alone(model, densities):
+        warnings.warn(f"not every convolution is scaled{_listed('; ', others)}", stacklevel=2)
     return model
 
 

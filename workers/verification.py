@@ -1,7 +1,8 @@
-"""Checks of what a preset promises: its layers fold exactly, its jobs give their numbers again."""
+"""Checks of what a preset promises: exact folding, equal training, and its jobs' numbers again."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_args
 
 import torch
 
@@ -12,10 +13,13 @@ from optimizer.errors import StudyFailedError, UsageError
 from workers import preparation
 from workers.preparation import Bench
 from workers.seeds import generator
-from workers.training import devices
+from workers.training import devices, equivalence
 from workers.training.loop import train
 from workers.training.member import DivergedError
 from workers.training.recipe import Job, Measurement
+
+EQUAL = 1e-10
+"""Largest deviation of trainings in float64 that are the same but for rounding."""
 
 
 def check_folding(kernel_size: int, den: Sequence[float]) -> None:
@@ -32,6 +36,21 @@ def check_folding(kernel_size: int, den: Sequence[float]) -> None:
             f"density {list(den)} of kernel size {kernel_size}: the folded convolution differs "
             f"from the weighted one by {difference:g}; expected 0"
         )
+
+
+def check_equivalence(kernel_size: int, den: Sequence[float]) -> None:
+    """Check that a density trains as a plain convolution with another start and other steps.
+
+    UsageError if it does not: a density changes nothing else.
+    """
+    for rule in get_args(equivalence.Rule):
+        difference = equivalence.deviation(kernel_size, tuple(den), rule)
+        if not difference <= EQUAL:
+            raise UsageError(
+                f"density {list(den)} of kernel size {kernel_size}: {equivalence.STEPS} steps of "
+                f"{rule} differ from a plain convolution's by {difference:.1g} of the largest "
+                f"weight; expected at most {EQUAL:g}"
+            )
 
 
 def prepare(

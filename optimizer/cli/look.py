@@ -174,15 +174,16 @@ def verify(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Check a preset: schema, hash, exact folding and, if asked, its numbers."""
+    """Check a preset: schema, hash, exact folding, equal training and, if asked, its numbers."""
     preset = document.load(path)
     document.check_hash(preset)
     from workers import verification
 
     for kernel_size, den in preset.by_kernel_size().items():
         verification.check_folding(kernel_size, den)
+        verification.check_equivalence(kernel_size, den)
     terminal.console().print(
-        f"{path}: schema, hash and folding are in order; densities "
+        f"{path}: schema, hash, folding and equal training are in order; densities "
         f"{words.densities(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
         soft_wrap=True,
     )

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from densitune.conversion import apply_densities, left_alone
+from densitune.conversion import apply_densities, left_alone, scale_initial_weights
 from densitune.weighted_conv import (
     WeightedConv,
     WeightedConv1d,
@@ -220,3 +220,81 @@ def test_a_plain_model_refuses_weighted_weights_unless_told_not_to():
         plain.load_state_dict(weights)
     assert plain.load_state_dict(weights, strict=False).unexpected_keys == ["0.phi"]
     assert plain.load_state_dict(fold_all(model).state_dict()).unexpected_keys == []
+
+
+# Scaling
+
+
+def some() -> nn.Sequential:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(2, 4, 3), nn.Conv1d(4, 4, 3), nn.Conv2d(4, 4, 5), nn.Conv2d(4, 4, 1)]
+    return nn.Sequential(*layers, WeightedConv2d(4, 4, 3, [0.5]), nn.Linear(4, 4))
+
+
+def factors(model, **how):
+    """By how much each of some layers' weights has been multiplied; biases stay as they are."""
+    for layer, before in zip(model, some(), strict=True):
+        assert torch.equal(layer.bias, before.bias)
+    return [
+        (layer.weight / before.weight).mean().item()
+        for layer, before in zip(model, some(), strict=True)
+    ]
+
+
+def rms(a, dimensions):
+    return math.sqrt((2 * a * a + 1) / 3) ** dimensions
+
+
+def test_a_preset_scales_the_plain_convolutions_of_its_sizes_by_rms_phi():
+    scaled = [rms(0.6, 2), rms(0.6, 1), 1, 1, 1, 1]
+    for given in ({3: [0.6]}, {"3": [0.6]}, json.loads('{"name": "x", "densities": {"3": [0.6]}}')):
+        model = some()
+        assert scale_initial_weights(model, given) is model
+        assert factors(model) == pytest.approx(scaled, rel=1e-6)
+    assert factors(scale_initial_weights(some(), 0.25)) == pytest.approx(
+        [0.25, 0.25, 0.25, 1, 1, 1], rel=1e-6
+    )
+
+
+def test_a_scaled_convolution_starts_at_the_scale_of_its_density():
+    """In every dimension: the root mean square of the kernel, of many draws."""
+    for plain in (nn.Conv1d(64, 64, 5), nn.Conv2d(32, 32, 5), nn.Conv3d(16, 16, 5)):
+        weighted = apply_densities(nn.Sequential(plain), {5: [0.2, 0.8]})[0]
+        dense = fold_all(weighted).weight.detach().square().mean().sqrt()
+        fresh = nn.Sequential(type(plain)(plain.in_channels, plain.out_channels, 5))
+        start = scale_initial_weights(fresh, {5: [0.2, 0.8]})[0].weight.detach()
+        assert start.square().mean().sqrt().item() == pytest.approx(dense.item(), rel=0.05)
+
+
+def test_shared_weights_are_scaled_once_and_drawn_before_that_if_asked():
+    model = nn.Sequential(nn.Conv2d(64, 64, 3), nn.Conv2d(64, 64, 3))
+    model[1].weight = model[0].weight
+    before = model[0].weight.detach().clone()
+    scale_initial_weights(model, 0.5)
+    assert torch.equal(model[0].weight, before * 0.5)
+    scale_initial_weights(model, 0.5, init="library")
+    drawn = model[0].weight.std().item()
+    assert drawn == pytest.approx(0.5 * math.sqrt(2 / (9 * 64)), rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("by", "message"),
+    [
+        ({7: [0.1, 0.2, 0.3]}, "no plain convolution has kernel size 7; sizes in this model: 3, 5"),
+        ({3: [0.5, 0.5]}, "takes 1"),
+        ({"three": [0.5]}, "is no kernel size"),
+        ({}, "no plain convolution has kernel size 3 or more"),
+        (0.0, "factor 0.0 is not a finite number > 0"),
+        (math.inf, "factor inf is not"),
+    ],
+)
+def test_what_cannot_be_scaled_is_refused_and_nothing_changes(by, message):
+    model = some()
+    with pytest.raises(ValueError, match=message):
+        scale_initial_weights(model, by)
+    assert factors(model) == [1.0] * 6
+
+
+def test_what_is_left_unscaled_is_named():
+    with pytest.warns(UserWarning, match=r"not every convolution is scaled; left alone: 1 \(Conv"):
+        scale_initial_weights(nn.Sequential(nn.Conv2d(2, 2, 3), nn.ConvTranspose2d(2, 2, 3)), 0.5)

@@ -6,6 +6,7 @@ recipe     what is trained and how: recipe, job, measurement, schedules
 tasks      data + proxy + loss + metric on a device
 scores     what a network achieves on images
 capture    steps of a member on a GPU without the host
+equivalence  what a density does to training: another start, other steps
 packing    how many members a device trains best
 devices    which device, and how it is set up
 baselines  the best that is linear: what a network has to beat

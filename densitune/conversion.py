@@ -17,6 +17,7 @@ from densitune.weighted_conv import WeightedConv, WeightedConv1d, WeightedConv2d
 _WEIGHTED: Mapping[type[nn.Module], type[WeightedConv]] = {
     weighted.plain: weighted for weighted in (WeightedConv1d, WeightedConv2d, WeightedConv3d)
 }
+_Init = Literal["keep", "library"]
 _NAMED = 5
 """How many convolutions a message names."""
 
@@ -26,7 +27,7 @@ def apply_densities(
     densities: Mapping[int, Sequence[float]] | Mapping[str, Sequence[float]],
     *,
     trainable: bool = False,
-    init: Literal["keep", "library"] = "keep",
+    init: _Init = "keep",
 ) -> nn.Module:
     """Weight, in place, every convolution whose kernel has a size named in `densities`.
 
@@ -64,7 +65,7 @@ def scale_initial_weights(
     model: nn.Module,
     by: float | Mapping[int, Sequence[float]] | Mapping[str, Any],
     *,
-    init: Literal["keep", "library"] = "keep",
+    init: _Init = "keep",
 ) -> nn.Module:
     """Multiply, in place, the weights of plain convolutions by RMS(phi): the start, and no more.
 

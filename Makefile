@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test numerical chaos check reference clean
+.PHONY: quickstart test numerical chaos image slurm check reference clean
 
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
@@ -21,6 +21,14 @@ numerical: $(VENV)/installed-test  ## the numerical tests again, as on a CPU wit
 
 chaos: $(VENV)/installed-test  ## processes killed, PostgreSQL restarted and gone, for half an hour
 	$(BIN)/pytest -m long -s tests/chaos
+
+image: $(VENV)/installed-test  ## docker/ built and started in a Docker engine, a study to its preset
+	$(BIN)/pytest -m long -s tests/elsewhere/test_image.py
+
+# SLURM and PostgreSQL run as an ordinary user. Root counts as one in a namespace of its own.
+slurm: AS_USER := $(if $(filter 0,$(shell id -u)),unshare --user --map-user=daemon --map-group=daemon)
+slurm: $(VENV)/installed-test  ## docker/slurm on a cluster of one node, a study to its preset
+	$(AS_USER) $(BIN)/pytest -m long -s tests/elsewhere/test_cluster.py
 
 check: $(VENV)/installed-test  ## formatting, lints, types and borders
 	$(BIN)/ruff format --check .

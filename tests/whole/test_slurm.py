@@ -31,7 +31,10 @@ from workers.service.notice import LEAVE_SECONDS
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start the study's processes
 
 BATCH = ROOT / "docker" / "slurm" / "worker.sbatch"
-SCRIPTS = [BATCH, RECIPE, ROOT / "docker" / "certificates.sh"]
+SCRIPTS = [
+    *(BATCH, RECIPE, ROOT / "docker" / "certificates.sh"),
+    *sorted((ROOT / "tests" / "elsewhere").rglob("*.sh")),
+]
 KEPT = """
     SELECT jobs.id FROM densitune.jobs JOIN densitune.workers ON workers.id = worker_id
     WHERE state = 'running' AND stopped_at IS NOT NULL

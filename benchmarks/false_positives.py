@@ -53,7 +53,8 @@ class Blind(member.Member):
     """A member that trains identity whatever its arm is, and draws from the arm's name as well."""
 
     def __init__(self, task: Task, recipe: Recipe, job: Job, device: torch.device) -> None:
-        blind = replace(arms.identity(job.arm.densities, job.arm.lr), split=job.arm.split)
+        asked = {name: getattr(job.arm, name) for name in ("split", "per_image", "floored")}
+        blind = replace(arms.identity(job.arm.densities, job.arm.lr), **asked)
         super().__init__(task, recipe, replace(job, arm=blind), device)
         self._draws = Draws(seeds.derive(job.seed, "arm", name_of(job)), device)
 
@@ -62,7 +63,10 @@ def name_of(job: Job) -> str:
     """Return what tells a job's arm from the others of its phase."""
     arm = job.arm
     sizes = sorted(arm.densities)
-    return repr([(k, tuple(arm.densities[k]), arm.gain.get(k)) for k in sizes] + [arm.init])
+    return repr(
+        [(k, tuple(arm.densities[k]), arm.gain.get(k)) for k in sizes]
+        + [arm.init, arm.mask, arm.start]
+    )
 
 
 def configured(number: int, **changes: Any) -> StudyConfig:

@@ -113,8 +113,14 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
 
 
 def uniform_is_identity(config: StudyConfig, prepared: Bank) -> bool:
-    """Tell whether a uniform mask trains the study's proxy as identity does: all is normalised."""
+    """Tell whether a uniform mask is as good as identity in the study's confirmation.
+
+    So it is if all is normalised, and trained for long enough.
+    """
     proxy = recipe(config, prepared, "full").proxy
+    epoch_steps = max(1, len(prepared.train) // config.training.batch_size)
+    if config.confirm_budget * epoch_steps < scale_free.STEPS:
+        return False
     densities = {k: density.identity(k) for k in proxy.kernel_sizes}
     network = proxies.build(proxy, densities, init="library", seed=0)
     return scale_free.uniform_is_identity(network)

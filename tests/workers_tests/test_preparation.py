@@ -273,7 +273,8 @@ def test_a_study_knows_whether_its_proxy_normalises_every_weighted_convolution(
     classifier = study("cifar100", folder, CLASSIFIER)
     draw(tmp_path / "mine", 2)
     denoiser = study("folder", {"folder": str(tmp_path / "mine"), "patch": 8, "crop": 16}, DENOISER)
-    for chosen, said in ((classifier, True), (denoiser, False)):
+    short = study("cifar100", folder, CLASSIFIER, confirm={"budget": 4})
+    for chosen, said in ((classifier, True), (denoiser, False), (short, False)):
         bank = preparation.bank(chosen.data, tmp_path / "home")
         assert preparation.uniform_is_identity(chosen, bank) == said
 

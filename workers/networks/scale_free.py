@@ -4,8 +4,8 @@ A normalisation subtracts the mean and divides by the deviation of what it gets,
 on a convolution before it is lost, but for the normalisation's epsilon, which then acts as
 epsilon / c². The loss is then the same function of the raw weights whatever c is, and so are its
 gradients: a uniform mask trains as identity does under every optimiser (van Laarhoven 2017, arXiv
-1706.05350, for the invariance). Only the running statistics of batch normalisation begin elsewhere;
-with torch's momentum of 0.1 less than 1e-9 of that is left after 200 steps.
+1706.05350, for the invariance). Only the running statistics of batch normalisation, by which
+networks are judged, begin elsewhere; with torch's momentum of 0.1 STEPS forget that.
 """
 
 from collections import Counter
@@ -15,6 +15,8 @@ from torch import fx, nn
 
 from densitune.weighted_conv import WeightedConv
 
+STEPS = 100
+"""Of training, after which 0.9^100 = 3e-5 is left of initial running statistics."""
 PER_CHANNEL = (
     nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,

@@ -13,7 +13,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import baseline, cautions, differences, verdicts
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import FinalistVerdict, Holdout, PresetVerdict
-from optimizer.phases import calibration, learned
+from optimizer.phases import calibration, learned, remaining
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
@@ -152,16 +152,15 @@ class Snapshot:
 
     @property
     def seconds_left(self) -> float | None:
-        """Return how long the search's jobs that are left take at the present rate.
+        """Return how long the jobs that are left of the phase take at its present rate.
 
-        At most so long: trials may yet be cut. None if unknown, and in the other phases.
+        At most so long: trials may yet be cut. None if unknown, and unless the study runs.
         """
-        if self.study.phase != "search":
+        if self.study.state != "running" or not self.jobs_per_hour:
             return None
-        open_trials = [trial for trial in self.trials if trial.state == "running"]
-        search = self.config.search
-        left = (search.trials - self.ended) * search.seeds - sum(t.done for t in open_trials)
-        return 3600 * left / self.jobs_per_hour if self.jobs_per_hour else None
+        phase = self.study.phase
+        left = remaining.jobs(phase, self.config, self.phases[phase].trials)
+        return 3600 * left / self.jobs_per_hour
 
     def document(self) -> dict[str, Any]:
         """Return the snapshot for programs: plain JSON values."""
@@ -249,7 +248,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             rows=searched.rows,
             results=differences.results(searched.trials, searched.rows),
             workers=roster.read(connection, study.id),
-            jobs_per_hour=ledger.jobs_per_hour(connection, study.id),
+            jobs_per_hour=ledger.jobs_per_hour(connection, study.id, study.phase),
             calibrate=_phase(connection, study, "calibrate"),
             confirm=_phase(connection, study, "confirm"),
             decided=_phase(connection, study, "decided"),

@@ -91,18 +91,18 @@ def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]
     return [LedgerRow(**row._mapping) for row in rows]
 
 
-def jobs_per_hour(connection: Connection, study_id: int) -> float:
-    """Return the rate at which jobs were done or cut within the last RECENT_SECONDS.
+def jobs_per_hour(connection: Connection, study_id: int, phase: Phase) -> float:
+    """Return the rate at which jobs of a phase were done or cut within the last RECENT_SECONDS.
 
-    A study younger than that is measured from when its first job started.
+    A phase younger than that is measured from when its first job started.
     """
     rate = text("""
         SELECT count(*) FILTER (WHERE state IN ('done', 'cut')
                                 AND finished_at > now() - make_interval(secs => :window)) * 3600.0
                / greatest(1, least(:window, extract(epoch FROM now() - min(started_at))))
-        FROM densitune.jobs WHERE study_id = :study
+        FROM densitune.jobs WHERE study_id = :study AND phase = :phase
     """)
-    arguments = {"study": study_id, "window": RECENT_SECONDS}
+    arguments = {"study": study_id, "phase": phase, "window": RECENT_SECONDS}
     return float(connection.scalar(rate, arguments) or 0)
 
 

@@ -40,7 +40,10 @@ class StudyOverview:
     name: str
     state: StudyState
     phase: Phase
+    failure: str | None
     created_at: datetime
+    verdicts: list[dict[str, Any]] | None
+    asked_for: int | None  # trials, by the config
     trials: int
     running: int
     complete: int
@@ -91,7 +94,8 @@ def find(engine: Engine, name: str) -> Study | None:
 def overview(engine: Engine) -> list[StudyOverview]:
     """Return all studies, oldest first."""
     query = text(f"""
-        SELECT name, state, phase, created_at, counted.*,
+        SELECT name, state, phase, failure, created_at, verdicts,
+               (config -> 'search' ->> 'trials')::int AS asked_for, counted.*,
                (SELECT count(*) FROM densitune.workers
                 WHERE study_id = studies.id AND {leases.ALIVE}) AS workers
         FROM densitune.studies AS studies, LATERAL (

@@ -5,6 +5,7 @@ options        what several commands take
 train          the commands that train: launch, resume, worker
 look           the commands that look at studies and presets, stop and delete
 session        a study from creation to end, for the process that launches it
+display        what is shown of a running study
 fleet          local worker processes
 data           a study's data, with a bar for what is downloaded
 terms          on which terms a worker works

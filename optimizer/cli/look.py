@@ -11,12 +11,12 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 
 from optimizer import snapshot
-from optimizer.cli import environment
+from optimizer.cli import display, environment
 from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import document, exports, reruns
 from optimizer.presets.document import Preset
-from optimizer.show import terminal, words
+from optimizer.show import overview, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import studies
@@ -25,12 +25,16 @@ WATCH_SECONDS = 1.0
 """Between two refreshes of a watched study; ten times as long where there is no terminal."""
 
 
-def list_studies(storage: Storage = None) -> None:
+def list_studies(
+    storage: Storage = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for programs.")] = False,
+) -> None:
     """List all studies."""
-    engine = environment.open_storage(storage)
-    overview = studies.overview(engine)
-    if overview:
-        terminal.console().print(terminal.study_table(overview))
+    entries = overview.read(environment.open_storage(storage))
+    if as_json:
+        print(json.dumps([entry.document() for entry in entries], indent=2))
+    elif entries:
+        terminal.console().print(overview.table(entries))
     else:
         terminal.console().print("no studies yet; start one with: densitune launch CONFIG")
 
@@ -48,6 +52,12 @@ def status(
         print(json.dumps(snapshot.of(engine, name).document(), indent=2))
         return
     now = snapshot.of(engine, name)
+    if watch and not console.is_terminal:
+        show = display.lines(console)
+        while now.study.state == "running":
+            show(now)
+            time.sleep(10 * WATCH_SECONDS)
+            now = snapshot.of(engine, name)
     if watch and console.is_terminal:
         with Live(console=console, auto_refresh=False) as live:
             while now.study.state == "running":
@@ -56,10 +66,6 @@ def status(
                 now = snapshot.of(engine, name)
             live.update(_status(now), refresh=True)
         return
-    while watch and now.study.state == "running":
-        console.print(terminal.plain_line(now), soft_wrap=True)
-        time.sleep(10 * WATCH_SECONDS)
-        now = snapshot.of(engine, name)
     console.print(_status(now))
 
 

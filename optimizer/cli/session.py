@@ -4,16 +4,17 @@ It takes the proposer's role, looks after the local workers and shows how far th
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from rich.console import Console
-from rich.live import Live
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from optimizer import snapshot
+from optimizer.cli import display
+from optimizer.cli.display import Show
 from optimizer.cli.fleet import Fleet
 from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig, parse
@@ -30,12 +31,9 @@ STEP_SECONDS = 0.2
 """Between two looks at the ledger."""
 REFRESH_SECONDS = 1.0
 """Between two refreshes of the display."""
-LINE_SECONDS = 30.0
-"""Between two lines where there is no terminal and nothing happens."""
 LAST_WORD_SECONDS = 30.0
 """How long to wait for a storage that has yet to hear how the last worker ended."""
 
-Show = Callable[[Snapshot], None]
 Result = TypeVar("Result")
 
 
@@ -128,7 +126,7 @@ def run(
         soft_wrap=True,
     )
     try:
-        with fleet, _display(console) as show:
+        with fleet, display.live(console) as show:
             _advance(engine, study, config, fleet, show)
     except KeyboardInterrupt:
         console.print(f"nothing is lost; continue with: densitune resume {study.name}")
@@ -208,26 +206,3 @@ def _again(engine: Engine, study: Study) -> Study:
     if now is None or now.id != study.id:
         raise UsageError(f"study {study.name} has been deleted by another process")
     return now
-
-
-@contextmanager
-def _display(console: Console) -> Iterator[Show]:
-    """Yield what shows a snapshot: a live panel on a terminal, a line now and then elsewhere."""
-    if not console.is_terminal:
-        yield _line_by_line(console)
-        return
-    with Live(console=console, transient=True, auto_refresh=False) as live:
-        yield lambda now: live.update(terminal.panel(now), refresh=True)
-
-
-def _line_by_line(console: Console) -> Show:
-    shown, at = "", 0.0
-
-    def show(now: Snapshot) -> None:
-        nonlocal shown, at
-        progress = terminal.progress(now)
-        if progress != shown or time.monotonic() - at > LINE_SECONDS:
-            shown, at = progress, time.monotonic()
-            console.print(terminal.plain_line(now), soft_wrap=True)
-
-    return show

@@ -7,6 +7,7 @@ search        phase 2: densities that Optuna proposes, told in step with the led
 confirmation  phase 3: finalists with fresh seeds, beside identity and scale controls
 holdout       after the verdict: identity and the winner on the test split
 learned       the density that a trainable arm learns by gradient: one more finalist
+remaining     how much of a phase is left
 extension     a decided study goes on with more fresh seeds, once
 bars          what a trial has to reach at a rung
 optuna_study  the Optuna study: ask and tell

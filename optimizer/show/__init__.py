@@ -1,6 +1,8 @@
 """What people read of a study.
 
 terminal            what is shown on a terminal
+overview            all studies at a glance
+progress            how far a study is
 words               numbers and findings in words
 confirmation_table  the table of a confirmation
 report              all that a study found as one HTML file

@@ -1,6 +1,6 @@
 """What is shown on a terminal: the live panel, the tables, and plain lines elsewhere."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
@@ -11,9 +11,9 @@ from optimizer.evidence import differences
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import MEANING
 from optimizer.show import words
-from optimizer.snapshot import PhaseRows, Snapshot, precision
+from optimizer.show.progress import progress, running_result, trial_counts, worker_line
+from optimizer.snapshot import Snapshot, precision
 from storage.failures import FailureCount
-from storage.studies import StudyOverview
 from storage.trials import TrialRow
 
 BEST_SHOWN = 5
@@ -41,46 +41,13 @@ def _bar(snapshot: Snapshot) -> ProgressBar:
     return ProgressBar(total=total, completed=completed, width=24)
 
 
-def progress(snapshot: Snapshot) -> str:
-    """Return the phase of a study and how far that is."""
-    match snapshot.study.phase:
-        case "calibrate":
-            return f"calibrating the learning rate: {_job_counts(snapshot.calibrate)}"
-        case "confirm":
-            seeds = max((trial.jobs for trial in snapshot.confirm.trials), default=0)
-            most = snapshot.config.confirm.seeds
-            finalists = [t for t in snapshot.confirm.trials if t.role == "finalist"]
-            undecided = sum(trial.state == "running" for trial in finalists)
-            return (
-                f"confirming: {undecided} of {len(finalists)} finalists open, seed {seeds} of at "
-                f"most {most}, {_job_counts(snapshot.confirm)}"
-            )
-        case "search" | "decided":
-            return trial_counts(snapshot)
-
-
-def _job_counts(phase: PhaseRows) -> str:
-    jobs = phase.jobs
-    return (
-        f"{jobs['done']}/{jobs['queued']} jobs done, {jobs['running']} running, "
-        f"{jobs['failed']} failed"
-    )
-
-
-def trial_counts(snapshot: Snapshot) -> str:
-    """Return how many trials are done, running, cut and failed."""
-    counts = snapshot.counts
-    return (
-        f"{snapshot.ended}/{counts['asked for']} trials done, {counts['running']} running, "
-        f"{counts['pruned']} cut, {counts['failed']} failed"
-    )
-
-
 def best_line(snapshot: Snapshot) -> str:
     """Return the verdict, or the best trial so far against identity."""
     if snapshot.winner is not None:
         densities = words.densities(snapshot.winner.by_kernel_size())
         return f"verdict: {densities} is {snapshot.verdict}, {MEANING[snapshot.verdict]}"
+    if snapshot.study.phase == "confirm":
+        return running_result(snapshot)
     best = snapshot.best
     if best is None and snapshot.study.phase == "calibrate":
         return "no density tried yet"
@@ -92,21 +59,6 @@ def best_line(snapshot: Snapshot) -> str:
     return (
         f"best so far (unconfirmed): {words.densities(best.densities)} at {value}, "
         f"{words.to_identity(best)} {snapshot.config.unit} to identity"
-    )
-
-
-def worker_line(snapshot: Snapshot) -> str:
-    """Return the live workers, their rate and the time left."""
-    live = snapshot.live_workers
-    left = snapshot.seconds_left
-    return (
-        f"{len(live)} worker{'s' if len(live) != 1 else ''}"
-        f", {words.per_hour(snapshot.jobs_per_hour)} jobs/hour"
-        + (
-            f", about {words.duration(left)} left of the search"
-            if left is not None and left > 0
-            else ""
-        )
     )
 
 
@@ -171,27 +123,6 @@ def _cut_line(snapshot: Snapshot) -> list[str]:
     cut = snapshot.counts["pruned"]
     were = "1 trial was" if cut == 1 else f"{cut} trials were"
     return [f"{were} cut: not trained to the end with all seeds."] if cut else []
-
-
-def study_table(overview: Sequence[StudyOverview]) -> Table:
-    """Return the list of studies."""
-    table = Table()
-    table.add_column("study", overflow="fold")
-    for heading in ("state", "phase", "complete", "cut", "failed", "workers"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("created (UTC)", min_width=10)
-    for study in overview:
-        table.add_row(
-            study.name,
-            study.state,
-            study.phase,
-            str(study.complete),
-            str(study.pruned),
-            str(study.failed),
-            str(study.workers),
-            f"{study.created_at:%Y-%m-%d %H:%M}",
-        )
-    return table
 
 
 def status(snapshot: Snapshot) -> RenderableType:

@@ -219,7 +219,7 @@ def test_the_rate_counts_jobs_finished_within_the_window(
     database: Engine, study: studies.Study
 ) -> None:
     with database.connect() as connection:
-        assert ledger.jobs_per_hour(connection, study.id) == 0.0
+        assert ledger.jobs_per_hour(connection, study.id, "search") == 0.0
     worker, held = claim(database, study, range(4))
     for job in held[:2]:
         ledger.record(database, worker, [at(job, 4)], [job.id])
@@ -235,5 +235,5 @@ def test_the_rate_counts_jobs_finished_within_the_window(
             ),
             {"id": held[0].id},
         )
-        found = ledger.jobs_per_hour(connection, study.id)
+        found = ledger.jobs_per_hour(connection, study.id, "search")
     assert found == pytest.approx(2 * 3600 / ledger.RECENT_SECONDS)

@@ -10,7 +10,6 @@ from rich.console import Console, RenderableType
 from rich.text import Text
 from support.synthetic import (
     RUNG,
-    WHEN,
     configured,
     decided,
     measured,
@@ -21,10 +20,9 @@ from support.synthetic import (
 )
 
 from densitune.density import Densities
-from optimizer.show import terminal, words
+from optimizer.show import progress, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
-from storage.studies import StudyOverview
 
 WIDTHS = [80, 120]
 CLAIMS = re.compile(r"better|improve|gain|win|superior|optimal|beats", re.IGNORECASE)
@@ -207,21 +205,6 @@ def test_long_names_labels_and_densities_are_never_cut_off(width: int) -> None:
     table = rendered(terminal.final_table(study), width)
     assert "".join(row[1] for row in rows(table)).count("l" * 60) == 2  # as itself and in the rank
     assert ", ".join(f"{value:.4g}" for value in den) in " ".join(row[0] for row in rows(table))
-    overview = StudyOverview(
-        name=name,
-        state="finished",
-        phase="decided",
-        created_at=WHEN,
-        trials=1203,
-        running=0,
-        complete=1000,
-        pruned=200,
-        failed=3,
-        workers=12,
-    )
-    listed = rendered(terminal.study_table([overview]), width)
-    assert "".join(row[0] for row in rows(listed)) == name
-    assert " ".join(filter(None, (row[-1] for row in rows(listed)))) == "2026-03-04 05:06"
 
 
 def test_identity_as_the_best_is_said_as_such() -> None:
@@ -257,7 +240,7 @@ def test_a_duration_has_its_two_largest_units(seconds: float, expected: str) -> 
 
 @pytest.mark.parametrize(("rate", "expected"), [(0.4, "0.4"), (9.96, "10.0"), (120.4, "120")])
 def test_a_slow_rate_is_not_shown_as_none(rate: float, expected: str) -> None:
-    assert f"{expected} jobs/hour" in terminal.worker_line(usual(jobs_per_hour=rate))
+    assert f"{expected} jobs/hour" in progress.worker_line(usual(jobs_per_hour=rate))
 
 
 def test_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,32 @@
+"""How much of a phase is left."""
+
+from collections.abc import Iterable
+
+from optimizer.config.study_file import StudyConfig
+from storage.states import Phase
+from storage.trials import TrialRow
+
+
+def jobs(phase: Phase, config: StudyConfig, trials: Iterable[TrialRow]) -> int:
+    """Return how many jobs of a phase are left, given its trials so far.
+
+    At most so many: trials may be cut and finalists judged early. Of a calibration they are those
+    that are queued, for its grid may grow; of a confirmation without finalists yet, too.
+    """
+    begun = [trial for trial in trials if trial.state == "running"]
+    ended = sum(trial.state != "running" for trial in trials)
+    match phase:
+        case "search":
+            seeds = config.search.seeds
+            return (config.search.trials - ended) * seeds - sum(_ended(trial) for trial in begun)
+        case "confirm":
+            learning = [trial for trial in begun if trial.role == "trainable"]
+            arms = [trial for trial in begun if trial.role != "trainable"]
+            most = config.confirm.seeds * len(arms) + sum(trial.jobs for trial in learning)
+            return most - sum(_ended(trial) for trial in begun)
+        case "calibrate" | "decided":
+            return sum(trial.waiting + trial.running for trial in trials)
+
+
+def _ended(trial: TrialRow) -> int:
+    return trial.done + trial.cut + trial.failed

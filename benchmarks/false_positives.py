@@ -93,15 +93,14 @@ def run(engine: Engine, given: StudyConfig, bank: Bank) -> Snapshot:
 
     The floor is nothing: identity is compared with itself, however little these networks learn.
     """
-    floors = {given.floor_name: 0.0}
+    facts = preparation.facts(given, bank) | {"floors": {given.floor_name: 0.0}}
     created = session.create(
         engine,
         given,
         bank.source,
         bank.fingerprint,
         "full",
-        floors=lambda: floors,
-        uniform_is_identity=lambda: preparation.uniform_is_identity(given, bank),
+        facts=lambda: facts,
     )
     recipe = preparation.recipe(given, bank, "full")
     bench = Bench(preparation.task(given, bank, CPU), recipe, CPU)

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,7 @@ from workers.data.patches import PatchPlan
 from workers.networks import proxies, scale_free
 from workers.networks.proxies import Proxy
 from workers.training import baselines
-from workers.training.recipe import Recipe
+from workers.training.recipe import Recipe, steps_per_epoch
 from workers.training.tasks import Classification, Denoising, Task
 
 
@@ -75,6 +76,16 @@ def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
     if isinstance(config.data, tasks.DenoisingData):
         return Denoising(prepared, device, config.data.sigma)
     return Classification(prepared, device)
+
+
+def facts(config: StudyConfig, prepared: Bank) -> dict[str, Any]:
+    """Return what a study keeps of its data and network from the beginning, as JSON."""
+    trained = task(config, prepared, torch.device("cpu"))
+    return {
+        "floors": floors(config, prepared),
+        "uniform_is_identity": uniform_is_identity(config, prepared),
+        "steps_per_epoch": steps_per_epoch(trained, recipe(config, prepared, "full")),
+    }
 
 
 def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:

@@ -100,6 +100,14 @@ def of_study(engine: Engine, study: Study) -> Iterator[Diagnosis]:
             where=where,
             what=f"it cannot go on: {study.failure}",
             remedy=f"what it found so far: densitune status {study.name}",
+            note=True,  # its launch has said so; what failed is found below
+        )
+    elif study.state == "stopped":
+        yield Diagnosis(
+            where=where,
+            what=f"it is stopped, phase {study.phase} is next or has begun",
+            remedy=f"to go on: densitune resume {study.name}",
+            note=True,
         )
     yield from _held_by_the_gone(engine, study)
     yield from _failed(engine, study)
@@ -130,8 +138,10 @@ def _held_by_the_gone(engine: Engine, study: Study) -> Iterator[Diagnosis]:
 def _failed(engine: Engine, study: Study) -> Iterator[Diagnosis]:
     """Report jobs that failed and have not succeeded since, by kind and error.
 
-    A density that diverges is a result, and in a finished study nothing is trained any more.
+    A density that diverges is a result. Nothing is trained any more in a finished study, nor in one
+    that somebody has stopped.
     """
+    at_rest = study.state == "finished" or (study.state == "stopped" and study.failure is None)
     for failed in inspection.failed_jobs(engine, study.id):
         numbers = ", ".join(str(number) for number in failed.trials)
         outcome = "failed for good" if failed.for_good else "failed and will be tried again"
@@ -141,7 +151,7 @@ def _failed(engine: Engine, study: Study) -> Iterator[Diagnosis]:
             what=f"{_jobs(failed.jobs)} {outcome} ({failed.kind}; {failed.phase}, trial {numbers}; "
             f"worker {failed.workers or 'unknown'}): {error}",
             remedy=REMEDIES[failed.kind],
-            note=failed.kind == "diverged" or not failed.for_good or study.state == "finished",
+            note=failed.kind == "diverged" or not failed.for_good or at_rest,
         )
 
 

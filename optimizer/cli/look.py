@@ -91,7 +91,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Delete a study with all its measurements."""
-    from optimizer.phases import optuna_study
+    from optimizer.cli import session
 
     engine = environment.open_storage(storage)
     study, _ = snapshot.find(engine, name)
@@ -99,9 +99,7 @@ def delete(
     measured = sum(len(phase.rows) for phase in now.phases.values())
     if not yes:
         typer.confirm(f"Delete study {name} with {measured} measurements?", abort=True)
-    studies.set_state(engine, study.id, "stopped")
-    optuna_study.delete(engine, name)
-    studies.delete(engine, study.id)
+    session.delete(engine, study)
     terminal.console().print(f"{name} is deleted")
 
 
@@ -183,6 +181,9 @@ def verify(
     """Check a preset: schema, hash, exact folding, equal training and, if asked, its numbers."""
     preset = document.load(path)
     document.check_hash(preset)
+    if rerun is not None:  # what comes next is slow to import, and slower the first time
+        line = f"{path}: training {rerun} of its seeds again"
+        terminal.console().print(line, soft_wrap=True)
     from workers import verification
 
     for kernel_size, den in preset.by_kernel_size().items():

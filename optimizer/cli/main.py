@@ -4,14 +4,19 @@ Exit codes: 0 done, 1 the study cannot go on (doctor: something is wrong), 2 bad
 3 storage unreachable, 4 evidence required but absent, 130 interrupted.
 """
 
+import io
+import os
 import signal
 import sys
+from contextlib import suppress
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 from sqlalchemy.exc import DBAPIError
 
 from optimizer.cli import look, train
-from optimizer.errors import OptimizerError
+from optimizer.errors import OptimizerError, UsageError
 from storage.errors import StorageError
 from storage.retry import first_line
 
@@ -22,6 +27,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
+    ] = False,
+) -> None:
+    if show_version:
+        print(f"densitune {version('densitune')}")
+        raise typer.Exit
+
+
 app.command()(train.launch)
 app.command()(train.resume)
 app.command()(train.worker)
@@ -39,12 +57,21 @@ app.command()(look.schema)
 
 def main() -> None:
     """Run the command line; errors of our own end it with one line and their exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # signs that a locale lacks end no command
+            stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        try:
+            app()
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # now, so that a full disk is told in one line
     except (OptimizerError, StorageError) as error:
         code, message = error.exit_code, str(error)
     except DBAPIError as error:
         code, message = StorageError.exit_code, f"PostgreSQL: {first_line(error.orig)}"
+    except OSError as error:
+        code, message = UsageError.exit_code, _unwritten(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
     finally:
@@ -52,3 +79,11 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
     print(f"densitune: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def _unwritten(error: OSError) -> str:
+    """Return what the system refused; nothing more is written to the standard output."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    where = f"{error.filename}: " if error.filename else "output cannot be written: "
+    return f"{where}{error.strerror or error}"

@@ -54,7 +54,7 @@ LocalWorkers = Annotated[
     typer.Option(
         min=0,
         help="Local worker processes; 0 only proposes.",
-        show_default="one per GPU, else per CPU core",
+        show_default="one per GPU, else per CPU core that may be used",
     ),
 ]
 Until = Annotated[
@@ -64,6 +64,13 @@ Until = Annotated[
 Force = Annotated[
     bool,
     typer.Option("--force", help="Go on although identity is no healthy baseline."),
+]
+Again = Annotated[
+    bool,
+    typer.Option(
+        "--again",
+        help="Begin a study that cannot go on anew, with this config: what it measured is deleted.",
+    ),
 ]
 Checkpoints = Annotated[
     Path | None,

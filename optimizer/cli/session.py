@@ -4,9 +4,9 @@ It takes the proposer's role, looks after the local workers and shows how far th
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 from sqlalchemy import Engine
@@ -43,16 +43,14 @@ def create(
     source: str,
     fingerprint: str,
     precision: str,
-    floors: Callable[[], dict[str, float]],
-    uniform_is_identity: Callable[[], bool],
+    facts: Callable[[], Mapping[str, Any]],
 ) -> Study:
     """Store a new study, or return the existing one of this name if it is the same.
 
     `source` and `fingerprint` say what the data are, `precision` in what arithmetic a new study
-    is trained; `floors` computes the metric of what needs no deep network, by name, and
-    `uniform_is_identity` whether a uniform mask trains as identity does; both are called for a new
-    study only. UsageError, with nothing written, if the name is taken by a study with
-    another config or other data, or by an Optuna study of somebody else.
+    is trained; `facts` computes what else a new study keeps (workers.preparation.facts).
+    UsageError, with nothing written, if the name is taken by a study with another config or other
+    data, or by an Optuna study of somebody else.
     """
     study = studies.find(engine, config.name)
     if study is None:
@@ -63,8 +61,7 @@ def create(
             )
         provenance = {
             "source": source,
-            "floors": floors(),
-            "uniform_is_identity": uniform_is_identity(),
+            **facts(),
             "precision": precision,
             "versions": optuna_study.versions(),
         }
@@ -85,6 +82,29 @@ def create(
             f"another name, or delete it: densitune delete {config.name}"
         )
     return study
+
+
+def clear(engine: Engine, name: str) -> None:
+    """Delete a study that cannot go on, so that its name is free; nothing if there is none.
+
+    UsageError for any other study: what it has measured may be worth something.
+    """
+    study = studies.find(engine, name)
+    if study is None:
+        return
+    if study.failure is None:
+        raise UsageError(
+            f"study {name} is {study.state} and can go on; --again is for one that cannot. To "
+            f"throw its measurements away: densitune delete {name}"
+        )
+    delete(engine, study)
+
+
+def delete(engine: Engine, study: Study) -> None:
+    """Delete a study with all its measurements, here and in Optuna's tables."""
+    studies.set_state(engine, study.id, "stopped")
+    optuna_study.delete(engine, study.name)
+    studies.delete(engine, study.id)
 
 
 def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
@@ -117,7 +137,7 @@ def run(
     if study.failure and not force:
         raise StudyFailedError(
             f"study {study.name} cannot go on: {study.failure}; "
-            f"to start again: densitune delete {study.name}"
+            f"to begin it anew: densitune launch CONFIG --again"
         )
     studies.go_on(engine, study.id, until, force=force)
     console.print(

@@ -21,6 +21,7 @@ from sqlalchemy import Engine
 from optimizer import snapshot
 from optimizer.cli import data, environment
 from optimizer.cli.options import (
+    Again,
     Checkpoints,
     Device,
     Force,
@@ -61,9 +62,11 @@ def launch(
     folder: PresetFolder = Path("presets"),
     until: Until = None,
     force: Force = False,
+    again: Again = False,
 ) -> None:
     """Run a study from config to preset, or continue it."""
     config = study_file.load(path)
+    _say(f"{config.name}: starting")
     from optimizer.cli import session
     from workers import preparation
     from workers.training import devices
@@ -71,6 +74,8 @@ def launch(
     local = devices.spread(device, workers)
     bank = data.prepare(config)  # before anything is written
     engine = environment.open_storage(storage)
+    if again:
+        session.clear(engine, config.name)
     precision = devices.precision(config.training.precision, devices.resolve(device))
     found = studies.find(engine, config.name)
     if found is None or found.config != config.document():  # new, or to be extended
@@ -81,8 +86,7 @@ def launch(
         bank.source,
         bank.fingerprint,
         precision=precision,
-        floors=lambda: preparation.floors(config, bank),
-        uniform_is_identity=lambda: preparation.uniform_is_identity(config, bank),
+        facts=lambda: preparation.facts(config, bank),
     )
     fleet = _fleet(study, local, pack, storage)
     _run(engine, study, config, fleet, folder, until=until, force=force)
@@ -99,6 +103,7 @@ def resume(
     force: Force = False,
 ) -> None:
     """Continue a study that was stopped or interrupted."""
+    _say(f"{name}: starting")
     from optimizer.cli import session
     from workers.training import devices
 
@@ -124,6 +129,7 @@ def worker(
     outage_limit: OutageLimit = None,
 ) -> None:
     """Attach workers to a study; they end when it does."""
+    _say(f"worker for {name}: starting")
     # Nothing is in training yet. As process 1 of a container, SIGTERM would be ignored unhandled.
     _on_termination(_interrupt)
     from workers.training import devices
@@ -271,6 +277,11 @@ def _take_role_when_idle(engine: Engine, study: Study, config: StudyConfig) -> C
             taken.advance()
 
     return advance
+
+
+def _say(line: str) -> None:
+    """Print a line at once: what comes next is slow to import, and slower the first time."""
+    terminal.console().print(line, soft_wrap=True)
 
 
 def _logs() -> Path:

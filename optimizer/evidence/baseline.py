@@ -1,9 +1,15 @@
 """Whether identity is a healthy baseline: above what takes no network or no training."""
 
+import math
 from collections.abc import Mapping
 
 from optimizer.config.study_file import StudyConfig
 from storage.studies import Study
+
+ENOUGH_STEPS = 200
+"""With which small proxies are above linear ones on a few hundred images (docs/decisions.md)."""
+MOST_EPOCHS = 10_000
+"""That a config may have."""
 
 
 def floors(study: Study, config: StudyConfig) -> dict[str, float]:
@@ -29,7 +35,25 @@ def complaint(config: StudyConfig, floors: Mapping[str, float], identity: float)
     )
 
 
-def failure(config: StudyConfig, floors: Mapping[str, float], identity: float) -> str | None:
-    """Return why a study stops because of identity's score; None if it is healthy."""
-    wrong = complaint(config, floors, identity)
-    return wrong and f"{wrong} To go on all the same: densitune resume {config.name} --force"
+def failure(study: Study, config: StudyConfig, identity: float) -> str | None:
+    """Return why a study stops because of identity's score, and what to try; None if healthy."""
+    wrong = complaint(config, floors(study, config), identity)
+    return wrong and (
+        f"{wrong} {_advice(study, config)} in the config, then: densitune launch CONFIG --again. "
+        f"To go on all the same: densitune resume {config.name} --force"
+    )
+
+
+def _advice(study: Study, config: StudyConfig) -> str:
+    """Return how long identity was trained, and numbers to try."""
+    budget, batch_size = config.training.budget, config.training.batch_size
+    steps: int | None = study.provenance.get("steps_per_epoch")
+    if steps is None:  # of a study from before it was counted
+        return f"Try training.budget {2 * budget}"
+    longer = min(max(2 * budget, math.ceil(ENOUGH_STEPS / steps)), MOST_EPOCHS)
+    smaller = f" or training.batch_size {batch_size // 4}" if batch_size >= 32 else ""
+    per_epoch = "1 step" if steps == 1 else f"{steps} steps"
+    return (
+        f"It has {per_epoch} per epoch, {steps * budget} in all; try training.budget "
+        f"{longer}{smaller}"
+    )

@@ -98,7 +98,6 @@ class Desk:
 
     def check_baseline(self, identity: float) -> None:
         """Stop the study if identity's score is no healthy baseline, unless it is forced."""
-        floors = baseline.floors(self.study, self.config)
-        failure = baseline.failure(self.config, floors, identity)
+        failure = baseline.failure(self.study, self.config, identity)
         if failure is not None and not self.study.forced:
             self.halt(failure)

@@ -23,6 +23,8 @@ p, ul { margin: .4rem 0; } .soft, figcaption { color: var(--soft); }
 .verdict.better { border-color: var(--up); } .verdict.worse { border-color: var(--down); }
 figure { margin: .6rem 0 1rem; } figcaption { font-size: .875rem; }
 .row { display: flex; flex-wrap: wrap; gap: .5rem 1.5rem; } svg { height: auto; max-width: 100%; }
+/* On a phone a figure keeps its size, so that its labels can be read, and is moved sideways. */
+@media screen and (max-width: 700px) { figure { overflow-x: auto; } svg { max-width: none; } }
 table { border-collapse: collapse; font-size: .875rem; margin: .6rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .2rem .9rem .2rem 0; text-align: left;
   vertical-align: top; overflow-wrap: anywhere; } th { font-weight: 600; }

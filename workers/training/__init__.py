@@ -9,5 +9,6 @@ capture    steps of a member on a GPU without the host
 equivalence  what a density does to training: another start, other steps
 packing    how many members a device trains best
 devices    which device, and how it is set up
+cores      how many CPU cores may be used
 baselines  the best that is linear: what a network has to beat
 """

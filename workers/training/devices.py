@@ -12,6 +12,7 @@ import torch
 
 from optimizer.arms import Precision
 from optimizer.errors import UsageError
+from workers.training import cores
 
 DRIVER = Path("/proc/driver/nvidia/version")
 """What a loaded NVIDIA driver says of itself; containers see that of their host."""
@@ -194,18 +195,11 @@ def _keep_freed_memory() -> None:
 def spread(name: str, workers: int | None) -> list[str]:
     """Return the device of each local worker process.
 
-    Without a number: one process per GPU, or per CPU core where the device is a CPU. UsageError if
-    there is no such device here.
+    Without a number: one process per GPU, or per usable CPU core where the device is a CPU.
+    UsageError if there is no such device here.
     """
     device = resolve(name)
     if device.type == "cpu":
-        return ["cpu"] * (_cores() if workers is None else workers)
+        return ["cpu"] * (cores.usable() if workers is None else workers)
     gpus = all_gpus() if name in ("auto", "cuda") else [name]
     return [gpus[place % len(gpus)] for place in range(len(gpus) if workers is None else workers)]
-
-
-def _cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -212,9 +212,16 @@ def test_failed_jobs_are_reported_with_kind_text_and_worker(
     assert third.claim in jobs.heartbeat(database, opened.worker, 60).held
 
 
-def test_why_a_study_cannot_go_on_is_said(database: Engine, opened: Open, home: Path) -> None:
-    studies.set_state(database, opened.study.id, "stopped", "identity could not be trained")
-    assert "it cannot go on: identity could not be trained" in beyond_repair(database, home)
+def test_an_honest_stop_is_a_note(database: Engine, opened: Open, home: Path) -> None:
+    """Whether somebody stopped the study or its baseline did: a check by cron is not to fail."""
+    for failure, said in (
+        ("Identity is weak.", "it cannot go on: Identity is weak."),
+        (None, "it is stopped, phase search is next or has begun; to go on: densitune resume"),
+    ):
+        studies.set_state(database, opened.study.id, "stopped", failure)
+        [note] = doctor.examine(database, home, None)
+        assert note.note
+        assert said in note.line
 
 
 def test_a_trial_that_optuna_was_not_told_is_told(

@@ -21,8 +21,10 @@ def create(database: Engine, given: StudyConfig, precision: str = "bfloat16") ->
         "photographs",
         "fingerprint",
         precision,
-        floors=lambda: {"noisy input": 20.25, "linear 3 x 3 filter": 25.5},
-        uniform_is_identity=lambda: True,
+        facts=lambda: {
+            "floors": {"noisy input": 20.25, "linear 3 x 3 filter": 25.5},
+            "uniform_is_identity": True,
+        },
     )
 
 
@@ -75,3 +77,18 @@ def test_another_config_under_the_same_name_is_refused(database: Engine) -> None
             create(database, configured(**change))
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
+
+
+def test_only_a_study_that_cannot_go_on_is_begun_again(database: Engine) -> None:
+    given = configured()
+    session.clear(database, given.name)  # nothing to clear
+    study = create(database, given)
+    for state in ("running", "stopped", "finished"):
+        studies.set_state(database, study.id, state)
+        with pytest.raises(UsageError, match=f"is {state} and can go on.*densitune delete"):
+            session.clear(database, given.name)
+    studies.set_state(database, study.id, "stopped", "Identity is weak.")
+    session.clear(database, given.name)
+    assert studies.find(database, given.name) is None
+    longer = configured(training={"budget": 40})
+    assert create(database, longer).config["training"]["budget"] == 40

@@ -29,7 +29,7 @@ def given(seeds: int, **changes: Any) -> StudyConfig:
 
 def launch(engine: Engine, config: StudyConfig, fingerprint: str = "print") -> Any:
     """What `launch` does with a study that exists."""
-    return session.create(engine, config, "none", fingerprint, "full", dict, bool)
+    return session.create(engine, config, "none", fingerprint, "full", dict)
 
 
 def extended(engine: Engine, seeds: int) -> Snapshot:

@@ -102,7 +102,7 @@ def of_study(engine: Engine, study: Study) -> Iterator[Diagnosis]:
             remedy=f"what it found so far: densitune status {study.name}",
             note=True,  # its launch has said so; what failed is found below
         )
-    elif study.state == "stopped":
+    elif study.state == "stopped" and not studies.is_over(study, study.until):
         yield Diagnosis(
             where=where,
             what=f"it is stopped, phase {study.phase} is next or has begun",

@@ -29,15 +29,20 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        print(f"densitune {version('densitune')}")
+        raise typer.Exit
+
+
 @app.callback()
 def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", help="Print the version and end.", is_eager=True)
+        bool,
+        typer.Option("--version", help="Print the version.", is_eager=True, callback=_version),
     ] = False,
 ) -> None:
-    if show_version:
-        print(f"densitune {version('densitune')}")
-        raise typer.Exit
+    """Tune the density function of weighted convolutions."""
 
 
 app.command()(train.launch)

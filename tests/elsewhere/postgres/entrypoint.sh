@@ -4,7 +4,7 @@ set -euo pipefail
 
 data=/var/lib/postgresql/17/docker
 if [ "$(id -u)" -eq 0 ]; then
-    install -d -o postgres -g postgres /var/lib/postgresql/17 "$data" /run/postgresql
+    install -d -m 700 -o postgres -g postgres /var/lib/postgresql/17 "$data" /run/postgresql
     exec setpriv --reuid=postgres --regid=postgres --clear-groups "$0"
 fi
 if [ ! -e "$data/PG_VERSION" ]; then

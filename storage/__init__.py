@@ -21,5 +21,6 @@ inspection  what may be wrong with what is stored
 passwords   passwords in files
 roles       who may do what on a server that several share
 retry       which errors pass by themselves, and trying again
+durable     files that are there whole or not at all, and read with care
 errors      what can go wrong here
 """

@@ -6,6 +6,7 @@ data to all users.
 """
 
 import importlib.util
+import logging
 import os
 import pwd
 import subprocess
@@ -16,6 +17,8 @@ from storage.errors import StorageError
 
 VERSION = 18  # the major version to which data folders are bound
 SYSTEM_USER = "densitune"  # who runs the server when we are root, which PostgreSQL refuses
+
+log = logging.getLogger("densitune.storage")
 
 Account = tuple[int, int]
 """User id and group id."""
@@ -99,13 +102,23 @@ def _account() -> Account:
 def let_pass(owner: Account, *paths: Path) -> None:
     """Let another user pass (not read) the folders above the programs, and above further paths.
 
-    Under root's home, which is usually closed, it could not reach them. Data need not be named: a
-    server starts in their folder.
+    Under root's home, which is usually closed, it could not reach them; a line says what was
+    opened. Data need not be named: a server starts in their folder.
     """
-    for folder in {parent for path in (_folder(), *paths) for parent in path.parents}:
+    opened = []
+    for folder in sorted({parent for path in (_folder(), *paths) for parent in path.parents}):
         status = folder.stat()
         if status.st_uid != owner[0] and not status.st_mode & 0o001:
             folder.chmod(status.st_mode & 0o7777 | 0o001)
+            opened.append(str(folder))
+    if opened:
+        names = " ".join(opened)
+        log.warning(
+            "PostgreSQL does not run as root, and user %d cannot reach its programs: all users may "
+            "now pass, not read, %s; to undo that: chmod o-x %s, and run densitune as another user "
+            "or with --storage",
+            owner[0], names, names,
+        )  # fmt: skip
 
 
 def _folder() -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
+from storage import durable
 from storage.roster import TOKEN
 
 KILL_SECONDS = 30.0
@@ -89,7 +90,8 @@ class Fleet:
         for number, device in enumerate(self._devices, start=1):
             path = self._logs / f"{self._study}.{os.getpid()}-{number}.log"
             token = secrets.token_hex(8)
-            with path.open("wb") as log:
+            path.unlink(missing_ok=True)  # of an earlier process with our number
+            with durable.create(path) as log:
                 self._workers.append(_Worker(self._start(device, token, log), path, token))
         return self
 

@@ -18,6 +18,7 @@ from optimizer.config import documents, problems
 from optimizer.config.agreement import check_kernel_size, check_name
 from optimizer.errors import UsageError
 from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
+from storage import durable
 
 VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
@@ -156,10 +157,7 @@ def write(preset: Preset, folder: Path) -> Path:
     """
     path = folder / f"{preset.name}.json"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        unfinished = path.with_suffix(".json.part")
-        unfinished.write_text(preset.text(), encoding="utf-8")
-        unfinished.replace(path)
+        durable.write(path, preset.text().encode())
     except OSError as error:
         raise UsageError(
             f"preset {path} cannot be written: {error.strerror or error}; choose another folder"

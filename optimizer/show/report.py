@@ -18,6 +18,7 @@ from optimizer.show import search, words
 from optimizer.show.figures_arms import Row, intervals, mask, rates
 from optimizer.show.page import html_page, table, tag
 from optimizer.snapshot import Snapshot, precision
+from storage import durable
 
 UNCONFIRMED = (
     "The best of many noisy results looks better than it is, and a density also changes the scale "
@@ -55,10 +56,9 @@ def render(snapshot: Snapshot) -> str:
 
 
 def write(text: str, file: Path) -> Path:
-    """Write a report and return its path; UsageError if it cannot be written."""
+    """Write a report, whole or not at all, and return its path; UsageError if that fails."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, encoding="utf-8")
+        durable.write(file, text.encode())
     except OSError as error:
         raise UsageError(
             f"report {file} cannot be written: {error.strerror or error}; choose another file"

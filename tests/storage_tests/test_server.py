@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -11,8 +12,26 @@ import pytest
 from sqlalchemy import make_url
 from support.servers import Join, in_use, postmaster
 
+from storage import programs
 from storage.errors import StorageError
 from storage.server import embedded_url
+
+
+def test_folders_that_are_opened_for_the_servers_user_are_said(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="dt-") as closed:  # below what is open to all
+        programs_folder = Path(closed) / "environment" / "bin"
+        programs_folder.mkdir(parents=True)
+        (Path(closed) / "environment").chmod(0o755)
+        monkeypatch.setattr(programs, "_folder", lambda: programs_folder)
+        other = os.getuid() + 1, os.getgid() + 1
+        for lines in (1, 0):
+            caplog.clear()
+            programs.let_pass(other)
+            assert Path(closed).stat().st_mode & 0o777 == 0o701
+            assert len(caplog.messages) == lines
+            assert all(f"chmod o-x {closed}," in line for line in caplog.messages)
 
 
 def test_last_of_two_processes_stops_the_server(home: Path, join: Join) -> None:

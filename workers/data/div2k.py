@@ -203,7 +203,7 @@ def _transfer(url: str, part: Path, progress: Progress | None) -> None:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             done = 0
         total = done + int(response.headers.get("Content-Length", -done))
-        with part.open("ab" if done else "wb") as stream:
+        with open(part, "ab" if done else "wb", opener=_unlinked) as stream:
             while chunk := response.read(_CHUNK):
                 stream.write(chunk)
                 done += len(chunk)
@@ -213,6 +213,11 @@ def _transfer(url: str, part: Path, progress: Progress | None) -> None:
             os.fsync(stream.fileno())
     if done < total:
         raise ConnectionError(f"the connection ended after {done:,} of {total:,} bytes")
+
+
+def _unlinked(path: str, flags: int) -> int:
+    """Open a file that is no link: the folder may be shared, and the name can be guessed."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _compare_checksum(packed: Path, archive: Archive, cache: Path) -> None:

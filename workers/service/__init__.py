@@ -8,5 +8,4 @@ notice      signals that end a worker, and how long it may take
 checkpoint  jobs in training on disk, for whoever goes on with them
 spool       measurements that wait on disk for the database
 spooled     its files, taken by one process at a time or set aside
-durable     files that are there whole or not at all
 """

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from optimizer.arms import Arm
+from storage import durable
 from storage.studies import Study
-from workers.service import durable
 from workers.service.spool import StudyKey, key_of
 from workers.training.recipe import Job, Recipe
 
@@ -112,7 +112,8 @@ def path_of(folder: Path, study: StudyKey, job: int) -> Path:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    stored = path.read_bytes()
+    with durable.opened(path) as file:
+        stored = file.read()
     digest, content = stored[:DIGEST_BYTES], stored[DIGEST_BYTES:]
     if hashlib.sha256(content).digest() != digest:
         raise ValueError("its checksum does not match")

@@ -24,10 +24,9 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from optimizer.config import documents
-from storage import ledger, retry, studies
+from storage import durable, ledger, retry, studies
 from storage.ledger import Entry
 from storage.studies import Study
-from workers.service import durable
 from workers.service.spooled import left_aside, set_aside, taken
 from workers.training.recipe import Ending
 
@@ -200,10 +199,11 @@ def survey(folder: Path) -> tuple[dict[StudyKey, int], list[Path]]:
     aside = left_aside(folder)
     for path in folder.glob("*.json"):
         try:
-            if not os.path.isfile(path):  # a pipe would be waited for
-                raise DamagedError("it is no plain file")
-            waiting[_decoded(documents.read(path))[0]] += 1
-        except (DamagedError, ValueError):
+            if not durable.is_regular(path):
+                raise DamagedError("it is no regular file")
+            with durable.opened(path) as file:
+                waiting[_decoded(file.read(documents.MOST_BYTES + 1))[0]] += 1
+        except DamagedError:
             aside.append(path)
         except FileNotFoundError:  # delivered just now
             continue

@@ -4,11 +4,12 @@ import fcntl
 import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from optimizer.config import documents
+from storage import durable
 
 log = logging.getLogger("densitune.worker")
 
@@ -19,15 +20,16 @@ def taken(path: Path) -> Iterator[bytes | None]:
 
     A process that dies lets go of it. Of a file that is too large the beginning is enough.
     """
-    if not os.path.isfile(path):  # a pipe would be waited for
+    if not durable.is_regular(path):
         yield None
         return
-    try:
-        file = path.open("r+b")  # flock needs a writable file on NFS
-    except FileNotFoundError:
-        yield None
-        return
-    with file:
+    with ExitStack() as stack:
+        try:
+            # flock needs a writable file on NFS
+            file = stack.enter_context(durable.opened(path, writable=True))
+        except FileNotFoundError:
+            yield None
+            return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -166,6 +166,25 @@ def test_a_damaged_file_is_named_and_not_used(
         path.write_bytes(whole)
 
 
+@pytest.mark.timeout(30)
+@pytest.mark.parametrize("kind", ["pipe", "link"])
+def test_a_pipe_or_link_in_place_of_a_checkpoint_is_not_used_nor_waited_for(
+    kept: Checkpoints, tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    path = only_file(tmp_path)
+    victim = path.rename(tmp_path / "victim")
+    whole = victim.read_bytes()
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(victim)
+    assert kept.load(JOB, SUBJECT) is None
+    assert str(path) in caplog.text
+    with pytest.raises(OSError, match="no regular file is there"):
+        kept.save(JOB, SUBJECT, {})
+    assert victim.read_bytes() == whole
+
+
 class Bomb:
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -508,15 +508,20 @@ def test_a_foreign_file_is_damaged_and_nothing_else(
     assert str(aside) in caplog.text
 
 
-def test_a_pipe_in_the_folder_is_not_waited_for(
+def test_a_pipe_or_link_in_the_folder_is_not_waited_for_nor_followed(
     database: Engine, study: Study, claims: list[jobs.Claim], folder: Path
 ) -> None:
     queue = Spool(folder, study)
     queue.put(delivery(claims[2]))
     pipe = folder / f"{spool.key_of(study).short}-{claims[0][0]:012d}-000004.json"
     os.mkfifo(pipe)
+    link = folder / f"{spool.key_of(study).short}-{claims[1][0]:012d}-000004.json"
+    (folder / "elsewhere").write_text("untouched")
+    link.symlink_to(folder / "elsewhere")
     assert queue.deliver(database) == 1
-    assert spool.survey(folder) == ({}, [pipe])
+    assert spool.survey(folder) == ({}, [pipe, link])
+    assert link.is_symlink()
+    assert (folder / "elsewhere").read_text() == "untouched"
 
 
 @given(st.binary(max_size=200) | st.text(st.sampled_from('[]{}:",019eE\\u\0'), max_size=60))

@@ -869,7 +869,8 @@ def test_training_that_goes_on_elsewhere_gives_the_bits_of_an_undisturbed_one(
     family: str, precision: str, rounds: int
 ) -> None:
     task, how = Witness(task_of(family)), recipe(family, precision=precision)
-    jobs = [Job(Arm({3: (0.6,)}), 4, 3), Job(Arm({3: (0.9,)}, lr=0.005), 0, 3)]
+    steps_of_a_mean = Arm({3: (0.6,)}, mask="uniform", start="over_phi")
+    jobs = [Job(steps_of_a_mean, 4, 3), Job(Arm({3: (0.9,)}, lr=0.005), 0, 3)]
     undisturbed = run(task, how, jobs)
     states: dict[int, State] = {}
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -26,13 +26,15 @@ from helpers import ratios
 from optimizer import snapshot
 from optimizer.cli import environment
 from optimizer.evidence import differences
-from optimizer.phases import confirmation
-from optimizer.phases.confirmation import IDENTITY, Group, Values
+from optimizer.evidence.verdicts import Control
+from optimizer.phases import comparisons
+from optimizer.phases.comparisons import IDENTITY
 from optimizer.snapshot import Snapshot
 from storage import server
 
+CONTROLS = get_args(Control)
 STUDY = Path(__file__).with_suffix(".yaml")
-ROLES = ("finalist", "control", "compensated")
+ROLES = ("finalist", "control", "uniform", "compensated")
 
 
 def configured(lr: float | str, train: Path, test: Path | None) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def _launch(path: Path, *options: str) -> str | None:
 def explained(found: Snapshot) -> list[dict[str, Any]]:
     """Return what the arms of each finalist come to: paired differences with standard errors."""
     values = differences.final_values(found.confirm.rows)
-    groups = confirmation.groups(found.confirm.trials)
+    groups = comparisons.groups(found.confirm.trials)
     identity = values[IDENTITY]
     return [
         {
@@ -85,16 +87,14 @@ def explained(found: Snapshot) -> list[dict[str, Any]]:
             "minus identity": {
                 arm.role: _difference(values[arm.number], identity) for arm in group.arms
             },
-            "minus scale control": _minus_control(group, values),
+            "finalist minus": {
+                name: _difference(values[group.finalist.number], values[arm.number])
+                for name, arm in group.controls.items()
+            },
             "verdict": one.verdict,
         }
         for group, one in zip(groups, found.verdicts, strict=True)
     ]
-
-
-def _minus_control(group: Group, values: Values) -> list[float | None]:
-    assert group.control is not None  # as in every study of the library's initialisation
-    return _difference(values[group.finalist.number], values[group.control.number])
 
 
 def _difference(own: Mapping[int, float], other: Mapping[int, float]) -> list[float | None]:
@@ -109,8 +109,8 @@ def rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
             f"{one['lr']:g}",
             str(one["density"]),
             f"{one['identity']:.2f}",
-            *(_text(one["minus identity"][role]) for role in ROLES),
-            _text(one["minus scale control"]),
+            *(_text(one["minus identity"].get(role)) for role in ROLES),
+            *(_text(one["finalist minus"].get(control)) for control in CONTROLS),
             str(one["seeds"]),
             one["verdict"],
         ]
@@ -118,7 +118,10 @@ def rows(found: Sequence[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _text(difference: Sequence[float | None]) -> str:
+def _text(difference: Sequence[float | None] | None) -> str:
+    """Return a difference with its standard error; nothing where an arm was not trained."""
+    if difference is None:
+        return ""
     mean, error = difference
     return f"{mean:+.2f} ± {error:.2f}"
 
@@ -135,7 +138,15 @@ def main() -> None:
             found += [{**one, "refused without --force": refusal} for one in explained(study)]
         server.release()
     about = ratios.environment(torch.device("cpu"))
-    head = ["lr", "density", "identity", *ROLES, "density - control", "seeds", "verdict"]
+    head = [
+        "lr",
+        "density",
+        "identity",
+        *ROLES,
+        *(f"density - {name}" for name in CONTROLS),
+        "seeds",
+        "verdict",
+    ]
     print(f"\nPSNR of identity and differences to it in dB, ± standard error; {about}")
     print(ratios.table(head, rows(found)))
     if arguments.json:

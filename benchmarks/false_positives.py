@@ -137,8 +137,8 @@ class Found:
     @property
     def comparisons(self) -> list[Comparison]:
         """Return all differences that were judged; the truth of each is zero."""
-        both = [(one.to_identity, one.to_control) for one in self.verdicts]
-        return [one for pair in both for one in pair if one is not None]
+        every = [(one.to_identity, one.to_control, one.to_uniform) for one in self.verdicts]
+        return [one for differences in every for one in differences if one is not None]
 
 
 def study(number: int) -> Found:

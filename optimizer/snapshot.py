@@ -10,10 +10,10 @@ from optimizer.arms import Precision
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.evidence import baseline, cautions, differences, verdicts
+from optimizer.evidence import advice, baseline, cautions, differences, verdicts
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import FinalistVerdict, Holdout, PresetVerdict
-from optimizer.phases import calibration, learned, remaining
+from optimizer.phases import calibration, comparisons, learned, remaining
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
@@ -97,6 +97,17 @@ class Snapshot:
         return "unconfirmed" if self.winner is None else self.winner.verdict
 
     @property
+    def advice(self) -> str:
+        """Return what to do, by what is known so far."""
+        config, decided = self.config, self.study.verdicts is not None
+        return advice.of_study(self.winner, config.proxy.family, config.init, decided=decided)
+
+    @property
+    def uniform_is_identity(self) -> bool:
+        """Return whether a uniform mask trains as identity does in the study's network."""
+        return comparisons.uniform_is_identity(self.study)
+
+    @property
     def holdout(self) -> Holdout | None:
         """Return what the test split said about the winner; None if it was not read (yet)."""
         stored = self.study.holdout
@@ -177,6 +188,7 @@ class Snapshot:
             "precision": precision(self.study),
             "lr": self.lr,
             "calibration": [{"lr": lr, "value": value} for lr, value in self.calibration.items()],
+            "advice": self.advice,
             "verdict": self.verdict,
             "verdicts": [verdict.model_dump() for verdict in self.verdicts],
             "learned": None if self.learned is None else _result(self.learned),

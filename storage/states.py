@@ -21,6 +21,7 @@ Role = Literal[
     "trainable",
     "finalist",
     "control",
+    "uniform",
     "compensated",
 ]
 """What a trial is for: the first three are the search's, `rate` is calibration's."""

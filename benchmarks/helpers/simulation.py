@@ -6,8 +6,9 @@ in standard deviations of a paired difference (SD) until `effects` puts them in 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Literal
 
 import numpy as np
@@ -16,14 +17,16 @@ from numpy.typing import NDArray
 
 from optimizer import design
 from optimizer.config.study_file import StudyConfig
-from optimizer.evidence import finalists, sequential_test
+from optimizer.evidence import finalists as choice
+from optimizer.evidence import race, sequential_test
 from optimizer.evidence.differences import Difference, TrialResult
 from optimizer.evidence.sequential_test import Finding, Plan
+from optimizer.evidence.verdicts import Control, Verdict
 from optimizer.phases import bars
 
 Array = NDArray[np.float64]
-Noise = Literal["normal", "heavy tails", "skewed", "lopsided"]
-Shape = Literal["nothing", "everywhere", "region", "scale"]
+Noise = Literal["normal", "heavy tails", "skewed", "lopsided", "lognormal", "failures"]
+Shape = Literal["nothing", "everywhere", "region", "scale", "steps"]
 
 PAIRED = math.sqrt(2)
 """Standard deviation of a paired difference: the noise of two arms, of variance 1 each."""
@@ -39,6 +42,8 @@ FEWEST, MOST = 40, 200
 """Trials of a simulated search, drawn anew for every study."""
 RADIUS, EDGE = 0.5, 0.2
 """Of a region with an effect, and of the normal curve by which the effect falls off around it."""
+RARE, FLOOR = 0.04, -10.0
+"""Chance of a failure, and its score in standard deviations of the noise of what does not fail."""
 NEARBY = 0.2
 """Standard deviation with which proposals lie around the best trial so far."""
 
@@ -52,17 +57,18 @@ class Scenario:
     size: float
     """The largest effect against identity, SD; below zero it does harm."""
     noise: Noise
-    compensated: bool = False
-    """Whether identity is the scale control."""
+    normalised: bool = False
+    """Whether identity is the only control."""
     extended: bool = False
     """Whether a finalist that is not `better` goes on with twice the seeds."""
 
 
 @dataclass(frozen=True)
 class Judged:
-    """A finalist's true effect against identity, and what was found."""
+    """A finalist's true effect against identity, what is said of it and what was found last."""
 
     truth: float
+    verdict: Verdict
     finding: Finding
 
     @property
@@ -75,17 +81,25 @@ def study(scenario: Scenario, given: StudyConfig, seed: int) -> list[Judged]:
     """Return what a study finds about its finalists; scenario and seed fix it."""
     rng = np.random.default_rng([*scenario.name.encode(), *scenario.noise.encode(), seed])
     search = Search(rng, scenario, given)
-    truths = [float(search.truths[n]) for n in finalists.choose(search.results(), given)]
+    truths = [float(search.truths[n]) for n in choice.choose(search.results(), given)]
     plan = Plan(given.confirm.seeds, given.confirm.batch, len(truths))
-    return confirm(rng, scenario, truths, plan)
+    return confirm(rng, scenario, truths, plan, given.confirm.keep)
 
 
 def draw(rng: Generator, noise: Noise, shape: tuple[int, ...], *, plain: bool) -> Array:
     """Return an arm's noise, mean 0 and variance 1; `plain` is an arm without a density.
 
     Heavy tails are Student's t with 3 degrees of freedom, skewed is an exponential distribution in
-    which every arm is now and then much worse, lopsided the same for densities alone.
+    which every arm is now and then much worse, lopsided the same for densities alone; lognormal is
+    much longer to that side, and with failures one seed in 25 scores a floor far below the others.
     """
+    if noise == "lognormal":
+        values = 1 - np.exp(rng.standard_normal(shape) - 0.5)  # mean 0
+        return values / math.sqrt(math.e - 1)
+    if noise == "failures":
+        values = np.where(rng.random(shape) < RARE, FLOOR, rng.standard_normal(shape))
+        spread = math.sqrt(1 - RARE + RARE * (1 - RARE) * FLOOR**2)
+        return (values - RARE * FLOOR) / spread
     if noise == "normal" or (noise == "lopsided" and plain):
         return rng.standard_normal(shape)
     if noise == "heavy tails":
@@ -99,7 +113,10 @@ def effects(scenario: Scenario, centre: Array, densities: Array) -> Array:
     if scenario.shape == "region":
         beyond = np.maximum(0, np.linalg.norm(densities - centre, axis=1) - RADIUS)
         share = np.exp(-((beyond / EDGE) ** 2) / 2)
-    if scenario.shape == "scale":  # in two dimensions RMS(phi) is the mean square of alpha
+    if scenario.shape in (
+        "scale",
+        "steps",
+    ):  # in two dimensions RMS(phi) is the mean square of alpha
         squares = (1 + 2 * (densities**2).sum(axis=1)) / (1 + 2 * densities.shape[1])
         share = np.clip(2 * (1 - squares), -1, 1)
     return PAIRED * scenario.size * np.where((densities == 1).all(axis=1), 0, share)
@@ -185,32 +202,64 @@ class Search:
 
 
 def confirm(
-    rng: Generator, scenario: Scenario, truths: Sequence[float], plan: Plan
+    rng: Generator, scenario: Scenario, truths: Sequence[float], plan: Plan, keep: Sequence[int]
 ) -> list[Judged]:
     """Return the last finding on every finalist, on fresh seeds; truths in the metric's unit."""
     seeds = 2 * plan.seeds if scenario.extended else plan.seeds
+    effects, shape = np.array(truths)[:, None], (len(truths), seeds)
     shared = SEED_SPREAD * rng.standard_normal(seeds)
     identity = shared + draw(rng, scenario.noise, (seeds,), plain=True)
-    judged = []
-    for truth in truths:
-        finalist = truth + shared + draw(rng, scenario.noise, (seeds,), plain=False)
-        scale = truth if scenario.shape == "scale" else 0.0
-        control = scale + shared + draw(rng, scenario.noise, (seeds,), plain=True)
-        other = None if scenario.compensated else finalist - control
-        finding = sequence(finalist - identity, other, plan)
-        if scenario.extended and finding.verdict != "better":
-            known, more = finding.to_identity.seeds, replace(plan, seeds=seeds)
-            finding = sequence(finalist - identity, other, more, known)
-        judged.append(Judged(truth, finding))
-    return judged
+    finalists = effects + shared + draw(rng, scenario.noise, shape, plain=False)
+    control = effects * (scenario.shape == "scale")
+    uniform = effects * (scenario.shape in ("scale", "steps"))
+    others: dict[Control, Array] = {}
+    if not scenario.normalised:
+        effects_of: dict[Control, Array] = {"control": control, "uniform": uniform}
+        for name, effect in effects_of.items():
+            own = effect + shared + draw(rng, scenario.noise, shape, plain=True)
+            others[name] = finalists - own
+    judged = follow(finalists - identity, others, plan, keep)
+    if scenario.extended:
+        more, first = replace(plan, seeds=seeds), judged
+        settled = {n: one for n, one in enumerate(first) if one[0] in ("better", "dropped")}
+        known = [finding.to_identity.seeds for _, finding in first]
+        judged = follow(finalists - identity, others, more, keep, settled, known)
+    return [Judged(truth, *one) for truth, one in zip(truths, judged, strict=True)]
 
 
-def sequence(to_identity: Array, to_control: Array | None, plan: Plan, known: int = 0) -> Finding:
-    """Return the finding of the first look, from `known` seeds on, that gives a verdict."""
-    for look in (look for look in plan.looks if look >= known):
-        identity = dict(enumerate(to_identity[:look].tolist()))
-        control = None if to_control is None else dict(enumerate(to_control[:look].tolist()))
-        finding = sequential_test.judge(identity, control, plan)
-        if finding.verdict is not None:
-            return finding
-    raise AssertionError("the last look gives a verdict")
+def follow(
+    to_identity: Array,
+    to_controls: Mapping[Control, Array],
+    plan: Plan,
+    keep: Sequence[int],
+    settled: Mapping[int, tuple[Verdict, Finding]] = MappingProxyType({}),
+    known: Sequence[int] = (),
+) -> list[tuple[Verdict, Finding]]:
+    """Return verdict and last finding of each finalist, as optimizer.phases.confirmation would.
+
+    Differences are (finalists, seeds). In an extended study some finalists are settled, and the
+    others begin with the seeds that are known.
+    """
+    said, above = dict(settled), set[int]()
+    for looks, size in enumerate(plan.looks, start=1):
+        undecided = {}
+        for n in range(len(to_identity)):
+            if n in said or (known and size < known[n]):
+                continue
+            own = dict(enumerate(to_identity[n, :size].tolist()))
+            others = {name: dict(enumerate(of[n, :size])) for name, of in to_controls.items()}
+            trained = others if n in above else dict.fromkeys(others)
+            finding = sequential_test.judge(own, trained, plan)
+            if finding.verdict is None:
+                undecided[n] = finding, sequential_test.judge(own, others, plan)
+            else:
+                said[n] = finding.verdict, finding
+        means = {n: finding.to_identity.mean for n, (finding, _) in undecided.items()}
+        on = race.going_on(means, looks, keep)
+        for n, (before, after) in undecided.items():
+            if n not in on:
+                said[n] = "dropped", before
+            elif after.verdict is not None:
+                said[n] = after.verdict, after
+            above |= {n} if after.above_identity else set()
+    return [said[n] for n in range(len(to_identity))]

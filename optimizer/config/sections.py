@@ -5,7 +5,15 @@ Unknown keys are errors. Defaults, units and descriptions stand here and nowhere
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Discriminator, Field, FiniteFloat, PositiveInt, Tag, model_validator
+from pydantic import (
+    Discriminator,
+    Field,
+    FiniteFloat,
+    PositiveInt,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from optimizer.arms import Precision
 from optimizer.config.choices import Goal
@@ -113,14 +121,20 @@ class Confirm(Section):
 
     finalists: Annotated[int, Field(ge=1, le=10), Unit("densities")] = 3
     """How many densities are confirmed, at most."""
-    seeds: Annotated[int, Field(ge=2, le=1000), Unit("seeds")] = 24
+    seeds: Annotated[int, Field(ge=2, le=1000), Unit("seeds")] = 36
     """With how many fresh seeds each arm is trained, at most."""
     batch: Annotated[int, Field(ge=2, le=1000), Unit("seeds")] = 6
-    """Seeds between two looks at the evidence; an arm that is judged gets no more."""
+    """Between two looks at the evidence; an arm that is judged gets no more."""
+    keep: Annotated[tuple[PositiveInt, ...], Unit("finalists")] = (2, 1)
+    """How many of the undecided go on after the first look, the second and so on, the best by
+    their differences so far; the last number holds for all later looks, and `[]` drops none."""
     budget: Annotated[Annotated[int, Field(gt=0, le=1_000_000)] | None, Unit("epochs")] = None
     """How long each job is trained; null is twice training.budget."""
     trainable: bool = False
     """Whether densities are also learned by gradient, and confirmed as one more finalist."""
+    compensated: bool = False
+    """Whether a finalist that is above identity is also trained from identity's initial scale; it
+    informs and has no part in the verdict."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:
@@ -131,3 +145,13 @@ class Confirm(Section):
                 f"{f'{below} or ' if below else ''}{below + self.batch}"
             )
         return self
+
+    @field_validator("keep")
+    @classmethod
+    def _never_more(cls, keep: tuple[int, ...]) -> tuple[int, ...]:
+        if list(keep) != sorted(keep, reverse=True):
+            raise ValueError(
+                f"{list(keep)} rises; what was dropped does not come back, so take "
+                f"{sorted(keep, reverse=True)}"
+            )
+        return keep

@@ -1,21 +1,24 @@
 """What fresh seeds say about one finalist: a paired, sequential test and its verdict.
 
-A finalist is compared with identity and with its scale control on the same seeds, in batches: after
+A finalist is compared with identity and with its controls on the same seeds, in batches: after
 each batch, a look. Every look has its own share of the level, and the shares of all looks, both
 directions and all finalists add up to it; so the level holds whatever the looks have in common
-(Bonferroni's inequality). docs/evidence.md has the reasons and the simulations.
+(Bonferroni's inequality). What a look has shown stays shown. docs/evidence.md has the reasons and
+the simulations, which go by the same functions on arrays.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.special import ndtri, stdtr, stdtrit
 
-from optimizer.evidence.verdicts import Verdict
+from optimizer.evidence.verdicts import Control, Verdict
 
+Array = NDArray[np.float64]
 Outcome = Literal["above", "below", "sinking", "futile", "open"]
 
 SPENDING = 3.0
@@ -74,137 +77,161 @@ class Finding:
     """What is known about a finalist."""
 
     verdict: Verdict | None
-    """None: undecided, the next batch has to be trained."""
+    """None: undecided, more seeds have to be trained (or those of controls, see above_identity)."""
+    above_identity: bool
+    """Whether it is shown to be: only then is anything read from its controls."""
     to_identity: Interval
-    to_control: Interval | None
-    """None where identity is the scale control."""
+    to_controls: Mapping[Control, Interval]
+    """By control, of those that were trained."""
     seeds_to_settle: int | None
     """About how many seeds the questions still open would take, if what was seen is the truth; None
-    where none is open or it is more than a thousand."""
+    where none is open, where one of them leans below zero, or it is more than a thousand."""
 
 
 def judge(
-    to_identity: Mapping[int, float], to_control: Mapping[int, float] | None, plan: Plan
+    to_identity: Mapping[int, float],
+    to_controls: Mapping[Control, Mapping[int, float] | None],
+    plan: Plan,
 ) -> Finding:
     """Return what the paired differences {seed: finalist minus other arm} say at this look.
 
-    `to_control` is None where the initial scale is compensated: identity is the scale control then.
-    After `plan.seeds` seeds there is always a verdict. ValueError if the number of seeds is not one
-    of `plan.looks`, if the two have different seeds, or if a difference is not finite.
+    Seeds are taken in rising order, that of their batches. `to_controls` names the controls that
+    `better` asks for (docs/evidence.md), with None for one that is not trained yet. As long as
+    identity is not shown to be beaten, nothing depends on them. After `plan.seeds` seeds of all
+    arms there is always a verdict. ValueError if the number of seeds is not one of `plan.looks`, if
+    the arms have different seeds, or if a difference is not finite.
     """
-    _check(to_identity, to_control, plan)
-    differences = [to_identity] if to_control is None else [to_identity, to_control]
-    samples = [_Sample.of(list(by_seed.values())) for by_seed in differences]
-    outcomes = [_outcome(sample, plan) for sample in samples]
+    trained = {name: found for name, found in to_controls.items() if found is not None}
+    _check(to_identity, trained, plan)
+    identity = _in_order(to_identity)
+    controls = {name: _in_order(found) for name, found in trained.items()}
+    own = cast(Outcome, outcomes(identity, plan).item())
+    others: dict[Control, Outcome] = {
+        name: cast(Outcome, outcomes(controls[name], plan).item()) if name in controls else "open"
+        for name in to_controls
+    }
+    unsettled = [
+        values
+        for values, outcome in [
+            (identity, own),
+            *((controls[name], others[name]) for name in controls),
+        ]
+        if outcome not in ("above", "below")
+    ]
     return Finding(
-        verdict=_verdict(outcomes[0], outcomes[-1]),
-        to_identity=_interval(samples[0]),
-        to_control=None if to_control is None else _interval(samples[1]),
-        seeds_to_settle=_seeds_to_settle(samples, outcomes, plan),
+        verdict=_verdict(own, others),
+        above_identity=own == "above",
+        to_identity=_interval(identity),
+        to_controls={name: _interval(values) for name, values in controls.items()},
+        seeds_to_settle=_seeds_to_settle(unsettled, plan),
     )
 
 
+def outcomes(differences: Array, plan: Plan) -> NDArray[np.str_]:
+    """Return whether means are shown to be above or below zero, or may still be: `Outcome`s.
+
+    `differences` are (..., seeds), and the seeds so far are one of `plan.looks`. The first look
+    that showed something decides. Open is what may still turn out above zero. What is past hope
+    of that is sinking if it is more likely than not to turn out below zero, futile if not.
+    """
+    found = at_look(differences, plan)
+    for look in reversed([look for look in plan.looks if look < differences.shape[-1]]):
+        earlier = at_look(differences[..., :look], plan)
+        found = np.where(np.isin(earlier, ("above", "below")), earlier, found)
+    return found
+
+
+def at_look(differences: Array, plan: Plan) -> NDArray[np.str_]:
+    """Return what the last of the looks alone says.
+
+    No chance below 2**-n is believed: it is the least that the signs of n differences can give
+    (the sign test), and what Student's t says beyond it rests on tails nobody has seen.
+    """
+    size = differences.shape[-1]
+    above, share, least = _chance(differences), plan.share(size), 0.5**size
+    shown = [np.maximum(above, least) <= share, np.maximum(1 - above, least) <= share]
+    if size == plan.seeds:
+        return np.select(shown, ["above", "below"], "futile")
+    done = size / plan.seeds
+    # With z the normal quantile of the p-value, the score at the end is normal with mean
+    # z / sqrt(done) and variance 1 - done, if the effect is what it seems to be now.
+    trend, limit = -ndtri(above) / math.sqrt(done), -ndtri(plan.share(plan.seeds))
+    hope = trend >= limit + ndtri(HOPELESS) * math.sqrt(1 - done)
+    return np.select(
+        [*shown, hope, -trend >= limit], ["above", "below", "open", "sinking"], "futile"
+    )
+
+
+def _chance(differences: Array) -> Array:
+    """Return the one-sided p-values of means above zero: Student's t."""
+    size = differences.shape[-1]
+    mean, spread = differences.mean(axis=-1), differences.std(axis=-1, ddof=1)
+    flat = np.select([mean > 0, mean < 0], [0.0, 1.0], 0.5)  # all differences are the same
+    error = np.where(spread == 0, 1.0, spread) / math.sqrt(size)
+    chance: Array = np.where(spread == 0, flat, stdtr(size - 1, -mean / error))
+    return chance
+
+
+def _verdict(identity: Outcome, controls: Mapping[Control, Outcome]) -> Verdict | None:
+    """Return the verdict; None as long as more seeds can change it."""
+    if identity == "below":
+        return "worse"
+    if identity != "above":
+        return "no_evidence" if identity == "futile" else None
+    if all(outcome == "above" for outcome in controls.values()):
+        return "better"
+    scale = controls.get("control", "above")
+    if scale not in ("above", "open"):
+        return "scale_only"
+    return None if "open" in controls.values() else "step_only"
+
+
 def _check(
-    to_identity: Mapping[int, float], to_control: Mapping[int, float] | None, plan: Plan
+    to_identity: Mapping[int, float], to_controls: Mapping[Control, Mapping[int, float]], plan: Plan
 ) -> None:
     if len(to_identity) not in plan.looks:
         raise ValueError(
             f"{len(to_identity)} seeds are not a look of this plan; judge after one of {plan.looks}"
         )
-    if to_control is not None and to_control.keys() != to_identity.keys():
-        raise ValueError("identity and the scale control are compared on different seeds")
-    for by_seed in (to_identity, to_control or {}):
+    if any(found.keys() != to_identity.keys() for found in to_controls.values()):
+        raise ValueError("identity and the controls are compared on different seeds")
+    for by_seed in (to_identity, *to_controls.values()):
         for seed, difference in by_seed.items():
             if not math.isfinite(difference):
                 raise ValueError(f"the difference of seed {seed} is {difference}, not a number")
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """Paired differences of one comparison."""
-
-    mean: float
-    spread: float
-    """Sample standard deviation."""
-    size: int
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> "_Sample":
-        return cls(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
-
-    @property
-    def error(self) -> float:
-        return self.spread / math.sqrt(self.size)
-
-    def chance(self) -> float:
-        """Return the one-sided p-value of a mean above zero: Student's t."""
-        if self.spread == 0:
-            return 0.5 if self.mean == 0 else float(self.mean < 0)
-        return float(stdtr(self.size - 1, -self.mean / self.error))
+def _in_order(by_seed: Mapping[int, float]) -> Array:
+    return np.array([by_seed[seed] for seed in sorted(by_seed)])
 
 
-def _outcome(sample: _Sample, plan: Plan) -> Outcome:
-    """Return whether the mean is shown to be above or below zero, or may still be.
-
-    Open is what may still turn out above zero. What is past hope of that is sinking if it is more
-    likely than not to turn out below zero, futile if not.
-
-    No chance below 2**-n is believed: it is the least that the signs of n differences can give
-    (the sign test), and what Student's t says beyond it rests on tails nobody has seen.
-    """
-    above, share, least = sample.chance(), plan.share(sample.size), 0.5**sample.size
-    if max(above, least) <= share:
-        return "above"
-    if max(1 - above, least) <= share:
-        return "below"
-    if sample.size == plan.seeds:
-        return "futile"
-    done = sample.size / plan.seeds
-    # With z the normal quantile of the p-value, the score at the end is normal with mean
-    # z / sqrt(done) and variance 1 - done, if the effect is what it seems to be now.
-    trend, limit = -ndtri(above) / math.sqrt(done), -ndtri(plan.share(plan.seeds))
-    if trend >= limit + ndtri(HOPELESS) * math.sqrt(1 - done):
-        return "open"
-    return "sinking" if -trend >= limit else "futile"
-
-
-def _verdict(identity: Outcome, control: Outcome) -> Verdict | None:
-    """Return the verdict; None as long as another batch can change it."""
-    if identity == "below":
-        return "worse"
-    if identity == control == "above":
-        return "better"
-    if identity == "above":
-        return None if control == "open" else "scale_only"
-    return "no_evidence" if identity == "futile" else None
-
-
-def _interval(sample: _Sample) -> Interval:
+def _interval(values: Array) -> Interval:
     """Return the 95 % interval of a single mean, mean ± t s / sqrt(n)."""
-    reach = float(stdtrit(sample.size - 1, 0.975)) * sample.error
-    return Interval(sample.mean, sample.mean - reach, sample.mean + reach, sample.size)
+    size, mean = len(values), float(values.mean())
+    half = reach(size) * float(values.std(ddof=1)) / math.sqrt(size)
+    return Interval(mean, mean - half, mean + half, size)
 
 
-def _seeds_to_settle(
-    samples: Sequence[_Sample], outcomes: Sequence[Outcome], plan: Plan
-) -> int | None:
+def reach(size: int) -> float:
+    """Return how far a 95 % interval of a mean of so many values reaches, in standard errors."""
+    return float(stdtrit(size - 1, 0.975))
+
+
+def _seeds_to_settle(unsettled: Sequence[Array], plan: Plan) -> int | None:
     """Return n = ((z_a + z_power) s / m)**2 + z_a**2 / 2 of the hardest open question.
 
     The usual size of a one-sided t test (Guenther 1981), without the small price of the looks; at
-    least so many that 2**-n is below the level.
+    least so many that 2**-n is below the level. A question that leans below zero has none: more
+    seeds would more likely show the opposite.
     """
-    unsettled = [
-        sample
-        for sample, outcome in zip(samples, outcomes, strict=True)
-        if outcome not in ("above", "below")
-    ]
     if not unsettled:
         return None
     limit, power = -ndtri(plan.one_sided), ndtri(POWER)
     seeds = math.ceil(-math.log2(plan.one_sided))
-    for sample in unsettled:
-        if abs(sample.mean) * math.sqrt(MOST_SEEDS) <= (limit + power) * sample.spread:
+    for values in unsettled:
+        mean, spread = float(values.mean()), float(values.std(ddof=1))
+        if mean * math.sqrt(MOST_SEEDS) <= (limit + power) * spread:
             return None
-        effect = abs(sample.mean) / sample.spread if sample.spread else math.inf
+        effect = mean / spread if spread else math.inf
         seeds = max(seeds, math.ceil(((limit + power) / effect) ** 2 + limit**2 / 2))
     return seeds

@@ -7,15 +7,19 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from optimizer.evidence.differences import Difference
 
-Verdict = Literal["better", "scale_only", "no_evidence", "worse"]
+Verdict = Literal["better", "scale_only", "step_only", "no_evidence", "worse", "dropped"]
 """What fresh seeds say about a finalist."""
+Control = Literal["control", "uniform"]
+"""What a finalist is compared with beside identity: its scale control and its uniform mask."""
 PresetVerdict = Literal[Verdict, "unconfirmed"]
 """What a preset says: of a density that no fresh seeds were spent on as well."""
 
 MEANING: dict[PresetVerdict, str] = {
-    "better": "better than identity and than its scale control",
+    "better": "better than identity and than its controls",
     "scale_only": "NOT a reason for a density: not shown to beat its scale control",
+    "step_only": "NOT a reason for a density: not shown to beat its uniform mask",
     "no_evidence": "NOT shown to help",
+    "dropped": "NOT shown to help: others were ahead",
     "worse": "NOT to be used: worse than identity",
     "unconfirmed": "NOT confirmed",
 }
@@ -63,11 +67,17 @@ class FinalistVerdict(Part):
     """Why it could not be judged, if so."""
     to_identity: Comparison | None = None
     to_control: Comparison | None = None
-    """None also where identity is the scale control (init: compensated)."""
+    """To the scale control. None where `better` does not ask for it (docs/evidence.md), and where
+    identity was not beaten: it is not trained then."""
+    to_uniform: Comparison | None = None
+    """To the uniform mask; None as `to_control` is."""
+    failures: dict[str, int] = {}
+    """By arm, seeds on which training diverged and the floor stands for the score; none without."""
     compensated: PairedDifference | None = None
     """The compensated arm minus identity: what is left at identity's initial scale."""
     seeds_to_settle: int | None = None
-    """An estimate of the seeds that would settle an open question."""
+    """An estimate of the seeds that would settle an open question; none where it leans below
+    zero."""
 
     def by_kernel_size(self) -> dict[int, tuple[float, ...]]:
         """Return the densities as the other modules have them."""
@@ -97,10 +107,13 @@ def by_text(by_seed: Mapping[int, float]) -> dict[str, float]:
 
 
 def best(verdicts: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
-    """Return the best `better` finalist, else the one with the largest difference to identity."""
+    """Return the best `better` finalist, else the one with the largest difference to identity.
 
-    def rank(verdict: FinalistVerdict) -> tuple[bool, float]:
+    What was dropped comes last: the others were ahead of it then.
+    """
+
+    def rank(verdict: FinalistVerdict) -> tuple[bool, bool, float]:
         mean = float("-inf") if verdict.to_identity is None else verdict.to_identity.mean
-        return verdict.verdict == "better", mean
+        return verdict.verdict == "better", verdict.verdict != "dropped", mean
 
     return max(verdicts, key=rank, default=None)

@@ -4,7 +4,8 @@ desk          what a step has in hand, and what all phases do alike
 proposer      the role that keeps the job queue filled
 calibration   phase 1: the learning rate, by identity at a grid of rates
 search        phase 2: densities that Optuna proposes, told in step with the ledger
-confirmation  phase 3: finalists with fresh seeds, beside identity and scale controls
+confirmation  phase 3: finalists with fresh seeds, beside identity and controls
+comparisons   a finalist of the confirmation beside its arms
 holdout       after the verdict: identity and the winner on the test split
 learned       the density that a trainable arm learns by gradient: one more finalist
 remaining     how much of a phase is left

@@ -1,61 +1,34 @@
 """The third phase: finalists with fresh seeds and a longer budget, beside identity and controls.
 
-All arms of open finalists, and identity, are trained with the same batch of seeds; when the whole
-batch has ended, every open finalist is judged (optimizer.evidence.sequential_test) and the others
-get the next one. So what is trained depends on the ledger alone. A finalist's arms are:
+Open finalists and identity are trained with the same batch of seeds; when the whole batch has
+ended, every open finalist is judged (optimizer.evidence.sequential_test). One that is shown to be
+above identity gets its controls, with the seeds that it has, and is judged again: before that
+nothing is read from them (optimizer.phases.comparisons). Of those that are still open the best go
+on (optimizer.evidence.race) with the next batch. So what is trained depends on the ledger alone.
 
-finalist     its densities, trained as the search did
-control      identity with initial weights multiplied by RMS(phi) of the finalist: its scale control
-compensated  its densities at identity's initial scale; it informs and has no part in the verdict
-
-With `init: compensated` the finalist starts at identity's scale, and identity is its control. With
-`confirm.trainable` one more finalist has been learned before (optimizer.phases.learned).
+With `confirm.trainable` one more finalist has been learned before (optimizer.phases.learned).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from optimizer import arms
 from optimizer.arms import Arm
-from optimizer.evidence import differences, finalists, sequential_test
+from optimizer.evidence import advice, differences, finalists, race
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.sequential_test import Interval, Plan
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict, PairedDifference, by_text
-from optimizer.phases import holdout, learned
+from optimizer.evidence.sequential_test import Finding, Plan
+from optimizer.evidence.verdicts import FinalistVerdict, best
+from optimizer.phases import comparisons, holdout, learned
+from optimizer.phases.comparisons import IDENTITY, Group
 from optimizer.phases.desk import Desk
+from optimizer.phases.optuna_study import DensityStudy
 from storage import studies
 from storage.states import Role
 from storage.studies import Study
 from storage.trials import TrialRow
 
-Values = Mapping[int, Mapping[int, float]]
-"""The metric after the full budget, by trial and seed."""
-IDENTITY = 0
 
-
-@dataclass(frozen=True)
-class Group:
-    """A finalist and the arms that belong to it."""
-
-    finalist: TrialRow
-    control: TrialRow | None
-    compensated: TrialRow | None
-
-    @property
-    def arms(self) -> list[TrialRow]:
-        """Return all arms of the group."""
-        return [arm for arm in (self.finalist, self.control, self.compensated) if arm is not None]
-
-    @property
-    def obstacle(self) -> str | None:
-        """Return why the finalist cannot be judged: an arm of the comparison failed."""
-        for arm in (self.finalist, self.control):
-            if arm is not None and arm.failed:
-                return f"{arm.label} could not be trained with every fresh seed: {arm.failure}"
-        return None
-
-
-def step(desk: Desk) -> bool:
+def step(desk: Desk, optuna: DensityStudy) -> bool:
     """Take the next step if there is one now: learn, begin, or judge a batch that has ended."""
     trained = desk.trials("confirm")
     if not trained and desk.config.confirm.trainable:
@@ -64,27 +37,17 @@ def step(desk: Desk) -> bool:
     if desk.waits_for(trained):
         return False
     if all(arm.role == "trainable" for arm in trained):
-        _begin(desk, trained)
+        _begin(desk, optuna, trained)
         return True
     if trained[IDENTITY].failed:
         error = trained[IDENTITY].error_text
         desk.halt(f"identity could not be trained with every fresh seed: {error}")
         return False
-    _judge(desk, trained)
+    _judge(desk, optuna, trained)
     return True
 
 
-def groups(trained: Sequence[TrialRow]) -> list[Group]:
-    """Return the arms of a confirmation by finalist, in the order in which they were chosen."""
-    of = {(arm.origin, arm.role): arm for arm in trained}
-    return [
-        Group(arm, of.get((arm.origin, "control")), of.get((arm.origin, "compensated")))
-        for arm in trained
-        if arm.role == "finalist"
-    ]
-
-
-def _begin(desk: Desk, trained: Sequence[TrialRow]) -> None:
+def _begin(desk: Desk, optuna: DensityStudy, trained: Sequence[TrialRow]) -> None:
     """Choose the finalists and queue the first batch; without finalists there are no verdicts.
 
     `trained` is the trainable arm, if there is one.
@@ -93,16 +56,13 @@ def _begin(desk: Desk, trained: Sequence[TrialRow]) -> None:
     for done in trained:
         desk.close(done)
     if not chosen:
-        _decide(desk, [])
+        _decide(desk, optuna, [])
         return
-    lr = desk.study.lr
-    plain = arms.identity(desk.config.kernel_size, lr)
+    lr, plain = desk.study.lr, arms.identity(desk.config.kernel_size, desk.study.lr)
     _add(desk, IDENTITY, "identity", "identity", plain)
-    number = IDENTITY + len(trained)
-    for finalist in chosen:
-        for role, label, arm in _arms(desk, finalist):
-            number += 1
-            _add(desk, number, role, label, arm, finalist.number)
+    for number, finalist in enumerate(chosen, start=IDENTITY + len(trained) + 1):
+        arm = Arm(finalist.densities, lr, desk.config.init)
+        _add(desk, number, "finalist", finalist.label, arm, finalist.number)
 
 
 def _chosen(desk: Desk, trained: Sequence[TrialRow]) -> list[TrialResult]:
@@ -120,47 +80,61 @@ def _chosen(desk: Desk, trained: Sequence[TrialRow]) -> list[TrialResult]:
     return chosen
 
 
-def _arms(desk: Desk, finalist: TrialResult) -> Iterator[tuple[Role, str, Arm]]:
-    densities, label = finalist.densities, finalist.label
-    lr, init = desk.study.lr, desk.config.init
-    yield "finalist", label, Arm(densities, lr, init)
-    if init == "library":
-        yield "control", f"scale control of {label}", arms.scale_control(densities, lr)
-        yield "compensated", f"{label}, compensated", arms.compensated(densities, lr)
-
-
 def _add(
-    desk: Desk, number: int, role: Role, label: str, arm: Arm, origin: int | None = None
+    desk: Desk,
+    number: int,
+    role: Role,
+    label: str,
+    arm: Arm,
+    origin: int | None = None,
+    seeds: int | None = None,
 ) -> None:
-    seeds = desk.config.fresh_seeds[: desk.config.confirm.batch]
-    budget = desk.config.confirm_budget
-    desk.add(number, role, label, arm, seeds=seeds, budget=budget, origin=origin)
+    """Add an arm with so many of the fresh seeds, a batch without a number.
+
+    Training that diverges scores the floor, so that no seed is left out (docs/evidence.md).
+    """
+    fresh = desk.config.fresh_seeds[: desk.config.confirm.batch if seeds is None else seeds]
+    budget, floored = desk.config.confirm_budget, replace(arm, floored=True)
+    desk.add(number, role, label, floored, seeds=fresh, budget=budget, origin=origin)
 
 
-def _judge(desk: Desk, trained: Sequence[TrialRow]) -> None:
-    """Close the finalists that have a verdict; queue a batch for the others, or decide."""
-    values = differences.final_values(desk.measured("confirm"))
-    compared = groups(trained)
-    confirm = desk.config.confirm
+def _judge(desk: Desk, optuna: DensityStudy, trained: Sequence[TrialRow]) -> None:
+    """Take the one step that follows from what has ended: controls, more seeds, or verdicts.
+
+    A finalist that was judged before is judged as then: its arms have had no seed since.
+    """
+    rows = desk.measured("confirm")
+    values, lost = differences.final_values(rows), comparisons.diverged(rows)
+    compared, confirm = comparisons.groups(trained), desk.config.confirm
     plan = Plan(confirm.seeds, confirm.batch, finalists=len(compared))
-    settled = _settled(desk.study)
-    # A finalist that was judged before is judged as then: its arms have had no seed since.
-    judged = [
-        (group, settled.get(group.finalist.origin) or _verdict(group, values, plan))
-        for group in compared
-    ]
-    open_groups = [group for group, verdict in judged if verdict is None]
-    going_on = [arm for group in open_groups for arm in group.arms]
-    if open_groups:
-        _queue_batch(desk, trained[IDENTITY], open_groups)
-        going_on.append(trained[IDENTITY])
-    else:
-        _decide(desk, [verdict for _, verdict in judged if verdict is not None])
-    for arm in trained:
-        if arm not in going_on and arm.state == "running":
-            desk.close(arm)
-        elif arm in going_on and arm.state != "running":
-            desk.finish(arm, "running", arm.error_text)
+    asked, settled = comparisons.controls(desk.study, desk.config), _settled(desk.study)
+    said: dict[int, FinalistVerdict] = {}
+    undecided: list[tuple[Group, Finding]] = []
+    for group in compared:
+        number, obstacle = group.finalist.number, group.obstacle
+        if group.finalist.origin in settled:
+            said[number] = settled[group.finalist.origin]
+        elif obstacle is not None:
+            said[number] = comparisons.failed(group, obstacle)
+        else:
+            finding = comparisons.judged(group, asked, values, plan)
+            verdict = "dropped" if group.dropped else finding.verdict
+            if verdict is None:
+                undecided.append((group, finding))
+            else:
+                said[number] = comparisons.verdict(group, verdict, finding, values, lost)
+    going_on = _race(undecided, plan, confirm.keep)
+    for group, finding in undecided:
+        if group not in going_on:
+            number = group.finalist.number
+            said[number] = comparisons.verdict(group, "dropped", finding, values, lost)
+    _close(desk, trained, going_on, said)
+    beaten = [group for group, finding in undecided if finding.above_identity]
+    if not _train_controls(desk, len(trained), [group for group in going_on if group in beaten]):
+        if going_on:
+            _queue_batch(desk, trained[IDENTITY], going_on)
+        else:
+            _decide(desk, optuna, [said[group.finalist.number] for group in compared])
 
 
 def _settled(study: Study) -> dict[int | None, FinalistVerdict]:
@@ -170,13 +144,67 @@ def _settled(study: Study) -> dict[int | None, FinalistVerdict]:
     return {verdict.trial: verdict for verdict in verdicts if verdict.verdict == "better"}
 
 
-def _queue_batch(desk: Desk, identity: TrialRow, open_groups: Sequence[Group]) -> None:
+def _train_controls(desk: Desk, number: int, beaten: Sequence[Group]) -> bool:
+    """Queue the seeds that the arms beside these finalists lack; tell whether there were any.
+
+    An arm that is not there yet is added, the first with this number.
+    """
+    queued = False
+    for group in beaten:
+        there, seeds = {arm.role: arm for arm in group.arms}, group.finalist.jobs
+        for role, label, arm in comparisons.beside(desk.study, desk.config, group.finalist):
+            known = there.get(role)
+            if known is None:
+                _add(desk, number, role, label, arm, group.finalist.origin, seeds)
+                number, queued = number + 1, True
+            elif known.jobs < seeds and not known.failed:
+                fresh = desk.config.fresh_seeds[known.jobs : seeds]
+                desk.train_on(known, fresh, desk.config.confirm_budget)
+                queued = True
+    return queued
+
+
+def _race(
+    undecided: Sequence[tuple[Group, Finding]], plan: Plan, keep: Sequence[int]
+) -> list[Group]:
+    """Return the groups that go on, in the order in which they were chosen."""
+    if not undecided:
+        return []
+    by_number = {group.finalist.number: finding.to_identity for group, finding in undecided}
+    means = {number: difference.mean for number, difference in by_number.items()}
+    looks = plan.looks.index(max(difference.seeds for difference in by_number.values())) + 1
+    first = race.going_on(means, looks, keep)
+    return [group for group, _ in undecided if group.finalist.number in first]
+
+
+def _close(
+    desk: Desk,
+    trained: Sequence[TrialRow],
+    going_on: Sequence[Group],
+    said: Mapping[int, FinalistVerdict],
+) -> None:
+    """Note which arms go on and which have ended, and which finalists were dropped."""
+    on = {arm.number for group in going_on for arm in group.arms}
+    if going_on:
+        on.add(IDENTITY)
+    for arm in trained:
+        verdict = said.get(arm.number)
+        if arm.number in on and arm.state != "running":
+            desk.finish(arm, "running", arm.error_text)
+        elif arm.number not in on and arm.state == "running":
+            if verdict is not None and verdict.verdict == "dropped":
+                desk.finish(arm, "pruned", verdict.reason)
+            else:
+                desk.close(arm)
+
+
+def _queue_batch(desk: Desk, identity: TrialRow, going_on: Sequence[Group]) -> None:
     """Queue the next batch of seeds for the arms of these groups, and identity where it lacks them.
 
     In an extended study the groups may have ended with different numbers of seeds.
     """
     fresh, budget, most = desk.config.fresh_seeds, desk.config.confirm_budget, 0
-    for group in open_groups:
+    for group in going_on:
         done = group.finalist.jobs
         seeds = fresh[done : done + desk.config.confirm.batch]
         most = max(most, done + len(seeds))
@@ -186,59 +214,16 @@ def _queue_batch(desk: Desk, identity: TrialRow, open_groups: Sequence[Group]) -
     desk.train_on(identity, fresh[identity.jobs : most], budget)
 
 
-def _decide(desk: Desk, verdicts: Sequence[FinalistVerdict]) -> None:
-    """Store the verdicts; the study ends with them unless the test split is still to be read."""
-    stored = [verdict.model_dump() for verdict in verdicts]
+def _decide(desk: Desk, optuna: DensityStudy, verdicts: Sequence[FinalistVerdict]) -> None:
+    """Store the verdicts; the study ends with them unless the test split is still to be read.
+
+    Optuna's study is told what to do about it: its best value is the search's, unconfirmed.
+    """
+    stored, winner, config = [one.model_dump() for one in verdicts], best(verdicts), desk.config
+    told = advice.of_study(winner, config.proxy.family, config.init, decided=True)
+    optuna.conclude(
+        {"advice": told, "verdict": "unconfirmed" if winner is None else winner.verdict}
+    )
     studies.decide(desk.connection, desk.study.id, stored)
     if desk.study.holdout is not None or not holdout.is_due(desk.config, verdicts):
         studies.finish(desk.connection, desk.study.id)
-
-
-def _verdict(group: Group, values: Values, plan: Plan) -> FinalistVerdict | None:
-    """Return the verdict on a finalist after whole batches, None if it takes more of them."""
-    finalist, control = group.finalist, group.control
-    assert finalist.origin is not None  # as all finalists
-    densities = {str(k): list(den) for k, den in finalist.densities.items()}
-    if group.obstacle is not None:
-        return FinalistVerdict(
-            trial=finalist.origin,
-            label=finalist.label,
-            densities=densities,
-            verdict="no_evidence",
-            reason=group.obstacle,
-        )
-    own = values[finalist.number]
-    to_identity = differences.paired(own, values[IDENTITY]).by_seed
-    to_control = (
-        None if control is None else differences.paired(own, values[control.number]).by_seed
-    )
-    finding = sequential_test.judge(to_identity, to_control, plan)
-    if finding.verdict is None:
-        return None
-    return FinalistVerdict(
-        trial=finalist.origin,
-        label=finalist.label,
-        densities=densities,
-        verdict=finding.verdict,
-        to_identity=_comparison(finding.to_identity, to_identity),
-        to_control=_comparison(finding.to_control, to_control),
-        compensated=_compensated(group.compensated, values),
-        seeds_to_settle=finding.seeds_to_settle,
-    )
-
-
-def _comparison(
-    interval: Interval | None, by_seed: Mapping[int, float] | None
-) -> Comparison | None:
-    if interval is None or by_seed is None:
-        return None
-    return Comparison(
-        mean=interval.mean, low=interval.low, high=interval.high, by_seed=by_text(by_seed)
-    )
-
-
-def _compensated(arm: TrialRow | None, values: Values) -> PairedDifference | None:
-    """Return the compensated arm minus identity; None without one, or if it failed."""
-    if arm is None or arm.failed:
-        return None
-    return PairedDifference.of(differences.paired(values[arm.number], values[IDENTITY]))

@@ -1,8 +1,8 @@
 """A decided study goes on: more fresh seeds for the finalists that are not `better`, once.
 
-What was called better stays so. The others are judged anew by a plan of more seeds, which begins
-with those that they have. Each of the two confirmations spends its level, so that what the first
-left of it is spent twice: docs/evidence.md has what that comes to.
+What was called better or dropped stays so. The others are judged anew by a plan of more seeds,
+which begins with those that they have. Each of the two confirmations spends its level, so that what
+the first left of it is spent twice: docs/evidence.md has what that comes to.
 """
 
 from typing import Any
@@ -28,8 +28,8 @@ def is_asked_for(stored: StudyConfig, asked: StudyConfig) -> bool:
 def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
     """Reopen the confirmation of a decided study; return the study as it is then.
 
-    UsageError if it is not decided yet, has no finalists, was extended before, or all of them are
-    better.
+    UsageError if it is not decided yet, has no finalists, was extended before, or none of them is
+    open.
     """
     verdicts = study.verdicts or []
     obstacle = None
@@ -39,8 +39,8 @@ def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
         obstacle = "has no finalists, and so nothing to be"
     elif "extended" in study.provenance:
         obstacle = "was extended once, and a second time would spend the level again; it cannot be"
-    elif all(one["verdict"] == "better" for one in verdicts):
-        obstacle = "has nothing open: every finalist is better; it need not be"
+    elif all(one["verdict"] in ("better", "dropped") for one in verdicts):
+        obstacle = "has nothing open: every finalist is better or was dropped; it need not be"
     if obstacle is not None:
         raise UsageError(f"study {study.name} {obstacle} extended; choose another name")
     was: dict[str, Any] = {"seeds": study.config["confirm"]["seeds"], "verdicts": verdicts}

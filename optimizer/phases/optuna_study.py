@@ -116,6 +116,11 @@ class DensityStudy:
         trials = self._study.get_trials(deepcopy=False)
         return {trial.number: (outcomes.get(trial.state), trial.value) for trial in trials}
 
+    def conclude(self, attributes: Mapping[str, str]) -> None:
+        """Attach to the study what it came to, where a dashboard shows it; again is harmless."""
+        for key, value in attributes.items():
+            self._study.set_user_attr(key, value)
+
     def close(self, ours: set[int]) -> None:
         """Fail what still runs and is none of the trials `ours`; again is harmless.
 

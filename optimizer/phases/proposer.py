@@ -38,6 +38,6 @@ class Proposer:
                 case "search":
                     return search.step(desk, self._optuna)
                 case "confirm":
-                    return confirmation.step(desk)
+                    return confirmation.step(desk, self._optuna)
                 case "decided":
                     return holdout.step(desk)

@@ -54,8 +54,15 @@ class Confirmation(Part):
     to_identity: Comparison | None
     """None if an arm could not be trained."""
     to_control: Comparison | None
-    """Against identity with the initial weights of the density's scale; None if the density itself
-    starts at identity's scale, or an arm could not be trained."""
+    """Against identity with the initial weights of the density's scale. None if the verdict asks
+    for no such control, or identity was not beaten."""
+    to_uniform: Comparison | None = None
+    """Against a mask that has RMS(phi) at every tap; None as `to_control` is."""
+    uniform_is_identity: bool = False
+    """Whether such a mask trains as identity does in this network: every weighted convolution feeds
+    a normalisation. There are no controls then."""
+    failures: dict[str, int] = Field(default_factory=dict)
+    """By arm, seeds on which training diverged and the floor stands for the score."""
     compensated: PairedDifference | None
     """The density at identity's initial scale, minus identity; no part of the verdict."""
     seeds_to_settle: int | None
@@ -72,6 +79,8 @@ class Evidence(Part):
     """
 
     verdict: PresetVerdict
+    advice: str = ""
+    """What to do about it, in one line."""
     note: str
     confirmation: Confirmation | None = None
     test: Holdout | None = None

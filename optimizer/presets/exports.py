@@ -7,7 +7,7 @@ from typing import Any
 
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
-from optimizer.evidence import baseline
+from optimizer.evidence import advice, baseline
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import (
     MEANING,
@@ -38,8 +38,9 @@ NOTES: dict[PresetVerdict, str] = {
         "Compare it with identity on fresh seeds before relying on it."
     ),
     "better": (
-        "On fresh seeds better than the standard convolution, and than a standard convolution that "
-        "starts at the same initial scale. This holds for the data, the proxy and the training "
+        "On fresh seeds better than the standard convolution, and than every control that tells "
+        "its structure from a smaller start and smaller steps (see confirmation), all at the "
+        "standard convolution's learning rate. This holds for the data, the proxy and the training "
         "that are named here; other networks may differ."
     ),
     "scale_only": (
@@ -47,9 +48,19 @@ NOTES: dict[PresetVerdict, str] = {
         "convolution, but a standard convolution that starts at the same initial scale was not "
         "shown to be worse. Multiply the initial weights by RMS(phi) instead."
     ),
+    "step_only": (
+        "NOT A REASON TO USE THIS DENSITY: on fresh seeds it is better than the standard "
+        "convolution, also than one that starts at the same initial scale, but a uniform mask of "
+        "the same RMS, which starts there and takes steps of the same size, was not shown to be "
+        "worse. Smaller steps do as well."
+    ),
     "no_evidence": (
         "NOT SHOWN TO HELP: fresh seeds did not show this density to be better than the standard "
         "convolution. Use the standard convolution unless further evidence says otherwise."
+    ),
+    "dropped": (
+        "NOT SHOWN TO HELP: other finalists were ahead of this density, and it was given no more "
+        "fresh seeds. Use the standard convolution unless further evidence says otherwise."
     ),
     "worse": (
         "DO NOT USE THIS DENSITY: fresh seeds show it to be worse than the standard convolution."
@@ -147,6 +158,9 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     return Evidence(
         verdict=verdict,
+        advice=advice.line(
+            verdict, chosen.densities, snapshot.config.proxy.family, snapshot.config.init
+        ),
         note=_note(snapshot, verdict),
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),
@@ -204,6 +218,9 @@ def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation
         finalists=len(snapshot.verdicts),
         to_identity=finalist.to_identity,
         to_control=finalist.to_control,
+        to_uniform=finalist.to_uniform,
+        uniform_is_identity=snapshot.uniform_is_identity,
+        failures=finalist.failures,
         compensated=finalist.compensated,
         seeds_to_settle=finalist.seeds_to_settle,
         reason=finalist.reason,

@@ -9,7 +9,7 @@ import importlib.metadata
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets.document import Preset
 
-DENSITY, IDENTITY, CONTROL = "density", "identity", "its scale control"
+DENSITY, IDENTITY = "density", "identity"
+CONTROL, UNIFORM = "its scale control", "its uniform mask"
 UNNAMED = "CPU"
 """What presets of earlier versions call any CPU: two of them may round differently."""
 
@@ -106,6 +107,8 @@ def recorded(preset: Preset, data: Path | None) -> Recorded:
         differences = {IDENTITY: confirmed.by_seed}
         if confirmation.to_control is not None:
             differences[CONTROL] = confirmation.to_control.by_seed
+        if confirmation.to_uniform is not None:
+            differences[UNIFORM] = confirmation.to_uniform.by_seed
     _check_numbers(preset, config, differences)
     trained = _arms(preset, config, confirmed=confirmed is not None)
     return Recorded(
@@ -211,10 +214,9 @@ def _arms(preset: Preset, config: StudyConfig, *, confirmed: bool) -> dict[str, 
     densities, rate = preset.by_kernel_size(), preset.task.training.get("lr", "auto")
     lr = None if isinstance(rate, str) else float(rate)
     own = Arm(densities, lr, config.init)
+    plain, control = arms.identity(densities, lr), arms.scale_control(densities, lr)
+    uniform = arms.uniform(densities, lr, config.init)
     if preset.provenance.optuna_trial is None and not confirmed:  # learned: what was trained then
         own = arms.trainable(densities, lr, config.init)
-    return {
-        DENSITY: own,
-        IDENTITY: arms.identity(densities, lr),
-        CONTROL: arms.scale_control(densities, lr),
-    }
+    by_name = {DENSITY: own, IDENTITY: plain, CONTROL: control, UNIFORM: uniform}
+    return {name: replace(arm, floored=confirmed) for name, arm in by_name.items()}

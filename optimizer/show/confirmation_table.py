@@ -1,4 +1,4 @@
-"""The table of a confirmation: every arm against identity, every finalist against its control."""
+"""The table of a confirmation: every arm against identity, every finalist against its controls."""
 
 import statistics
 from collections.abc import Mapping
@@ -7,11 +7,19 @@ from rich.table import Table
 
 from optimizer.evidence import differences
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict
-from optimizer.phases import confirmation
-from optimizer.phases.confirmation import IDENTITY, Group
+from optimizer.phases import comparisons
+from optimizer.phases.comparisons import IDENTITY, Group
 from optimizer.show import words
 from optimizer.snapshot import Snapshot
+from storage.states import Role
 from storage.trials import TrialRow
+
+ARMS: dict[Role, str] = {
+    "control": "scale control",
+    "uniform": "uniform mask",
+    "compensated": "compensated",
+}
+"""What arms beside a finalist are called."""
 
 
 def arms_table(snapshot: Snapshot) -> Table:
@@ -21,11 +29,14 @@ def arms_table(snapshot: Snapshot) -> Table:
         "No trial was fit to be confirmed."
     ]
     sentences += filter(None, [_not_confirmed(snapshot), words.about_test_split(snapshot)])
+    if snapshot.uniform_is_identity and config.init == "library":
+        sentences.append(words.UNIFORM_IS_IDENTITY)
     table = Table(
         title=f"{snapshot.study.name}: {config.metric} on validation data, confirmed with fresh "
         f"seeds, {config.confirm_budget} epochs",
         caption="\n".join(
             [
+                snapshot.advice,
                 "Brackets are 95 % intervals of paired differences, ± is a standard error. The "
                 "verdict is a stricter test's, corrected for its looks and for all finalists.",
                 *sentences,
@@ -38,11 +49,12 @@ def arms_table(snapshot: Snapshot) -> Table:
     table.add_column(f"{config.metric}, {config.unit}", justify="right")
     table.add_column("minus identity", justify="right")
     table.add_column("minus its scale control", justify="right")
+    table.add_column("minus its uniform mask", justify="right")
     values = differences.final_values(snapshot.confirm.rows)
     identity = values.get(IDENTITY, {})
     if identity:
-        table.add_row("identity", *_metric(identity), "0 (the baseline)", "")
-    groups = confirmation.groups(snapshot.confirm.trials)
+        table.add_row("identity", *_metric(identity), "0 (the baseline)", "", "")
+    groups = comparisons.groups(snapshot.confirm.trials)
     for finalist, group in zip(snapshot.verdicts, groups, strict=True):
         table.add_section()
         _add_finalist(table, finalist, group, values)
@@ -58,11 +70,12 @@ def _add_finalist(
         *_metric(values.get(group.finalist.number, {})),
         _interval(finalist.to_identity),
         _interval(finalist.to_control),
+        _interval(finalist.to_uniform),
     )
-    for name, arm in (("scale control", group.control), ("compensated", group.compensated)):
-        if arm is not None:
-            own = values.get(arm.number, {})
-            table.add_row(name, *_metric(own), _difference(arm, own, values[IDENTITY]), "")
+    for arm in group.arms[1:]:
+        own = values.get(arm.number, {})
+        difference = _difference(arm, own, values[IDENTITY])
+        table.add_row(ARMS[arm.role], *_metric(own), difference, "", "")
 
 
 def _difference(arm: TrialRow, own: Mapping[int, float], identity: Mapping[int, float]) -> str:

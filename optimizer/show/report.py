@@ -27,8 +27,9 @@ UNCONFIRMED = (
 ARMS = (
     "Every blue point is one seed, trained with both arms; the larger point is their mean, a bar "
     "its 95 % interval. The scale control is a standard convolution whose initial weights are "
-    "multiplied by the RMS of phi. The compensated arm has the density and starts at identity's "
-    "scale; it informs and has no part in the verdict."
+    "multiplied by the RMS of phi, the uniform mask a weighted one whose mask has that RMS at "
+    "every tap. Controls are trained once identity is beaten. The compensated arm, on request, has "
+    "the density and starts at identity's scale; it informs and has no part in the verdict."
 )
 
 
@@ -69,6 +70,9 @@ def write(text: str, file: Path) -> Path:
 def _verdict(snapshot: Snapshot) -> Element:
     """Return the answer in words, with the signs that it means little."""
     kind, lines = _answer(snapshot)
+    lines.insert(0, snapshot.advice)
+    if snapshot.uniform_is_identity and snapshot.config.init == "library":
+        lines.append(words.UNIFORM_IS_IDENTITY)
     tested = words.about_test_split(snapshot)
     if tested is not None:
         lines.append(f"{tested[0].upper()}{tested[1:]}.")
@@ -135,16 +139,18 @@ def _cells(title: str, row: Row) -> list[str]:
 
 def _rows(finalist: FinalistVerdict) -> list[Row]:
     """Return the differences that a finalist's arms have, seed by seed."""
-    rows, to_identity, to_control = [], finalist.to_identity, finalist.to_control
+    rows, to_identity = [], finalist.to_identity
+    controls = {"scale control": finalist.to_control, "uniform mask": finalist.to_uniform}
     if to_identity is not None:
         rows.append(_row("density minus identity", to_identity))
-    if to_identity is not None and to_control is not None:
-        rows.append(_row("density minus scale control", to_control))
-        control = {
-            seed: difference - to_control.by_seed[seed]
-            for seed, difference in to_identity.by_seed.items()
-        }
-        rows.append(Row("scale control minus identity", control))
+    for name, to_control in controls.items():
+        if to_identity is not None and to_control is not None:
+            rows.append(_row(f"density minus {name}", to_control))
+            control = {
+                seed: difference - to_control.by_seed[seed]
+                for seed, difference in to_identity.by_seed.items()
+            }
+            rows.append(Row(f"{name} minus identity", control))
     if finalist.compensated is not None:
         rows.append(Row("compensated minus identity", finalist.compensated.by_seed))
     return rows

@@ -45,7 +45,10 @@ def best_line(snapshot: Snapshot) -> str:
     """Return the verdict, or the best trial so far against identity."""
     if snapshot.winner is not None:
         densities = words.densities(snapshot.winner.by_kernel_size())
-        return f"verdict: {densities} is {snapshot.verdict}, {MEANING[snapshot.verdict]}"
+        return (
+            f"{snapshot.advice} Verdict: {densities} is {snapshot.verdict}, "
+            f"{MEANING[snapshot.verdict]}"
+        )
     if snapshot.study.phase == "confirm":
         return running_result(snapshot)
     best = snapshot.best

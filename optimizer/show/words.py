@@ -10,6 +10,12 @@ from optimizer.presets import exports
 from optimizer.presets.document import Preset
 from optimizer.snapshot import Snapshot
 
+UNIFORM_IS_IDENTITY = (
+    "Every weighted convolution feeds a normalisation: a uniform mask trains as identity does, so "
+    "identity is the control, and a density says nothing about the scale of the start."
+)
+"""Why a confirmation has no controls beside identity."""
+
 
 def densities(by_kernel_size: Densities, between: str = "  ") -> str:
     """Return densities with four digits, and with sizes if there are several."""
@@ -62,9 +68,25 @@ def verdict(finalist: FinalistVerdict) -> str:
     """Return a verdict and what it means, for a line."""
     about = f"{densities(finalist.by_kernel_size())} is {finalist.verdict}"
     text = f"{about}: {finalist.reason or MEANING[finalist.verdict]}"
-    if finalist.seeds_to_settle is not None and finalist.verdict in ("no_evidence", "scale_only"):
-        text += f"; about {finalist.seeds_to_settle} seeds might settle it"
-    return f"{text}."
+    more = _more_seeds(finalist)
+    return f"{text}; {more}." if more else f"{text}."
+
+
+def _more_seeds(finalist: FinalistVerdict) -> str | None:
+    """Return what more seeds would show of what is open; None if that is not known."""
+    open_against = {
+        "no_evidence": ("identity", finalist.to_identity),
+        "dropped": ("identity", finalist.to_identity),
+        "scale_only": ("its scale control", finalist.to_control),
+        "step_only": ("its uniform mask", finalist.to_uniform),
+    }
+    name, compared = open_against.get(finalist.verdict, ("", None))
+    if compared is None:
+        return None
+    if compared.mean < 0:
+        return f"more seeds would more likely show that it does harm against {name}"
+    seeds = finalist.seeds_to_settle
+    return None if seeds is None else f"about {seeds} seeds might settle it"
 
 
 def preset_verdict(preset: Preset) -> str:
@@ -80,9 +102,13 @@ def verdict_with_numbers(finalist: FinalistVerdict, unit: str) -> str:
     meaning = MEANING[finalist.verdict]
     if finalist.reason is not None:
         return f"{meaning}; {finalist.reason}."
-    compared = {"identity": finalist.to_identity, "its control": finalist.to_control}
-    settled = finalist.seeds_to_settle
-    more = f" About {settled} seeds would settle what is open." if settled else ""
+    compared = {
+        "identity": finalist.to_identity,
+        "its scale control": finalist.to_control,
+        "its uniform mask": finalist.to_uniform,
+    }
+    more = _more_seeds(finalist)
+    more = f" {more[0].upper()}{more[1:]}." if more else ""
     return f"{meaning} ({'; '.join(_comparisons(compared, unit))}).{more}"
 
 

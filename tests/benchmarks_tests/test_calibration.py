@@ -38,7 +38,7 @@ def studies(scenario: Scenario, count: int = STUDIES) -> list[list[Judged]]:
 
 
 def verdicts(found: list[list[Judged]]) -> list[set[str | None]]:
-    return [{one.finding.verdict for one in study} for study in found]
+    return [{one.verdict for one in study} for study in found]
 
 
 def better(found: list[list[Judged]]) -> list[bool]:
@@ -61,7 +61,7 @@ def test_where_nothing_differs_better_is_rare(noise: Noise) -> None:
     assert at_least([study[0].covered for study in found], 0.95)
 
 
-@pytest.mark.parametrize("flag", ["compensated", "extended"])
+@pytest.mark.parametrize("flag", ["normalised", "extended"])
 def test_better_stays_rare_without_a_control_and_when_a_study_is_extended(flag: str) -> None:
     changed: dict[str, Any] = {flag: True}
     assert at_most(better(studies(replace(NOTHING, **changed))), 0.05)
@@ -70,7 +70,7 @@ def test_better_stays_rare_without_a_control_and_when_a_study_is_extended(flag: 
 @pytest.mark.parametrize("noise", NOISES)
 def test_a_planted_effect_is_found_and_its_size_covered(noise: Noise) -> None:
     found = studies(replace(PLANTED, noise=noise))
-    assert at_least([study[0].finding.verdict == "better" for study in found], 0.9)
+    assert at_least([study[0].verdict == "better" for study in found], 0.9)
     assert at_least([study[0].covered for study in found], 0.95)
 
 
@@ -85,18 +85,18 @@ def test_an_effect_of_scale_is_not_called_better(noise: Noise) -> None:
 def test_a_harmful_density_is_called_worse_and_never_better(noise: Noise) -> None:
     found = studies(replace(HARM, noise=noise))
     assert not any(better(found))
-    assert at_least([study[0].finding.verdict == "worse" for study in found], 0.85)
+    assert at_least([study[0].verdict == "worse" for study in found], 0.85)
 
 
 def test_these_bounds_catch_a_judge_without_a_scale_control() -> None:
-    assert not at_most(better(studies(replace(SCALE, compensated=True))), 0.05)
+    assert not at_most(better(studies(replace(SCALE, normalised=True))), 0.05)
 
 
 def test_these_bounds_catch_a_judge_who_spends_the_level_at_every_look(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(Plan, "share", lambda *_: 0.05)
-    assert not at_most(better(studies(replace(NOTHING, compensated=True))), 0.05)
+    assert not at_most(better(studies(replace(NOTHING, normalised=True))), 0.05)
 
 
 def test_intervals_cover_neither_more_nor_less_than_they_say() -> None:
@@ -104,7 +104,7 @@ def test_intervals_cover_neither_more_nor_less_than_they_say() -> None:
     plan, covered = Plan(GIVEN.confirm.seeds, GIVEN.confirm.batch, 1), []
     for seed in range(3000):
         rng = np.random.default_rng(seed)
-        [judged] = simulation.confirm(rng, REGION, [simulation.PAIRED], plan)
+        [judged] = simulation.confirm(rng, REGION, [simulation.PAIRED], plan, ())
         covered.append(judged.covered)
     assert 0.93 < np.mean(covered) < 0.97
 
@@ -127,8 +127,8 @@ def test_a_search_finds_where_it_helps() -> None:
 
 def test_an_extension_begins_with_the_seeds_that_are_known() -> None:
     values, plan = np.tile([-1.0, 1.0], 12), Plan(24, 6, 3)
-    found = [simulation.sequence(values, None, plan, known) for known in (0, 12)]
-    assert [finding.to_identity.seeds for finding in found] == [6, 12]
+    found = [simulation.follow(values[None], {}, plan, (), known=known) for known in ((), (12,))]
+    assert [finding.to_identity.seeds for [(_, finding)] in found] == [6, 12]
 
 
 def test_large_effects_stop_early() -> None:

@@ -18,7 +18,10 @@ from storage.states import Phase
 from support.synthetic import configured
 
 Measure = Callable[[ClaimedJob], float | tuple[float, dict[str, Any]]]
-"""A job's metric after its budget, or with what is told beside it; an exception fails the job."""
+"""A job's metric after its budget, or with what is told beside it. ArithmeticError is training that
+diverges, OSError data that cannot be read."""
+FLOOR = 0.0
+"""What training that diverges scores."""
 TESTED = {"task": "folder", "data": {"folder": "photographs", "test": "others"}}
 """What makes a study one with a test split."""
 
@@ -37,10 +40,17 @@ def small(**changes: Any) -> StudyConfig:
     return configured(**sections)
 
 
-def create(engine: Engine, given: StudyConfig, floor: float = 0.0) -> int:
+def create(
+    engine: Engine, given: StudyConfig, floor: float = FLOOR, *, normalised: bool = False
+) -> int:
     """Store a study as `launch` would, with one floor."""
     first: Phase = "calibrate" if given.training.lr == "auto" else "search"
-    provenance = {"source": "none", "floors": {"noisy input": floor}, "versions": {}}
+    provenance = {
+        "source": "none",
+        "floors": {"noisy input": floor},
+        "uniform_is_identity": normalised,
+        "versions": {},
+    }
     study, _ = studies.create(engine, given.name, given.document(), "print", provenance, first)
     return study.id
 
@@ -50,11 +60,12 @@ def run(
     given: StudyConfig,
     measure: Measure,
     *,
-    floor: float = 0.0,
+    floor: float = FLOOR,
+    normalised: bool = False,
     workers: int | None = None,
 ) -> Snapshot:
     """Create a study and train it to its end."""
-    study_id = create(engine, given, floor)
+    study_id = create(engine, given, floor, normalised=normalised)
     return go_on(engine, study_id, given, measure, workers=workers)
 
 
@@ -87,7 +98,12 @@ def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> Non
     try:
         measured = measure(job)
     except ArithmeticError as error:
-        jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
+        if not job.arm["floored"]:
+            jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
+            return
+        measured = FLOOR, {"diverged": True}
+    except OSError as error:
+        jobs.fail(engine, job.claim, str(error), "data")
         return
     value, extra = measured if isinstance(measured, tuple) else (measured, {})
     if job.arm["split"] == "test":
@@ -102,6 +118,7 @@ def noise(job: ClaimedJob, spread: float) -> float:
     The spread of a paired difference is `spread`.
     """
     name = [*np.array(sum(job.densities.values(), ())).tobytes(), *job.arm["init"].encode()]
+    name += job.arm["mask"].encode()
     name += np.array([*job.arm["gain"].values(), 0.0]).tobytes()
     shared = np.random.default_rng(job.seed).standard_normal()
     own = np.random.default_rng([job.seed, *name]).standard_normal()

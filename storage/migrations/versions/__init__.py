@@ -5,4 +5,5 @@
 0003_phases    studies have phases, and trials and jobs belong to one
 0004_failures  failures have kinds, and each is kept
 0005_late      measurements that come after their job's end are kept apart
+0006_uniform   a finalist has a uniform mask as a control
 """

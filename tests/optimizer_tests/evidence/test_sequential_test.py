@@ -1,7 +1,9 @@
 """Verdicts against scipy's own tests, worked cases and the properties a fair judge has."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -10,16 +12,20 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from optimizer.evidence import sequential_test
-from optimizer.evidence.sequential_test import Finding, Plan, judge
+from optimizer.evidence.sequential_test import Plan, judge
+from optimizer.evidence.verdicts import Control
 
 PLAN = Plan(seeds=24, batch=6, finalists=3)
 sizes = st.sampled_from(PLAN.looks)
 numbers = st.floats(-100, 100).filter(lambda value: value == 0 or abs(value) > 1e-6)
 
 
+Controls = dict[Control, Mapping[int, float] | None]
+
+
 @st.composite
-def comparisons(draw: st.DrawFn) -> tuple[dict[int, float], dict[int, float]]:
-    """Differences against both arms, on the same seeds, shifted so that all verdicts occur."""
+def comparisons(draw: st.DrawFn) -> tuple[dict[int, float], Controls]:
+    """Differences against all arms, on the same seeds, shifted so that all verdicts occur."""
     size = draw(sizes)
 
     def one() -> dict[int, float]:
@@ -27,17 +33,25 @@ def comparisons(draw: st.DrawFn) -> tuple[dict[int, float], dict[int, float]]:
         shift = draw(st.sampled_from([-200.0, 0.0, 200.0]))
         return {7000 + n: value + shift for n, value in enumerate(values)}
 
-    return one(), one()
+    return one(), {"control": one(), "uniform": one()}
 
 
 def seen(mean: float, size: int, spread: float = 1.0) -> dict[int, float]:
-    """Differences with exactly this mean and sample standard deviation."""
+    """Differences with exactly this mean and sample standard deviation.
+
+    The furthest from the mean come first, so that earlier looks show less.
+    """
     shape = stats.norm.ppf((np.arange(size) + 0.5) / size)
+    shape = shape[np.argsort(-np.abs(shape), kind="stable")]
     return dict(enumerate((mean + spread * shape / shape.std(ddof=1)).tolist()))
 
 
-def verdict(identity: dict[int, float], control: dict[int, float] | None = None) -> str | None:
-    return judge(identity, control, PLAN).verdict
+def against(**controls: Mapping[int, float] | None) -> Controls:
+    return {name: controls[name] for name in get_args(Control) if name in controls}
+
+
+def verdict(identity: dict[int, float], **controls: Mapping[int, float] | None) -> str | None:
+    return judge(identity, against(**controls), PLAN).verdict
 
 
 CLEAR, NOTHING = 2.0, 0.0
@@ -45,71 +59,129 @@ UNSURE = 0.8  # in standard deviations: at 12 of 24 seeds neither shown nor past
 
 
 @pytest.mark.parametrize(
-    ("size", "to_identity", "to_control", "expected"),
+    ("size", "to_identity", "to_control", "to_uniform", "expected"),
     [
-        (12, CLEAR, CLEAR, "better"),
-        (12, CLEAR, None, "better"),
-        (12, CLEAR, NOTHING, "scale_only"),
-        (12, CLEAR, -CLEAR, "scale_only"),
-        (12, CLEAR, UNSURE, None),
-        (24, CLEAR, UNSURE / 2, "scale_only"),
-        (12, UNSURE, NOTHING, None),
-        (12, UNSURE, CLEAR, None),
-        (24, UNSURE / 2, CLEAR, "no_evidence"),
-        (12, NOTHING, CLEAR, "no_evidence"),
-        (6, -UNSURE / 2, -UNSURE / 2, "no_evidence"),
-        (6, -UNSURE, NOTHING, None),  # past hope, but likely to be shown worse
-        (6, -UNSURE, None, None),
-        (24, -UNSURE / 2, CLEAR, "no_evidence"),
-        (12, CLEAR, -UNSURE, "scale_only"),
-        (12, -CLEAR, CLEAR, "worse"),
-        (12, -CLEAR, None, "worse"),
+        (12, CLEAR, CLEAR, CLEAR, "better"),
+        (12, CLEAR, CLEAR, None, "better"),
+        (12, CLEAR, None, CLEAR, "better"),
+        (12, CLEAR, None, None, "better"),
+        (12, CLEAR, NOTHING, CLEAR, "scale_only"),
+        (12, CLEAR, NOTHING, UNSURE, "scale_only"),
+        (12, CLEAR, NOTHING, NOTHING, "scale_only"),
+        (12, CLEAR, -CLEAR, CLEAR, "scale_only"),
+        (12, CLEAR, CLEAR, NOTHING, "step_only"),
+        (12, CLEAR, CLEAR, -CLEAR, "step_only"),
+        (12, CLEAR, None, NOTHING, "step_only"),
+        (12, CLEAR, UNSURE, CLEAR, None),
+        (12, CLEAR, CLEAR, UNSURE, None),
+        (12, CLEAR, UNSURE, NOTHING, None),  # not better, but which of the two it is is open
+        (24, CLEAR, UNSURE / 2, CLEAR, "scale_only"),
+        (24, CLEAR, CLEAR, UNSURE / 2, "step_only"),
+        (12, UNSURE, NOTHING, NOTHING, None),
+        (12, UNSURE, CLEAR, CLEAR, None),
+        (24, UNSURE / 2, CLEAR, CLEAR, "no_evidence"),
+        (12, NOTHING, CLEAR, CLEAR, "no_evidence"),
+        (6, -UNSURE / 2, None, None, "no_evidence"),
+        (6, -UNSURE, None, None, None),  # past hope, but likely to be shown worse
+        (24, -UNSURE / 2, CLEAR, CLEAR, "no_evidence"),
+        (12, CLEAR, -UNSURE, CLEAR, "scale_only"),
+        (12, -CLEAR, CLEAR, CLEAR, "worse"),
+        (12, -CLEAR, None, None, "worse"),
     ],
 )
-def test_a_verdict_says_what_both_comparisons_show(
-    size: int, to_identity: float, to_control: float | None, expected: str | None
+def test_a_verdict_says_what_all_comparisons_show(
+    size: int,
+    to_identity: float,
+    to_control: float | None,
+    to_uniform: float | None,
+    expected: str | None,
 ) -> None:
-    control = None if to_control is None else seen(to_control, size)
-    assert verdict(seen(to_identity, size), control) == expected
+    """None is a control that `better` does not ask for."""
+    effects = {"control": to_control, "uniform": to_uniform}
+    controls = {name: seen(at, size) for name, at in effects.items() if at is not None}
+    assert verdict(seen(to_identity, size), **controls) == expected
+
+
+@pytest.mark.parametrize("effect", [CLEAR, UNSURE, NOTHING, -CLEAR])
+def test_nothing_is_read_from_controls_before_identity_is_beaten(effect: float) -> None:
+    """So they need not be trained; once it is beaten the verdict waits for them."""
+    values, untrained = seen(effect, 12), against(control=None, uniform=None)
+    finding = judge(values, untrained, PLAN)
+    assert finding.above_identity == (effect == CLEAR)
+    assert finding.to_controls == {}
+    if effect == CLEAR:
+        assert finding.verdict is None
+        return
+    for control in (CLEAR, NOTHING, -CLEAR):
+        trained = against(control=seen(control, 12), uniform=seen(control, 12))
+        assert judge(values, trained, PLAN).verdict == finding.verdict
+
+
+def test_what_a_look_has_shown_stays_shown() -> None:
+    """Above at 12 seeds of 24, and at 18 no more."""
+    shown = seen(CLEAR, 12)
+    later = shown | {12 + n: -4 * x for n, x in enumerate(seen(CLEAR, 6).values())}
+    assert judge(shown, {}, PLAN).verdict == "better"
+    assert judge(dict(reversed(later.items())), {}, PLAN).verdict == "better"
+    assert judge({-seed: x for seed, x in later.items()}, {}, PLAN).verdict != "better"
+    assert verdict(seen(CLEAR, 18), control=later, uniform=seen(CLEAR, 18)) == "better"
+
+
+@given(comparisons())
+def test_arrays_of_studies_are_judged_as_each_of_them(
+    found: tuple[dict[int, float], Controls],
+) -> None:
+    identity, controls = found
+    rows = np.array([list(by.values()) for by in (identity, *filter(None, controls.values()))])
+    together = sequential_test.outcomes(rows, PLAN)
+    assert together.tolist() == [sequential_test.outcomes(row, PLAN).item() for row in rows]
+    assert judge(identity, {}, PLAN).above_identity == (together[0] == "above")
 
 
 @given(comparisons())
 def test_after_the_last_seed_there_is_always_a_verdict(
-    found: tuple[dict[int, float], dict[int, float]],
+    found: tuple[dict[int, float], Controls],
 ) -> None:
     finding = judge(*found, PLAN)
     assert finding.verdict is not None or finding.to_identity.seeds < PLAN.seeds
 
 
 @given(comparisons())
-def test_better_is_above_zero_in_both_intervals_and_worse_is_below(
-    found: tuple[dict[int, float], dict[int, float]],
+def test_better_is_above_zero_in_all_intervals_and_worse_is_below(
+    found: tuple[dict[int, float], Controls],
 ) -> None:
-    finding = judge(*found, PLAN)
-    assert finding.to_control is not None
+    """With a look of all seeds, a verdict agrees with all its intervals."""
+    finding = judge(*found, Plan(len(found[0]), len(found[0]), 3))
+    lows = [one.low for one in (finding.to_identity, *finding.to_controls.values())]
     if finding.verdict == "better":
-        assert min(finding.to_identity.low, finding.to_control.low) >= 0
-    if finding.verdict == "scale_only":
+        assert min(lows) >= 0
+    if finding.verdict in ("scale_only", "step_only"):
         assert finding.to_identity.low >= 0
     if finding.verdict == "worse":
         assert finding.to_identity.high <= 0
 
 
 @given(comparisons())
-def test_order_and_names_of_seeds_do_not_matter(
-    found: tuple[dict[int, float], dict[int, float]],
+def test_names_of_seeds_and_the_order_of_a_mapping_do_not_matter(
+    found: tuple[dict[int, float], Controls],
 ) -> None:
-    one, other = ({-seed: value for seed, value in reversed(by.items())} for by in found)
-    again, finding = judge(one, other, PLAN), judge(*found, PLAN)
-    assert again.verdict == finding.verdict
-    assert again.to_identity.mean == pytest.approx(finding.to_identity.mean)
+    identity, controls = found
+    again = judge(
+        {7 * seed: value for seed, value in reversed(identity.items())},
+        {
+            name: by and {7 * seed: value for seed, value in by.items()}
+            for name, by in controls.items()
+        },
+        PLAN,
+    )
+    assert again == judge(identity, controls, PLAN)
 
 
 @pytest.mark.parametrize("factor", [1e-6, 0.1, 1e6])
 @pytest.mark.parametrize("mean", [-2.0, -0.3, 0.6, 0.9, 2.0])
 def test_the_unit_does_not_matter(mean: float, factor: float) -> None:
     plain, scaled = (
-        judge(seen(mean * unit, 12, unit), seen(mean * unit, 12, unit), PLAN)
+        judge(seen(mean * unit, 12, unit), against(control=seen(mean * unit, 12, unit)), PLAN)
         for unit in (1.0, factor)
     )
     assert scaled.verdict == plain.verdict
@@ -119,7 +191,7 @@ def test_the_unit_does_not_matter(mean: float, factor: float) -> None:
 @given(sizes, st.floats(-3, 3))
 def test_intervals_are_those_of_student(size: int, mean: float) -> None:
     values = seen(mean, size, spread=0.7)
-    found = judge(values, None, PLAN).to_identity
+    found = judge(values, {}, PLAN).to_identity
     reference = stats.ttest_1samp(list(values.values()), 0.0).confidence_interval(0.95)
     assert (found.mean, found.low, found.high) == pytest.approx((mean, *reference), abs=1e-9)
     assert found.seeds == size
@@ -131,9 +203,9 @@ def test_one_finalist_and_two_batches_of_six_can_settle_it(
 ) -> None:
     """The size of configs/quickstart.yaml."""
     plan = Plan(seeds=12, batch=6, finalists=1)
-    first = judge(seen(effect, 6), seen(effect, 6), plan)
+    first = judge(seen(effect, 6), against(control=seen(effect, 6)), plan)
     assert first.verdict == (None if expected else "no_evidence")
-    finding = judge(seen(effect, 12), seen(effect, 12), plan)
+    finding = judge(seen(effect, 12), against(control=seen(effect, 12)), plan)
     assert finding.verdict == (expected or "no_evidence")
 
 
@@ -146,10 +218,10 @@ def test_a_look_decides_where_its_share_of_the_level_lies(size: int, finalists: 
     limit = stats.t.ppf(1 - share, size - 1) / math.sqrt(size)
     exact = stats.ttest_1samp(list(seen(limit, size).values()), 0, alternative="greater").pvalue
     assert exact == pytest.approx(share)
-    assert judge(seen(limit * 1.0001, size), None, plan).verdict == "better"
-    assert judge(seen(limit * 0.9999, size), None, plan).verdict != "better"
-    assert judge(seen(-limit * 1.0001, size), None, plan).verdict == "worse"
-    assert judge(seen(-limit * 0.9999, size), None, plan).verdict != "worse"
+    assert judge(seen(limit * 1.0001, size), {}, plan).verdict == "better"
+    assert judge(seen(limit * 0.9999, size), {}, plan).verdict != "better"
+    assert judge(seen(-limit * 1.0001, size), {}, plan).verdict == "worse"
+    assert judge(seen(-limit * 0.9999, size), {}, plan).verdict != "worse"
 
 
 @given(st.integers(2, 40), st.integers(2, 12), st.integers(1, 10), st.floats(0.001, 0.2))
@@ -167,19 +239,19 @@ def test_all_shares_of_both_sides_and_all_finalists_add_up_to_the_level(
 def test_fewer_seeds_than_signs_can_carry_decide_nothing(sign: float) -> None:
     """Six differences of one sign happen by chance once in 2**6, however alike they are."""
     alike = {seed: sign * (1 + 1e-9 * seed) for seed in range(6)}
-    assert verdict(alike, alike) is None
+    assert verdict(alike, control=alike) is None
     twelve = dict.fromkeys(range(12), sign)
-    assert verdict(twelve, twelve) == ("better" if sign > 0 else "worse")
+    assert verdict(twelve, control=twelve) == ("better" if sign > 0 else "worse")
 
 
 def test_a_plan_too_small_for_any_proof_still_ends() -> None:
     alike = {seed: 5 + 1e-9 * seed for seed in range(4)}
-    finding = judge(alike, alike, Plan(seeds=4, batch=2, finalists=3))
+    finding = judge(alike, against(control=alike), Plan(seeds=4, batch=2, finalists=3))
     assert finding.verdict == "no_evidence"
 
 
 def test_arms_that_are_the_same_differ_in_nothing() -> None:
-    finding = judge(dict.fromkeys(range(6), 0.0), dict.fromkeys(range(6), 0.0), PLAN)
+    finding = judge(dict.fromkeys(range(6), 0.0), {}, PLAN)
     assert finding.verdict == "no_evidence"
     assert finding.to_identity == sequential_test.Interval(0.0, 0.0, 0.0, 6)
     assert finding.seeds_to_settle is None
@@ -196,7 +268,7 @@ def test_what_is_given_up_would_hardly_ever_have_been_shown(size: int) -> None:
         rest = rng.normal(effect * (24 - size), math.sqrt(24 - size), 20_000)
         end = (effect * size + rest) / math.sqrt(24)
         above, below = (float(np.mean(sign * end > stats.norm.isf(last))) for sign in (1, -1))
-        finding = judge(seen(mean, size), None, PLAN)
+        finding = judge(seen(mean, size), {}, PLAN)
         if above > 0.007 or below > 0.52:
             assert finding.verdict in (None, "better", "worse")
         if above < 0.0035 and below < 0.48:
@@ -205,7 +277,7 @@ def test_what_is_given_up_would_hardly_ever_have_been_shown(size: int) -> None:
 
 @pytest.mark.parametrize("mean", [0.2, 0.35, 0.5])
 def test_the_seeds_to_settle_a_question_would_settle_it_in_nine_of_ten(mean: float) -> None:
-    finding = judge(seen(mean, 24), seen(mean, 24), PLAN)
+    finding = judge(seen(mean, 24), against(control=seen(mean, 24)), PLAN)
     assert finding.verdict == "no_evidence"
     n = finding.seeds_to_settle
     assert n is not None
@@ -214,21 +286,27 @@ def test_the_seeds_to_settle_a_question_would_settle_it_in_nine_of_ten(mean: flo
 
 
 def settling(to_identity: float, to_control: float | None) -> int | None:
-    control = None if to_control is None else seen(to_control, 24)
-    return judge(seen(to_identity, 24), control, PLAN).seeds_to_settle
+    controls = {} if to_control is None else against(control=seen(to_control, 24))
+    return judge(seen(to_identity, 24), controls, PLAN).seeds_to_settle
 
 
 def test_the_hardest_open_question_decides_how_many_seeds_it_takes() -> None:
     assert settling(CLEAR, 0.3) == settling(0.3, CLEAR) == settling(0.3, 0.5) == settling(0.3, None)
-    assert settling(CLEAR, -0.3) == settling(0.3, None)  # that the control is better is settled too
     assert settling(0.3, None) > settling(0.5, None) > 24  # type: ignore[operator]
+
+
+def test_what_leans_below_zero_has_no_number_of_seeds() -> None:
+    """They would more likely show the opposite."""
+    assert settling(-0.3, None) is None
+    assert settling(CLEAR, -0.3) is None
+    assert settling(0.3, -0.3) is None
 
 
 def test_no_number_of_seeds_is_too_few_for_the_signs() -> None:
     few = Plan(seeds=4, batch=4, finalists=1)
-    assert judge(seen(50.0, 4), None, few).verdict == "no_evidence"
-    assert judge(seen(50.0, 4), None, few).seeds_to_settle == 6  # 2**-6 < 0.025 < 2**-5
-    assert judge(seen(50.0, 4), None, replace(few, finalists=3)).seeds_to_settle == 7
+    assert judge(seen(50.0, 4), {}, few).verdict == "no_evidence"
+    assert judge(seen(50.0, 4), {}, few).seeds_to_settle == 6  # 2**-6 < 0.025 < 2**-5
+    assert judge(seen(50.0, 4), {}, replace(few, finalists=3)).seeds_to_settle == 7
 
 
 def test_nothing_open_and_nothing_visible_have_no_number_of_seeds() -> None:
@@ -240,38 +318,32 @@ def test_nothing_open_and_nothing_visible_have_no_number_of_seeds() -> None:
 
 def test_more_finalists_need_more() -> None:
     values = seen(0.75, 24)
-    found = [judge(values, None, replace(PLAN, finalists=n)) for n in (1, 3, 10)]
+    found = [judge(values, {}, replace(PLAN, finalists=n)) for n in (1, 3, 10)]
     assert [finding.verdict for finding in found] == ["better", "better", "better"]
     limit = stats.t.ppf(1 - 0.05 / 6 * (1 - 0.75**3), 23) / math.sqrt(24)
     values = seen(limit * 1.01, 24)
-    found = [judge(values, None, replace(PLAN, finalists=n)) for n in (1, 3, 4)]
+    found = [judge(values, {}, replace(PLAN, finalists=n)) for n in (1, 3, 4)]
     assert [finding.verdict for finding in found] == ["better", "better", "no_evidence"]
 
 
 def test_a_shorter_last_batch_is_a_look_too() -> None:
     plan = Plan(seeds=14, batch=6, finalists=1)
     assert plan.looks == [6, 12, 14]
-    assert judge(seen(2.0, 14), None, plan).verdict == "better"
+    assert judge(seen(2.0, 14), {}, plan).verdict == "better"
 
 
 @pytest.mark.parametrize("size", [1, 5, 7, 23, 25, 30])
 def test_between_looks_nothing_is_judged(size: int) -> None:
     with pytest.raises(ValueError, match=f"{size} seeds are not a look"):
-        judge(dict.fromkeys(range(size), 1.0), None, PLAN)
+        judge(dict.fromkeys(range(size), 1.0), {}, PLAN)
 
 
 def test_unpaired_or_missing_numbers_are_refused() -> None:
     values = seen(1.0, 6)
     with pytest.raises(ValueError, match="different seeds"):
-        judge(values, {seed + 1: value for seed, value in values.items()}, PLAN)
+        judge(values, against(uniform={seed + 1: value for seed, value in values.items()}), PLAN)
     for arm in (0, 1):
         both = [dict(values), dict(values)]
         both[arm][3] = math.nan
         with pytest.raises(ValueError, match="seed 3 is nan"):
-            judge(both[0], both[1], PLAN)
-
-
-def test_a_finding_without_control_has_no_interval_to_it() -> None:
-    finding: Finding = judge(seen(CLEAR, 12), None, PLAN)
-    assert finding.to_control is None
-    assert finding == replace(judge(seen(CLEAR, 12), seen(CLEAR, 12), PLAN), to_control=None)
+            judge(both[0], against(control=both[1]), PLAN)

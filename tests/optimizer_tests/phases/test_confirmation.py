@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
-from support.simulated import TESTED, create, go_on, noise, run, small, train
+from support.simulated import FLOOR, TESTED, Measure, create, go_on, noise, run, small, train
 from support.synthetic import configured
 
 from optimizer.arms import Arm
-from optimizer.config.study_file import StudyConfig
-from optimizer.phases import confirmation, optuna_study
+from optimizer.config.study_file import FRESH, StudyConfig
+from optimizer.phases import comparisons, optuna_study
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import exports, reruns
 from optimizer.snapshot import Snapshot
@@ -32,16 +32,27 @@ def distance(job: ClaimedJob) -> float:
 
 def helps(job: ClaimedJob) -> float:
     """A density near 0.6 helps, whatever the scale of the initial weights."""
-    return 30 - distance(job) ** 2 + noise(job, SPREAD)
+    lost = 1.0 if job.arm["mask"] == "uniform" else distance(job) ** 2
+    return 30 - lost + noise(job, SPREAD)
+
+
+def rms(job: ClaimedJob) -> float:
+    """RMS(phi) of a job's density."""
+    phi = np.outer([a := job.densities[3][0], 1, a], [a, 1, a])
+    return float(np.sqrt((phi**2).mean()))
 
 
 def scales(job: ClaimedJob) -> float:
     """Nothing but the scale of the initial weights counts, and 0.6's is the best."""
-    a = job.densities[3][0]
     scale: float = job.arm["gain"].get("3", 1.0)
     if job.arm["init"] == "library":
-        scale *= (2 * a**2 + 1) / 3
+        scale *= rms(job)
     return 30 - 4 * (scale - (2 * 0.36 + 1) / 3) ** 2 + noise(job, SPREAD)
+
+
+def steps(job: ClaimedJob) -> float:
+    """Nothing but the size of the steps counts, and 0.6's is the best."""
+    return 30 - 4 * (rms(job) - (2 * 0.36 + 1) / 3) ** 2 + noise(job, SPREAD)
 
 
 def harms(job: ClaimedJob) -> float:
@@ -74,6 +85,7 @@ def test_no_search_has_the_seeds_of_any_confirmation(mine: int, other: int, seed
     [
         (helps, {"better"}),
         (scales, {"scale_only", "no_evidence"}),
+        (steps, {"step_only", "no_evidence"}),
         (harms, {"worse", "no_evidence"}),  # past hope may come before it is shown to be worse
         (equals, {"no_evidence"}),
     ],
@@ -94,26 +106,35 @@ def values_of(now: Snapshot) -> dict[int, dict[int, float]]:
     return found
 
 
-def test_arms_are_identity_finalists_scale_controls_and_compensated_ones(
+def test_arms_are_identity_finalists_and_what_is_beside_those_above_identity(
     database: Engine,
 ) -> None:
-    given = small(training={"lr": "auto"})
+    given = small(training={"lr": "auto"}, confirm={"compensated": True, "keep": []})
     now = run(database, given, helps)
-    identity, *others = now.confirm.trials
+    assert {one.verdict for one in now.verdicts} == {"better"}
+    identity = now.confirm.trials[0]
     assert (identity.role, identity.densities, identity.origin) == ("identity", {3: (1.0,)}, None)
-    assert [arm.role for arm in others] == 2 * ["finalist", "control", "compensated"]
     assert all(arm.arm["lr"] == now.study.lr is not None for arm in now.confirm.trials)
+    assert all(arm.arm["floored"] for arm in now.confirm.trials)
     searched = {trial.number: trial for trial in now.trials}
-    for finalist, control, compensated in (others[:3], others[3:]):
-        origin = searched[finalist.origin or 0]
-        assert finalist.densities == compensated.densities == origin.densities
-        assert (finalist.arm["init"], finalist.arm["gain"]) == ("library", {})
+    groups = comparisons.groups(now.confirm.trials)
+    assert {len(group.arms) for group in groups} == {4}
+    assert sum(len(group.arms) for group in groups) + 1 == len(now.confirm.trials)
+    for group in groups:
+        origin = searched[group.finalist.origin or 0]
+        assert group.finalist.densities == origin.densities
+        assert (group.finalist.arm["init"], group.finalist.arm["gain"]) == ("library", {})
+        assert {arm.origin for arm in group.arms} == {group.finalist.origin}
+        control, uniform, compensated = group.control, group.uniform, group.compensated
+        assert control is not None
+        assert uniform is not None
+        assert compensated is not None
+        assert compensated.densities == uniform.densities == origin.densities
         assert (compensated.arm["init"], compensated.arm["gain"]) == ("compensated", {})
-        [a] = finalist.densities[3]
-        phi = np.outer([a, 1, a], [a, 1, a])
+        assert (uniform.arm["mask"], control.arm["mask"]) == ("uniform", "density")
+        phi = np.outer([a := origin.densities[3][0], 1, a], [a, 1, a])
         assert control.densities == {3: (1.0,)}
         assert control.arm["gain"] == pytest.approx({"3": np.sqrt((phi**2).mean())})
-        assert {control.origin, compensated.origin} == {finalist.origin}
     assert {row.budget for row in now.confirm.rows} == {2 * given.training.budget}
 
 
@@ -124,13 +145,14 @@ def test_a_rerun_trains_the_very_arms_that_were_confirmed(database: Engine, init
     told = reruns.recorded(preset, None)
     group = next(
         group
-        for group in confirmation.groups(now.confirm.trials)
+        for group in comparisons.groups(now.confirm.trials)
         if group.finalist.origin == preset.provenance.trial
     )
     compared = {
         "density": group.finalist,
         "identity": now.confirm.trials[0],
         "its scale control": group.control,
+        "its uniform mask": group.uniform,
     }
     # A preset names the rate that a study leaves to its recipe.
     assert told.arms == {
@@ -140,25 +162,89 @@ def test_a_rerun_trains_the_very_arms_that_were_confirmed(database: Engine, init
     }
 
 
-def test_a_density_that_starts_at_identitys_scale_needs_no_control(database: Engine) -> None:
-    now = run(database, small(init="compensated"), helps)
-    assert [arm.role for arm in now.confirm.trials] == ["identity", "finalist", "finalist"]
-    assert now.verdicts[0].verdict == "better"
-    assert now.verdicts[0].to_control is None
+@pytest.mark.parametrize(
+    ("changes", "normalised", "expected"),
+    [
+        ({}, False, {"control", "uniform"}),
+        ({"init": "compensated"}, False, {"uniform"}),
+        ({}, True, set()),
+        ({"init": "compensated"}, True, {"uniform"}),  # identity at another rate (docs/evidence.md)
+    ],
+)
+def test_better_asks_for_the_controls_that_differ_from_identity(
+    database: Engine, changes: dict[str, Any], normalised: bool, expected: set[str]
+) -> None:
+    now = run(database, small(**changes), helps, normalised=normalised)
+    better = next(one for one in now.verdicts if one.verdict == "better")
+    given = {"control": better.to_control, "uniform": better.to_uniform}
+    assert {name for name, found in given.items() if found is not None} == expected
+    roles = {arm.role for arm in now.confirm.trials}
+    assert roles == {"identity", "finalist", *expected}
+    assert now.uniform_is_identity == normalised
+
+
+def test_controls_have_the_seeds_of_finalists_above_identity_and_nobody_else_has_any(
+    database: Engine,
+) -> None:
+    now = run(database, small(confirm={"finalists": 4, "keep": []}), split)
+    values, groups = values_of(now), comparisons.groups(now.confirm.trials)
+    assert {one.verdict for one in now.verdicts} >= {"better", "no_evidence"}
+    for one, group in zip(now.verdicts, groups, strict=True):
+        seeds = values[group.finalist.number].keys()
+        assert all(values[arm.number].keys() == seeds for arm in group.arms)
+        assert (len(group.arms) == 3) == (one.verdict in ("better", "scale_only", "step_only"))
+
+
+def test_after_a_look_the_best_go_on_and_the_others_are_dropped(database: Engine) -> None:
+    given = small(confirm={"finalists": 4, "keep": [2, 1], "seeds": 32})
+    now = run(database, given, alike)
+    values, by_verdict = values_of(now), {one.trial: one for one in now.verdicts}
+    groups = comparisons.groups(now.confirm.trials)
+    seeds = sorted(len(values[group.finalist.number]) for group in groups)
+    assert seeds[:3] == [8, 8, 16]
+    assert seeds[3] > 16
+    for group in groups:
+        own, one = values[group.finalist.number], by_verdict[group.finalist.origin or 0]
+        if len(own) == seeds[3]:
+            assert (one.verdict, one.reason) == ("better", None)
+            continue
+        assert (one.verdict, one.reason) == ("dropped", f"dropped after {len(own)} seeds")
+        assert (group.finalist.state, group.arms) == ("pruned", [group.finalist])
+        # Whoever went on was ahead then.
+        ahead = [
+            statistics.fmean(list(values[other.finalist.number].values())[: len(own)])
+            for other in groups
+            if len(values[other.finalist.number]) > len(own)
+        ]
+        assert min(ahead) > statistics.fmean(own.values())
+    assert now.winner is not None
+    assert now.winner.verdict == "better"
+
+
+def alike(job: ClaimedJob) -> float:
+    """Fresh seeds find that all densities help by the same, not shown before 16 seeds."""
+    if job.phase != "confirm":
+        return helps(job)
+    plain = job.densities[3] == (1.0,) or job.arm["mask"] == "uniform"
+    return 30 + (0 if plain else 0.9 * SPREAD) + noise(job, SPREAD)
 
 
 def test_stored_differences_are_those_of_the_ledger(database: Engine) -> None:
-    now = run(database, small(), helps)
+    now = run(database, small(confirm={"compensated": True}), helps)
     values = values_of(now)
-    for one, group in zip(now.verdicts, confirmation.groups(now.confirm.trials), strict=True):
-        assert group.control is not None
-        assert group.compensated is not None
+    for one, group in zip(now.verdicts, comparisons.groups(now.confirm.trials), strict=True):
         own = values[group.finalist.number]
-        for found, mine, against in (
-            (one.to_identity, own, values[0]),
-            (one.to_control, own, values[group.control.number]),
-            (one.compensated, values[group.compensated.number], values[0]),
-        ):
+        compared = [(one.to_identity, own, values[0])]
+        if one.verdict == "better":
+            assert group.control is not None
+            assert group.uniform is not None
+            compared += [
+                (one.to_control, own, values[group.control.number]),
+                (one.to_uniform, own, values[group.uniform.number]),
+            ]
+            assert one.compensated is not None
+            assert one.compensated.by_seed.keys() == one.to_identity.by_seed.keys()  # type: ignore[union-attr]
+        for found, mine, against in compared:
             expected = {str(seed): mine[seed] - against[seed] for seed in own}
             assert found is not None
             assert found.by_seed == pytest.approx(expected, abs=1e-12)
@@ -170,17 +256,18 @@ def split(job: ClaimedJob) -> float:
     if job.phase != "confirm":
         return helps(job)
     [a] = job.densities[3]
-    effect = 0.0 if a == 1 else 5.0 if a < 0.65 else 0.3
+    plain = a == 1 or job.arm["mask"] == "uniform"
+    effect = 0.0 if plain else 5.0 if a < 0.65 else 0.3
     return 30 + effect * SPREAD + noise(job, SPREAD)
 
 
 def test_what_is_judged_gets_no_more_seeds_and_identity_goes_on(database: Engine) -> None:
-    given = small(confirm={"finalists": 4, "seeds": 24, "batch": 8})
+    given = small(confirm={"finalists": 4, "seeds": 24, "batch": 8, "keep": []})
     now = run(database, given, split)
     seeds = {arm.number: sorted(values_of(now)[arm.number]) for arm in now.confirm.trials}
     assert all(len(mine) % 8 == 0 for mine in seeds.values())
     assert all(mine == list(given.fresh_seeds[: len(mine)]) for mine in seeds.values())
-    groups = confirmation.groups(now.confirm.trials)
+    groups = comparisons.groups(now.confirm.trials)
     by_group = [{len(seeds[arm.number]) for arm in group.arms} for group in groups]
     assert all(len(sizes) == 1 for sizes in by_group)
     sizes = [size for found in by_group for size in found]
@@ -281,38 +368,59 @@ def test_a_proposer_that_dies_at_every_step_changes_nothing(
     assert set(deaths) == {"calibrate", "search", "confirm", "decided"}
 
 
-@pytest.mark.parametrize("role", ["finalist", "control", "compensated"])
-def test_an_arm_that_cannot_be_trained_ends_its_comparison_only(
-    database: Engine, role: str
-) -> None:
+def failing(role: str, error: Exception, seeds: range) -> Measure:
+    """What `helps` measures, but that an arm of the first finalist fails with some seeds."""
+
     def measure(job: ClaimedJob) -> float:
-        # The arms of the first finalist are numbered 1, 2, 3.
-        failing = ["finalist", "control", "compensated"].index(role) + 1
-        if job.phase == "confirm" and job.trial == failing:
-            raise ArithmeticError("loss nan")
+        own = {"identity": job.trial == 0, "finalist": job.trial == 1}
+        own["control"] = bool(job.arm["gain"])
+        own["uniform"] = job.arm["mask"] == "uniform"
+        own["compensated"] = job.arm["init"] == "compensated"
+        if job.phase == "confirm" and own[role] and job.seed - FRESH in seeds:
+            raise error
         return helps(job)
 
-    now = run(database, small(), measure)
-    first, second = now.verdicts
-    assert second.verdict == "better"
+    return measure
+
+
+@pytest.mark.parametrize("role", ["finalist", "control", "uniform", "compensated"])
+def test_an_arm_whose_data_fail_ends_its_comparison_only(database: Engine, role: str) -> None:
+    given = small(confirm={"compensated": True, "finalists": 1})
+    now = run(database, given, failing(role, OSError("unreadable"), range(3, 4)))
+    [one] = now.verdicts
     if role == "compensated":
-        assert (first.verdict, first.reason, first.compensated) == ("better", None, None)
+        assert (one.verdict, one.reason, one.compensated) == ("better", None, None)
     else:
-        assert (first.verdict, first.to_identity) == ("no_evidence", None)
-        assert first.reason is not None
-        assert "could not be trained with every fresh seed: training diverged" in first.reason
+        assert (one.verdict, one.to_identity) == ("no_evidence", None)
+        assert one.reason is not None
+        assert "could not be trained with every fresh seed: its data could" in one.reason
     assert [arm.state for arm in now.confirm.trials].count("failed") == 1
+
+
+@pytest.mark.parametrize("role", ["identity", "finalist", "control", "uniform", "compensated"])
+def test_an_arm_that_diverges_scores_the_floor_and_keeps_its_seed(
+    database: Engine, role: str
+) -> None:
+    given = small(confirm={"compensated": True, "finalists": 1, "keep": []})
+    now = run(database, given, failing(role, ArithmeticError("loss nan"), range(3, 4)))
+    [one], values = now.verdicts, values_of(now)
+    assert one.to_identity is not None
+    assert one.reason is None
+    assert one.failures == {role: 1}
+    diverged = [
+        arm.role for arm in now.confirm.trials if values[arm.number].get(FRESH + 3) == FLOOR
+    ]
+    assert diverged == [role]
+    assert all(arm.state == "complete" for arm in now.confirm.trials)
+    # One difference far from the others shows nothing, whichever arm it is that failed.
+    shown = {"control": "scale_only", "uniform": "step_only", "compensated": "better"}
+    assert one.verdict == shown.get(role, "no_evidence")
 
 
 def test_a_study_whose_identity_fails_with_fresh_seeds_stops_and_says_so(
     database: Engine,
 ) -> None:
-    def measure(job: ClaimedJob) -> float:
-        if job.phase == "confirm" and job.trial == 0:
-            raise ArithmeticError("loss nan")
-        return helps(job)
-
-    now = run(database, small(), measure)
+    now = run(database, small(), failing("identity", OSError("unreadable"), range(1)))
     assert (now.study.state, now.study.phase) == ("stopped", "confirm")
     assert "identity could not be trained with every fresh seed" in (now.study.failure or "")
 

@@ -11,7 +11,7 @@ from sqlalchemy import Engine
 from support.simulated import TESTED, noise, run, small
 
 from optimizer.config.study_file import StudyConfig
-from optimizer.phases import confirmation
+from optimizer.phases import comparisons
 from optimizer.presets import exports
 from optimizer.presets.document import Preset
 from optimizer.show.confirmation_table import arms_table
@@ -41,7 +41,7 @@ def asked(**changes: Any) -> StudyConfig:
 
 
 def finalists(now: Snapshot) -> list[tuple[str, tuple[float, ...]]]:
-    groups = confirmation.groups(now.confirm.trials)
+    groups = comparisons.groups(now.confirm.trials)
     return [(group.finalist.label, group.finalist.densities[3]) for group in groups]
 
 
@@ -145,7 +145,7 @@ def test_an_arm_that_diverges_leaves_the_others_as_they_are(database: Engine) ->
 
 def test_the_test_is_corrected_for_one_finalist_more(database: Engine) -> None:
     now = run(database, asked(), learning([[0.3]], [[0.3]]))
-    assert len(now.verdicts) == 3 == len(confirmation.groups(now.confirm.trials))
+    assert len(now.verdicts) == 3 == len(comparisons.groups(now.confirm.trials))
     preset = exports.compose(now, exports.chosen(now))
     assert preset.evidence.confirmation is not None
     assert preset.evidence.confirmation.finalists == 3

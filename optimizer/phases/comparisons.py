@@ -1,0 +1,186 @@
+"""A finalist beside its arms: which controls it has, and what they say after whole batches.
+
+finalist     its densities, trained as the search did
+control      identity with initial weights multiplied by RMS(phi) of the finalist: its scale control
+uniform      RMS(phi) at every tap instead of phi: its uniform mask
+compensated  its densities at identity's initial scale; it informs and has no part in the verdict
+
+A control is of use only where it differs from identity in what it controls (docs/evidence.md).
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from optimizer import arms
+from optimizer.arms import Arm
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import differences, sequential_test
+from optimizer.evidence.sequential_test import Finding, Interval, Plan
+from optimizer.evidence.verdicts import (
+    Comparison,
+    Control,
+    FinalistVerdict,
+    PairedDifference,
+    Verdict,
+    by_text,
+)
+from storage.ledger import LedgerRow
+from storage.states import Role
+from storage.studies import Study
+from storage.trials import TrialRow
+
+Values = Mapping[int, Mapping[int, float]]
+"""The metric after the full budget, by trial and seed."""
+IDENTITY = 0
+"""Identity's number in a confirmation."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """A finalist and the arms that belong to it; they are there once they have been queued."""
+
+    finalist: TrialRow
+    control: TrialRow | None = None
+    uniform: TrialRow | None = None
+    compensated: TrialRow | None = None
+
+    @property
+    def controls(self) -> dict[Control, TrialRow]:
+        """Return the controls by name."""
+        known: dict[Control, TrialRow | None] = {"control": self.control, "uniform": self.uniform}
+        return {name: arm for name, arm in known.items() if arm is not None}
+
+    @property
+    def arms(self) -> list[TrialRow]:
+        """Return all arms of the group."""
+        compensated = [] if self.compensated is None else [self.compensated]
+        return [self.finalist, *self.controls.values(), *compensated]
+
+    @property
+    def dropped(self) -> bool:
+        """Tell whether others were ahead at a look, and it gets no more seeds."""
+        return self.finalist.state == "pruned"
+
+    @property
+    def obstacle(self) -> str | None:
+        """Return why the finalist cannot be judged: an arm of the comparison failed."""
+        for arm in (self.finalist, *self.controls.values()):
+            if arm.failed:
+                return f"{arm.label} could not be trained with every fresh seed: {arm.failure}"
+        return None
+
+
+def groups(trained: Sequence[TrialRow]) -> list[Group]:
+    """Return the arms of a confirmation by finalist, in the order in which they were chosen."""
+    of = {(arm.origin, arm.role): arm for arm in trained}
+    return [
+        Group(
+            finalist,
+            of.get((finalist.origin, "control")),
+            of.get((finalist.origin, "uniform")),
+            of.get((finalist.origin, "compensated")),
+        )
+        for finalist in trained
+        if finalist.role == "finalist"
+    ]
+
+
+def controls(study: Study, config: StudyConfig) -> tuple[Control, ...]:
+    """Return the controls that `better` asks for in a study.
+
+    Where every weighted convolution feeds a normalisation, a uniform mask trains as identity does,
+    and a scale control is identity at another rate: neither is of use. A finalist that starts at
+    identity's scale has identity as its scale control.
+    """
+    if config.init == "compensated":
+        return ("uniform",)
+    return () if uniform_is_identity(study) else ("control", "uniform")
+
+
+def uniform_is_identity(study: Study) -> bool:
+    """Tell whether `launch` found that a uniform mask trains as identity does in this network."""
+    return bool(study.provenance.get("uniform_is_identity", False))
+
+
+def beside(study: Study, config: StudyConfig, finalist: TrialRow) -> list[tuple[Role, str, Arm]]:
+    """Return role, label and arm of what is trained beside a finalist once it beats identity."""
+    densities, label = finalist.densities, finalist.label
+    by_role: dict[Role, tuple[str, Arm]] = {
+        "control": (f"scale control of {label}", arms.scale_control(densities, study.lr)),
+        "uniform": (
+            f"uniform mask of {label}",
+            arms.uniform(densities, study.lr, config.init),
+        ),
+        "compensated": (f"{label}, compensated", arms.compensated(densities, study.lr)),
+    }
+    wanted: list[Role] = [*controls(study, config)]
+    if config.confirm.compensated and config.init == "library":
+        wanted.append("compensated")
+    return [(role, *by_role[role]) for role in wanted]
+
+
+def judged(group: Group, asked: Iterable[Control], values: Values, plan: Plan) -> Finding:
+    """Return what a finalist's seeds say, all of which have ended."""
+    own = values[group.finalist.number]
+    to_controls: dict[Control, Mapping[int, float] | None] = dict.fromkeys(asked)
+    for name, arm in group.controls.items():
+        if arm.jobs == group.finalist.jobs:
+            to_controls[name] = differences.paired(own, values[arm.number]).by_seed
+    to_identity = differences.paired(own, values[IDENTITY]).by_seed
+    return sequential_test.judge(to_identity, to_controls, plan)
+
+
+def diverged(rows: Iterable[LedgerRow]) -> Counter[int]:
+    """Return by trial on how many seeds training diverged, and the floor stands for the score."""
+    return Counter(
+        row.trial for row in rows if row.rung == row.budget and row.extra.get("diverged")
+    )
+
+
+def verdict(
+    group: Group, said: Verdict, finding: Finding, values: Values, lost: Mapping[int, int]
+) -> FinalistVerdict:
+    """Return a verdict as it is stored; `lost` are the seeds by trial on which it diverged."""
+    own = values[group.finalist.number]
+    trained = {"identity": IDENTITY, **{arm.role: arm.number for arm in group.arms}}
+
+    def compared(interval: Interval, to: int) -> Comparison:
+        by_seed = by_text(differences.paired(own, values[to]).by_seed)
+        return Comparison(mean=interval.mean, low=interval.low, high=interval.high, by_seed=by_seed)
+
+    to_controls = {
+        name: compared(finding.to_controls[name], arm.number)
+        for name, arm in group.controls.items()
+        if name in finding.to_controls
+    }
+    return FinalistVerdict(
+        **_named(group.finalist),
+        verdict=said,
+        reason=f"dropped after {len(own)} seeds" if said == "dropped" else None,
+        to_identity=compared(finding.to_identity, IDENTITY),
+        to_control=to_controls.get("control"),
+        to_uniform=to_controls.get("uniform"),
+        failures={role: lost[number] for role, number in trained.items() if lost.get(number)},
+        compensated=_compensated(group.compensated, values),
+        seeds_to_settle=finding.seeds_to_settle,
+    )
+
+
+def failed(group: Group, obstacle: str) -> FinalistVerdict:
+    """Return the verdict on a finalist that cannot be judged."""
+    return FinalistVerdict(**_named(group.finalist), verdict="no_evidence", reason=obstacle)
+
+
+def _named(finalist: TrialRow) -> dict[str, Any]:
+    assert finalist.origin is not None  # as all finalists
+    densities = {str(k): list(den) for k, den in finalist.densities.items()}
+    return {"trial": finalist.origin, "label": finalist.label, "densities": densities}
+
+
+def _compensated(arm: TrialRow | None, values: Values) -> PairedDifference | None:
+    """Return the compensated arm minus identity; None without one, or if it failed."""
+    if arm is None or arm.failed:
+        return None
+    return PairedDifference.of(differences.paired(values[arm.number], values[IDENTITY]))

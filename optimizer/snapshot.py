@@ -100,7 +100,14 @@ class Snapshot:
     def advice(self) -> str:
         """Return what to do, by what is known so far."""
         config, decided = self.config, self.study.verdicts is not None
+        if self.results and not self.healthy:
+            return advice.UNHEALTHY
         return advice.of_study(self.winner, config.proxy.family, config.init, decided=decided)
+
+    @property
+    def healthy(self) -> bool:
+        """Return whether identity is a baseline that it means something to be better than."""
+        return baseline.complaint(self.config, self.floors, self.results[0].mean) is None
 
     @property
     def uniform_is_identity(self) -> bool:

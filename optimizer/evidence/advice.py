@@ -10,6 +10,9 @@ from optimizer.learning_rates import Family
 PLAIN = "Use the plain convolution: no density is shown to help."
 CALL = "densitune.scale_initial_weights(model, preset)"
 """What does for a model what the advice on `scale_only` says."""
+UNHEALTHY = (
+    "Rely on nothing here: identity has not learnt its task; train longer or at another rate."
+)
 UNTESTED = "Use the plain convolution until fresh seeds confirm a density."
 
 

@@ -158,9 +158,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     return Evidence(
         verdict=verdict,
-        advice=advice.line(
-            verdict, chosen.densities, snapshot.config.proxy.family, snapshot.config.init
-        ),
+        advice=_advice(snapshot, chosen, verdict),
         note=_note(snapshot, verdict),
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),
@@ -198,6 +196,13 @@ def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
             ]
         ),
     )
+
+
+def _advice(snapshot: Snapshot, chosen: TrialResult, verdict: PresetVerdict) -> str:
+    if not snapshot.healthy:
+        return advice.UNHEALTHY
+    config = snapshot.config
+    return advice.line(verdict, chosen.densities, config.proxy.family, config.init)
 
 
 def _note(snapshot: Snapshot, verdict: PresetVerdict) -> str:

@@ -36,7 +36,6 @@ def arms_table(snapshot: Snapshot) -> Table:
         f"seeds, {config.confirm_budget} epochs",
         caption="\n".join(
             [
-                snapshot.advice,
                 "Brackets are 95 % intervals of paired differences, ± is a standard error. The "
                 "verdict is a stricter test's, corrected for its looks and for all finalists.",
                 *sentences,
@@ -48,12 +47,11 @@ def arms_table(snapshot: Snapshot) -> Table:
     table.add_column("seeds", justify="right")
     table.add_column(f"{config.metric}, {config.unit}", justify="right")
     table.add_column("minus identity", justify="right")
-    table.add_column("minus its scale control", justify="right")
-    table.add_column("minus its uniform mask", justify="right")
+    table.add_column("density minus it", justify="right")
     values = differences.final_values(snapshot.confirm.rows)
     identity = values.get(IDENTITY, {})
     if identity:
-        table.add_row("identity", *_metric(identity), "0 (the baseline)", "", "")
+        table.add_row("identity", *_metric(identity), "0 (the baseline)", "")
     groups = comparisons.groups(snapshot.confirm.trials)
     for finalist, group in zip(snapshot.verdicts, groups, strict=True):
         table.add_section()
@@ -69,13 +67,14 @@ def _add_finalist(
         f"{densities}\n{finalist.label}: {finalist.verdict}",
         *_metric(values.get(group.finalist.number, {})),
         _interval(finalist.to_identity),
-        _interval(finalist.to_control),
-        _interval(finalist.to_uniform),
+        "",
     )
+    compared = {"control": finalist.to_control, "uniform": finalist.to_uniform}
     for arm in group.arms[1:]:
         own = values.get(arm.number, {})
         difference = _difference(arm, own, values[IDENTITY])
-        table.add_row(ARMS[arm.role], *_metric(own), difference, "", "")
+        beside = _interval(compared.get(arm.role))
+        table.add_row(ARMS[arm.role], *_metric(own), difference, beside)
 
 
 def _difference(arm: TrialRow, own: Mapping[int, float], identity: Mapping[int, float]) -> str:

@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from densitune import density
 from optimizer.errors import UsageError
-from optimizer.evidence import baseline, differences
+from optimizer.evidence import differences
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict
 from optimizer.phases import calibration
 from optimizer.presets import exports
@@ -86,7 +86,7 @@ def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
     if snapshot.study.verdicts is not None:
         lines = [f"{_name(one)}: {words.verdict_with_numbers(one, unit)}" for one in finalists]
         if any(one.verdict == "better" for one in finalists):
-            if _is_healthy(snapshot):
+            if snapshot.healthy:
                 return "better", ["A density helps here.", *lines]
             return "open", ["A density is better than an identity that learnt too little.", *lines]
         if not finalists:
@@ -99,12 +99,6 @@ def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
         return "open", ["Unconfirmed: nothing is above identity so far.", UNCONFIRMED]
     where = f"{words.densities(best.densities)} at {words.to_identity(best)} {unit}"
     return "open", [f"Unconfirmed: {where} to identity.", UNCONFIRMED]
-
-
-def _is_healthy(snapshot: Snapshot) -> bool:
-    """Tell whether identity is a baseline that it means something to be better than."""
-    identity = snapshot.results[0].mean
-    return baseline.complaint(snapshot.config, snapshot.floors, identity) is None
 
 
 def _confirmation(snapshot: Snapshot) -> list[Element]:

@@ -68,8 +68,16 @@ def verdict(finalist: FinalistVerdict) -> str:
     """Return a verdict and what it means, for a line."""
     about = f"{densities(finalist.by_kernel_size())} is {finalist.verdict}"
     text = f"{about}: {finalist.reason or MEANING[finalist.verdict]}"
-    more = _more_seeds(finalist)
-    return f"{text}; {more}." if more else f"{text}."
+    more = [text, _more_seeds(finalist), _diverged(finalist)]
+    return f"{'; '.join(filter(None, more))}."
+
+
+def _diverged(finalist: FinalistVerdict) -> str | None:
+    """Return on how many seeds training diverged, by arm; None if it never did."""
+    if not finalist.failures:
+        return None
+    by_arm = ", ".join(f"{arm} on {seeds}" for arm, seeds in finalist.failures.items())
+    return f"seeds that diverged and score the floor: {by_arm}"
 
 
 def _more_seeds(finalist: FinalistVerdict) -> str | None:
@@ -107,8 +115,8 @@ def verdict_with_numbers(finalist: FinalistVerdict, unit: str) -> str:
         "its scale control": finalist.to_control,
         "its uniform mask": finalist.to_uniform,
     }
-    more = _more_seeds(finalist)
-    more = f" {more[0].upper()}{more[1:]}." if more else ""
+    told = filter(None, [_more_seeds(finalist), _diverged(finalist)])
+    more = "".join(f" {line[0].upper()}{line[1:]}." for line in told)
     return f"{meaning} ({'; '.join(_comparisons(compared, unit))}).{more}"
 
 

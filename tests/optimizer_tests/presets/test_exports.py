@@ -293,7 +293,7 @@ def test_better_beside_an_unhealthy_identity_is_marked_and_does_not_do(tmp_path:
     assert "identity was no healthy baseline" in words.preset_verdict(marked)
     _, sound = exports.export(known, tmp_path)
     assert "RELIED" not in sound.evidence.note
-    assert words.preset_verdict(sound) == "better: better than identity and than its scale control"
+    assert words.preset_verdict(sound) == "better: better than identity and than its controls"
 
 
 def test_the_hash_of_the_ledger_covers_the_confirmation() -> None:

@@ -265,14 +265,15 @@ def test_the_answer_stands_at_the_top_in_words(verdicts: list[str], said: str, k
     page = Reader(report.render(study))
     classes = [attributes.get("class") for tag, attributes in page.elements if tag == "div"]
     assert classes[0] == f"verdict {kind}"
-    answer = page.of("p")[1]  # after the line that says what the page is
+    answer = page.of("p")[2]  # after what the page is, and what to do
     assert answer == said
 
 
 def test_to_be_better_than_an_unhealthy_identity_is_no_help() -> None:
     provenance = {"source": "photographs", "floors": {"noisy input": 30.0}, "versions": {}}
     page = Reader(report.render(decided(finalist(6, "better"), provenance=provenance)))
-    assert page.of("p")[1] == "A density is better than an identity that learnt too little."
+    assert page.of("p")[1].startswith("Rely on nothing here")
+    assert page.of("p")[2] == "A density is better than an identity that learnt too little."
     classes = [attributes.get("class") for tag, attributes in page.elements if tag == "div"]
     assert classes[0] == "verdict open"
 
@@ -286,9 +287,9 @@ def test_each_finalist_has_its_numbers_in_words() -> None:
     words = Reader(report.render(decided(told, failed))).words
     assert (
         "+0.500 dB to identity, 95 % interval +0.300 to +0.700, 8 fresh seeds; "
-        "+0.300 dB to its control, 95 % interval +0.100 to +0.500, 8 fresh seeds"
+        "+0.300 dB to its scale control, 95 % interval +0.100 to +0.500, 8 fresh seeds"
     ) in words
-    assert "About 41 seeds would settle" in words
+    assert "About 41 seeds might settle it." in words
     assert "its loss is not finite" in words
 
 

@@ -312,14 +312,15 @@ def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) ->
     assert "[+0.440, +0.540]" in shown[3]
     assert "[+0.340, +0.440]" in shown[4]
     words = flat(text)
-    assert "[0.6333, 1.857] is better: better than identity and than its scale control." in words
+    assert "[0.6333, 1.857] is better: better than identity and than its controls." in words
     assert "[0.9333, 2.286] is scale_only: NOT a reason for a density" in words
     assert "about 40 seeds might settle it" in words
 
 
 def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:
     assert terminal.best_line(decided()) == (
-        "verdict: [0.6333, 1.857] is better, better than identity and than its scale control"
+        "Use it, with the learning rate of the standard convolution: den=[0.6333, 1.857]. "
+        "Verdict: [0.6333, 1.857] is better, better than identity and than its controls"
     )
     document = json.loads(json.dumps(decided().document(), allow_nan=False))
     assert (document["phase"], document["verdict"]) == ("decided", "better")
@@ -364,7 +365,7 @@ def test_a_confirmation_in_progress_shows_counts_and_no_values() -> None:
     ]
     found = [row for n in range(4) for row in measured(n, {0: 99.0})]
     now = usual(phase="confirm", confirm=PhaseRows(arms, found))
-    expected = "confirming: 1 of 1 finalists open, seed 8 of at most 24, 20/32 jobs done, 4 running"
+    expected = "confirming: 1 of 1 finalists open, seed 8 of at most 36, 20/32 jobs done, 4 running"
     assert expected in terminal.plain_line(now)
     for width in WIDTHS:
         text = flat(rendered(terminal.status(now), width))

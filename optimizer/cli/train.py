@@ -204,10 +204,8 @@ def _run(
         devices.check_precision(snapshot.precision(study), fleet.devices)
         session.run(engine, study, config, fleet, console, until=until, force=force)
     now = snapshot.of(engine, study.name)
-    if now.study.verdicts is not None:
-        console.print(now.advice, soft_wrap=True)
     if now.results:
-        console.print(terminal.final_table(now))
+        console.print(now.advice, terminal.final_table(now), sep="\n")
     if now.study.state != "finished":
         console.print(
             f"{study.name} is stopped, phase {now.study.phase} is next or has begun; continue "

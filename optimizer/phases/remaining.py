@@ -10,8 +10,9 @@ from storage.trials import TrialRow
 def jobs(phase: Phase, config: StudyConfig, trials: Iterable[TrialRow]) -> int:
     """Return how many jobs of a phase are left, given its trials so far.
 
-    At most so many: trials may be cut and finalists judged early. Of a calibration they are those
-    that are queued, for its grid may grow; of a confirmation without finalists yet, too.
+    Trials may be cut, and finalists judged early or dropped, so it is often less. Of a calibration
+    they are those that are queued, for its grid may grow; of a confirmation those of the arms that
+    it has so far, for controls are added once a finalist beats identity.
     """
     begun = [trial for trial in trials if trial.state == "running"]
     ended = sum(trial.state != "running" for trial in trials)

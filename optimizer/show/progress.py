@@ -1,8 +1,8 @@
 """How far a study is, in words: counts, time left, and what its confirmation has found so far."""
 
 from optimizer.evidence import differences
-from optimizer.phases import confirmation
-from optimizer.phases.confirmation import IDENTITY
+from optimizer.phases import comparisons
+from optimizer.phases.comparisons import IDENTITY
 from optimizer.show import words
 from optimizer.snapshot import PhaseRows, Snapshot
 from storage.states import Phase
@@ -10,7 +10,7 @@ from storage.states import Phase
 _CALLED: dict[Phase, str] = {
     "calibrate": "about {} left of the calibration",
     "search": "about {} left of the search",
-    "confirm": "at most {} left of the confirmation",
+    "confirm": "{} left of the confirmation, if no arm ends early or is added",
     "decided": "about {} left of the test split",
 }
 
@@ -63,7 +63,7 @@ def running_result(snapshot: Snapshot) -> str:
     """
     config, values = snapshot.config, differences.final_values(snapshot.confirm.rows)
     found = []
-    for group in confirmation.groups(snapshot.confirm.trials):
+    for group in comparisons.groups(snapshot.confirm.trials):
         own, identity = values.get(group.finalist.number, {}), values.get(IDENTITY, {})
         both = [seed for seed in config.fresh_seeds if seed in own and seed in identity]
         looked_at = both[: len(both) // config.confirm.batch * config.confirm.batch]

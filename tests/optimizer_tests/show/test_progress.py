@@ -51,7 +51,7 @@ def test_a_confirmation_shows_its_own_result_as_far_as_the_test_has_looked() -> 
 def test_every_phase_says_how_long_it_takes_at_most() -> None:
     # Three arms of 24 seeds, of which 7 are done each, at 120 an hour.
     assert worker_line(confirming(7)).endswith(
-        "120 jobs/hour, at most 25 min 30 s left of the confirmation"
+        "120 jobs/hour, 43 min 30 s left of the confirmation, if no arm ends early or is added"
     )
     rates = [
         trial(n, {5: (1.0, 1.0)}, role="rate", state="running", done=1, waiting=1) for n in range(5)
@@ -64,9 +64,9 @@ def test_every_phase_says_how_long_it_takes_at_most() -> None:
 def test_what_is_left_of_a_confirmation_leaves_out_who_is_judged() -> None:
     given, now = configured(), confirming(6)
     arms = now.confirm.trials
-    assert remaining.jobs("confirm", given, arms) == 3 * (24 - 6)
+    assert remaining.jobs("confirm", given, arms) == 3 * (36 - 6)
     judged = [arms[0], *(replace(arm, state="complete", waiting=0, running=0) for arm in arms[1:])]
-    assert remaining.jobs("confirm", given, judged) == 24 - 6
+    assert remaining.jobs("confirm", given, judged) == 36 - 6
     learning = trial(1, {5: (1.0, 1.0)}, role="trainable", state="running", done=1, waiting=1)
     assert remaining.jobs("confirm", given, [learning]) == 1
 

@@ -41,8 +41,8 @@ from workers.service.checkpoint import Checkpoints
 from workers.service.loop import work
 from workers.service.shift import Shift
 from workers.training import devices, loop, member
-from workers.training.recipe import Job, Recipe
-from workers.training.tasks import Draws, Task
+from workers.training.recipe import Job
+from workers.training.slots import Slots
 
 MOST_BETTER = 1
 """Of 20 studies. In each the chance is at most 2.5 % (docs/evidence.md)."""
@@ -52,11 +52,11 @@ CPU = torch.device("cpu")
 class Blind(member.Member):
     """A member that trains identity whatever its arm is, and draws from the arm's name as well."""
 
-    def __init__(self, task: Task, recipe: Recipe, job: Job, device: torch.device) -> None:
+    def __init__(self, slots: Slots, job: Job) -> None:
         asked = {name: getattr(job.arm, name) for name in ("split", "per_image", "floored")}
         blind = replace(arms.identity(job.arm.densities, job.arm.lr), **asked)
-        super().__init__(task, recipe, replace(job, arm=blind), device)
-        self._draws = Draws(seeds.derive(job.seed, "arm", name_of(job)), device)
+        super().__init__(slots, replace(job, arm=blind))
+        self._slot.draw(seeds.derive(job.seed, "arm", name_of(job)))
 
 
 def name_of(job: Job) -> str:
@@ -112,6 +112,7 @@ def run(engine: Engine, given: StudyConfig, bank: Bank) -> Snapshot:
             bench,
             Checkpoints(home / "checkpoints", created),
             pack=1,
+            packs=home / "packs",
             stop=threading.Event(),
             when_idle=proposer.advance,
             outage_limit=0.0,

@@ -17,6 +17,7 @@ from helpers.cases import FAMILIES, Case
 
 from workers.training import devices, packing
 from workers.training.recipe import steps_per_epoch
+from workers.training.slots import Slots
 
 
 def main() -> None:
@@ -27,13 +28,13 @@ def main() -> None:
     for family in arguments.family:
         for k in arguments.k:
             case = Case(family, k, images=arguments.images)
-            task, recipe = case.task(device), case.recipe(device)
-            hourly = 3600 / (steps_per_epoch(task, recipe) * case.epochs)
+            slots = Slots(case.task(device), case.recipe(device), device)
+            hourly = 3600 / (steps_per_epoch(slots.task, slots.recipe) * case.epochs)
             rates: dict[int, list[float]] = {size: [] for size in arguments.sizes}
             for _ in range(arguments.rounds):
                 for size in arguments.sizes:
-                    rates[size].append(hourly * packing.step_rate(task, recipe, device, size))
-            auto = packing.best_size(task, recipe, device)
+                    rates[size].append(hourly * packing.step_rate(slots, size))
+            auto = packing.best_size(slots).size
             middle = {size: statistics.median(values) for size, values in rates.items()}
             best = max(middle, key=lambda size: middle[size])
             found.append({"family": family, "k": k, "jobs/hour": rates, "best": best, "auto": auto})

@@ -30,9 +30,10 @@ from optimizer.cli import environment
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from workers import preparation
-from workers.training import capture, devices
+from workers.training import devices
 from workers.training.loop import train
 from workers.training.recipe import Job
+from workers.training.slots import Slots
 
 
 def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densities, int]) -> float:
@@ -40,8 +41,6 @@ def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densitie
     precision, densities, seed = job
     device = devices.resolve(device_name)
     devices.make_repeatable(device)
-    if precision == "full":
-        capture.EAGER_STEPS = 2**62  # never captured
     bank = preparation.bank(given.data, environment.home())
     values: list[float] = []
 
@@ -49,10 +48,13 @@ def trained(given: StudyConfig, device_name: str, job: tuple[Precision, Densitie
         raise error
 
     train(
-        preparation.task(given, bank, device),
-        preparation.recipe(given, bank, precision),
+        Slots(
+            preparation.task(given, bank, device),
+            preparation.recipe(given, bank, precision),
+            device,
+            captured=precision != "full",
+        ),
         [Job(Arm(densities), seed, given.training.budget)],
-        device,
         on_rung=lambda _, measurement: values.append(measurement.score.value),
         on_failure=refuse,
     )

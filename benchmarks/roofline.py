@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from workers.networks import proxies
 from workers.seeds import generator
 from workers.training import devices, packing
+from workers.training.slots import Slots
 from workers.training.tasks import Draws
 
 PASSES = 3
@@ -51,16 +52,16 @@ def work_of(case: Case) -> tuple[float, float]:
     return PASSES * operations, PASSES * elements
 
 
-def matrix_throughput(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_throughput(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """Return the operations per second of a large matrix product."""
-    side = 2048 if device.type == "cpu" else 8192
+    side = side or (2048 if device.type == "cpu" else 8192)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     return 2 * side**3 / _seconds(lambda: a @ b, device)
 
 
-def bandwidth(device: torch.device) -> float:
+def bandwidth(device: torch.device, count: int | None = None) -> float:
     """Return the bytes per second of a copy that no cache holds, reading and writing counted."""
-    source = torch.empty(2**26 if device.type == "cpu" else 2**29, device=device)
+    source = torch.empty(count or (2**26 if device.type == "cpu" else 2**29), device=device)
     target = torch.empty_like(source)
     return 2 * source.numel() * 4 / _seconds(lambda: target.copy_(source), device)
 
@@ -79,9 +80,8 @@ def main() -> None:
             case = Case(family, k)
             operations, elements = work_of(case)
             by_operations, by_bytes = operations / peak, elements * dtype.itemsize / copied
-            task, recipe = case.task(device), case.recipe(device)
-            size = packing.best_size(task, recipe, device)
-            taken = 1 / packing.step_rate(task, recipe, device, size)
+            slots = Slots(case.task(device), case.recipe(device), device)
+            taken = 1 / packing.step_rate(slots, packing.best_size(slots).size)
             floor = max(by_operations, by_bytes)
             found.append(
                 {"family": family, "k": k, "GFLOP": operations / 1e9, "MB": elements * 2 / 1e6,

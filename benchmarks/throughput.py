@@ -11,14 +11,18 @@ round.
 """
 
 import argparse
+import itertools
 import json
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from helpers import ratios
@@ -27,27 +31,46 @@ from helpers.plain_training import Problem
 
 from optimizer.arms import Arm
 from workers.training import capture, devices, packing
-from workers.training.member import Member
-from workers.training.recipe import Job
+from workers.training.slots import Slots
 
-LOADER_WORKERS = (0, 1, 2)
-"""Processes of plain_search.py's DataLoader; each number is tried before a case."""
+LOADER_WORKERS = {"cpu": (0, 1, 2), "cuda": (2, 8, 15)}
+"""Processes of plain_search.py's DataLoader by kind of device; each number is tried before a case.
+One that this machine has no core for is left out."""
+IMAGES = {"cpu": 2_048, "cuda": 45_000}
+"""Of the training set: CIFAR-100's for a GPU, where a loader's new epochs would count."""
+READY_SECONDS = 600.0
+"""How long a process of a crew may take to get ready, or to come back from a run."""
 Step = Callable[[], int]
 """Does some training and returns how many job-steps that was."""
 
 
 class Crew:
-    """Processes that train when they are told to, all at once."""
+    """Processes that train when they are told to, all at once, within a `with` block."""
 
     def __init__(self, make: Callable[[Case, torch.device], Step], device: str, size: int) -> None:
         context = multiprocessing.get_context("spawn")
         self._ends: list[Connection[Any, Any]] = []
+        self._processes: list[SpawnProcess] = []
         for _ in range(size):
             ours, theirs = context.Pipe()
-            arguments = (theirs, make, device)
             # Not a daemon: plain_search.py's loader has processes of its own.
-            context.Process(target=_serve, args=arguments).start()
+            process = context.Process(target=_serve, args=(theirs, make, device))
+            process.start()
+            theirs.close()  # or nobody would notice that the process has ended
             self._ends.append(ours)
+            self._processes.append(process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for end in self._ends:
+            end.close()  # which tells the process to end
+        for process in self._processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
     def load(self, case: Case) -> None:
         """Get ready for a case, warm-up included."""
@@ -58,21 +81,26 @@ class Crew:
         return float(sum(self._ask(seconds)))
 
     def _ask(self, what: Case | float) -> list[Any]:
-        for end in self._ends:
-            end.send(what)
-        return [end.recv() for end in self._ends]
-
-    def dismiss(self) -> None:
-        """Let the processes end."""
-        for end in self._ends:
-            end.send(None)
+        """Return every process's answer; SystemExit if one has ended or does not answer."""
+        try:
+            for end in self._ends:
+                end.send(what)
+            if not all(end.poll(READY_SECONDS) for end in self._ends):
+                raise SystemExit(f"a process has not answered for {READY_SECONDS:.0f} s: {what}")
+            return [end.recv() for end in self._ends]
+        except (EOFError, OSError):
+            raise SystemExit(f"a process has died, its error is above: {what}") from None
 
 
 def _serve(end: "Connection[Any, Any]", make: Any, name: str) -> None:
-    """Do as a crew is told: get ready for a case, train for some seconds, or end."""
+    """Do as a crew is told: get ready for a case or train for some seconds, until it hangs up."""
     device = torch.device(name)
     step: Step = int
-    while (what := end.recv()) is not None:
+    while True:
+        try:
+            what = end.recv()
+        except EOFError:  # it hung up
+            return
         if isinstance(what, Case):
             step = make(what, device)
             step()
@@ -86,15 +114,23 @@ def _serve(end: "Connection[Any, Any]", make: Any, name: str) -> None:
         end.send(steps / (time.perf_counter() - started))
 
 
-def plain_step(case: Case, device: torch.device) -> Step:
+def loader_workers(device: torch.device) -> list[int]:
+    """Return the numbers of loader processes that are tried on a device of this machine."""
+    cores = os.cpu_count() or 1
+    return [count for count in LOADER_WORKERS[device.type] if count <= max(2, cores - 1)]
+
+
+def plain_step(case: Case, device: torch.device, seconds: float = 2.0) -> Step:
     """Return plain_search.py's training loop, one batch at a time, with as many loader processes
-    as are fastest here."""
-    found = [_plain_loop(case, device, workers) for workers in LOADER_WORKERS]
-    rates = [_rate(step, seconds=2.0) for step in found]
-    return found[rates.index(max(rates))]
+    as are fastest here in two runs of so many seconds each."""
+    rates = {
+        workers: _rate(plain_loop(case, device, workers), seconds)
+        for workers in loader_workers(device)
+    }
+    return plain_loop(case, device, max(rates, key=lambda count: rates[count]))
 
 
-def _plain_loop(case: Case, device: torch.device, loader_workers: int) -> Step:
+def plain_loop(case: Case, device: torch.device, loader_workers: int) -> Step:
     sigma = None if case.classifies else SIGMA
     recipe = case.recipe(device)
     problem = Problem(case.bank(), recipe, sigma, loader_workers=loader_workers, device=device)
@@ -120,37 +156,30 @@ def _rate(step: Step, seconds: float) -> float:
 def densitune_step(case: Case, device: torch.device) -> Step:
     """Return densitune's: a round of the pack that a worker would train on the device."""
     devices.make_repeatable(device)
-    task, recipe = case.task(device), case.recipe(device)
-    size = packing.best_size(task, recipe, device)
-    job = Job(
-        Arm(case.densities), seed=0, budget=packing.MOST_STEPS // (case.images // recipe.batch_size)
-    )
-    pack = [Member(task, recipe, job, device) for _ in range(size)]
-    for _ in range(capture.EAGER_STEPS):
-        for member in pack:
-            member.step()
-
-    def step() -> int:
-        for member in pack:
-            member.step()
-        return len(pack)
-
-    return step
+    slots = Slots(case.task(device), case.recipe(device), device)
+    size = packing.best_size(slots).size
+    job = replace(packing.timed_job(slots.recipe), arm=Arm(case.densities))
+    pack = packing.Treadmill(slots, job, size)
+    for _ in range(capture.EAGER_STEPS + 1):
+        pack.round()
+    return pack.round
 
 
 def main() -> None:
     arguments = _arguments()
     device = devices.resolve(arguments.device)
     workers = len(devices.spread(arguments.device, None)) if device.type == "cpu" else 1
-    rival = Crew(plain_step, str(device), 1)
-    engine = Crew(densitune_step, str(device), workers)
+    images = arguments.images or IMAGES[device.type]
     rows, found = [], []
-    for family in arguments.family:
-        for k in arguments.k:
-            case = Case(family, k)
+    with (
+        Crew(plain_step, str(device), 1) as rival,
+        Crew(densitune_step, str(device), workers) as engine,
+    ):
+        for family, k in itertools.product(arguments.family, arguments.k):
+            case = Case(family, k, images=images)
             rival.load(case)
             engine.load(case)
-            rates = _measure(rival, engine, arguments.rounds, arguments.seconds)
+            rates = measure(rival, engine, arguments.rounds, arguments.seconds)
             within = [ours / theirs for theirs, ours in rates]
             theirs, ours, ratio = (
                 statistics.median(values) for values in (*zip(*rates, strict=True), within)
@@ -162,9 +191,8 @@ def main() -> None:
             spread = f"{min(within):.2f} to {max(within):.2f}"
             rows.append([f"{family} k={k}", f"{theirs:.2f}", f"{ours:.2f}", f"{ratio:.2f}", spread])
             print("  ".join(rows[-1]), flush=True)
-    rival.dismiss()
-    engine.dismiss()
     about = ratios.environment(device) | {"workers": workers, "rounds": arguments.rounds}
+    about |= {"images": images}
     del about["threads"]  # plain_search.py has torch's default, a worker has one
     print(f"\n{about}\n")
     header = ["proxy", "plain steps/s", "densitune", "ratio", "lowest to highest"]
@@ -175,7 +203,7 @@ def main() -> None:
         )
 
 
-def _measure(rival: Crew, engine: Crew, rounds: int, seconds: float) -> list[tuple[float, float]]:
+def measure(rival: Crew, engine: Crew, rounds: int, seconds: float) -> list[tuple[float, float]]:
     """Return job-steps per second of the rival and of the engine in each round."""
     found = []
     for number in range(rounds):
@@ -196,6 +224,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--k", nargs="+", type=int, default=[3, 5, 7])
     parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--seconds", type=float, default=4.0, help="of each of a round's four runs")
+    parser.add_argument("--images", type=int, help="of the training set")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 

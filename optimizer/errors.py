@@ -10,6 +10,7 @@
     │   └── StorageUrlError            exit code 2
     ├── DivergedError                  fails its job
     ├── StoppedError                   hands its jobs back
+    ├── CaptureError                   hands its jobs back, and the worker leaves
     ├── SpoolError                     is logged: a measurement could not be kept on this machine
     └── DamagedError                   sets a spooled measurement aside
 

@@ -17,6 +17,7 @@ from workers.training import devices, equivalence
 from workers.training.loop import train
 from workers.training.member import DivergedError
 from workers.training.recipe import Job, Measurement
+from workers.training.slots import Slots
 
 EQUAL = 1e-10
 """Largest deviation of trainings in float64 that are the same but for rounding."""
@@ -88,5 +89,6 @@ def metrics(bench: Bench, arms: Mapping[str, Arm], seed: int, budget: int) -> di
         raise StudyFailedError(f"{names[number]}, trained again with seed {seed}, {error}")
 
     jobs = [Job(arm, seed, budget) for arm in arms.values()]
-    train(bench.task, bench.recipe, jobs, bench.device, on_rung=record, on_failure=fail)
+    slots = Slots(bench.task, bench.recipe, bench.device)
+    train(slots, jobs, on_rung=record, on_failure=fail)
     return values

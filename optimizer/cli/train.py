@@ -247,6 +247,7 @@ def _work(
                 preparation.Bench(preparation.task(config, bank, device), recipe, device),
                 checkpoint.Checkpoints(terms.checkpoints, study),
                 pack=terms.pack,
+                packs=environment.home() / "packs",
                 stop=notice.stop,
                 when_idle=_take_role_when_idle(engine, study, config),
                 idle_exit=terms.idle_exit,

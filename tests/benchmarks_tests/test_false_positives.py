@@ -16,6 +16,7 @@ from workers import preparation
 from workers.training import loop
 from workers.training.member import Member
 from workers.training.recipe import Job
+from workers.training.slots import Slots
 
 CPU = torch.device("cpu")
 SMALL = {"patch": 16, "patches_per_image": 4, "crop": 32}
@@ -46,7 +47,7 @@ def weights(member: Member) -> torch.Tensor:
     """What the network's layers compute with, as one vector."""
     plain = [
         module.weight * module.phi if isinstance(module, WeightedConv2d) else module.weight
-        for module in member._network.modules()
+        for module in member._slot.network.modules()
         if isinstance(module, torch.nn.Conv2d)
     ]
     return torch.cat([weight.flatten() for weight in plain])
@@ -55,17 +56,18 @@ def weights(member: Member) -> torch.Tensor:
 def trained(
     job: Job, bench: tuple[Any, Any], kind: type[Member] = false_positives.Blind
 ) -> torch.Tensor:
-    member = kind(*bench, job, CPU)
+    member = kind(Slots(*bench, CPU), job)
     member.step()
     member.step()
     return weights(member)
 
 
 def test_every_arm_starts_as_identity_does(bench: tuple[Any, Any]) -> None:
-    plain = weights(Member(*bench, ARMS["identity"], CPU))
+    plain = weights(Member(Slots(*bench, CPU), ARMS["identity"]))
     for job in ARMS.values():
-        assert torch.equal(weights(false_positives.Blind(*bench, job, CPU)), plain)
-    other = weights(false_positives.Blind(*bench, replace(ARMS["identity"], seed=2), CPU))
+        assert torch.equal(weights(false_positives.Blind(Slots(*bench, CPU), job)), plain)
+    reseeded = replace(ARMS["identity"], seed=2)
+    other = weights(false_positives.Blind(Slots(*bench, CPU), reseeded))
     assert not torch.equal(other, plain)
 
 

@@ -25,6 +25,7 @@ from workers.networks.proxies import Proxy
 from workers.training import tasks
 from workers.training.loop import train
 from workers.training.recipe import Job, Measurement, Recipe, steps_per_epoch
+from workers.training.slots import Slots
 
 pytestmark = pytest.mark.numerical
 
@@ -110,7 +111,7 @@ def of_densitune(
     job = Job(arm, 5, how.rungs[-1])
     outputs = judged(
         task,
-        lambda: train(task, how, [job], CPU, on_rung=keep, on_failure=fail),
+        lambda: train(Slots(task, how, CPU), [job], on_rung=keep, on_failure=fail),
         patch,
     )
     return values[-1], outputs

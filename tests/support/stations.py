@@ -112,6 +112,7 @@ def work(
             bench.bench,
             Checkpoints(bench.folder / "checkpoints", bench.study),
             pack=pack,
+            packs=bench.folder / "packs",
             stop=stop or threading.Event(),
             when_idle=when_idle or (lambda: studies.set_state(engine, bench.study_id, "finished")),
             idle_exit=idle_exit,

@@ -324,7 +324,7 @@ def test_an_arm_is_trained_again_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever an arm may say, on which split it is measured too."""
     arm = Arm({3: (0.5,)}, 0.01, "compensated", {3: 2.0}, trainable=True, split="test")
     trained: list[Job] = []
-    monkeypatch.setattr(verification, "train", lambda *given, **_: trained.extend(given[2]))
+    monkeypatch.setattr(verification, "train", lambda slots, jobs, **_: trained.extend(jobs))
     bench: Any = Bench(None, None, torch.device("cpu"))  # type: ignore[arg-type]
     verification.metrics(bench, {"density": arm}, 7, 4)
     assert trained == [Job(arm, 7, 4)]

@@ -60,19 +60,56 @@ def build(
     starts at the one given. Convolutions whose size has no density stay plain. ValueError for a
     proxy that its family cannot build or a density whose kernel size the proxy does not have.
     """
-    for kernel_size in proxy.kernel_sizes:
-        density.length(kernel_size)
-    with torch.device("meta"):  # shapes only: constructors draw from the global generator
-        model = _construct(proxy)
-    model = model.to_empty(device="cpu")
+    model = empty(proxy, densities, trainable=trainable)
     _initialise(model, seed)
-    apply_densities(model, densities, trainable=trainable)
     if init == "compensated":
         _compensate(model, densities)
     _amplify(model, gain)
     _start(model, start)
-    _mask(model, mask)
+    set_densities(model, densities, mask)
     return model
+
+
+def empty(proxy: Proxy, densities: Mapping[int, Sequence[float]], *, trainable: bool) -> nn.Module:
+    """Return what `build` does, before weights and buffers other than densities have values."""
+    for kernel_size in proxy.kernel_sizes:
+        density.length(kernel_size)
+    with torch.device("meta"):  # shapes only: constructors draw from the global generator
+        model = _construct(proxy)
+    return apply_densities(model.to_empty(device="cpu"), densities, trainable=trainable)
+
+
+@torch.no_grad()
+def set_densities(
+    model: nn.Module, densities: Mapping[int, Sequence[float]], mask: Mask = "density"
+) -> None:
+    """Give, in place, the weighted convolutions of a model other densities of the same sizes.
+
+    `mask` says what multiplies the kernel, as in `build`; those that learn their density have phi.
+    """
+    weight = next(model.parameters())
+    for size, den in densities.items():
+        # Once to the device, which need not be waited for, and from there to every layer.
+        own, phi = (
+            values.to(weight.device, non_blocking=True)
+            for values in (torch.tensor(den, dtype=weight.dtype), _phi(den, mask, weight.dtype))
+        )
+        for module in model.modules():
+            if isinstance(module, WeightedConv2d) and module.kernel_size[0] == size:
+                if module.trainable:
+                    module.den.copy_(own)
+                else:
+                    module.phi.copy_(phi)
+
+
+def _phi(den: Sequence[float], mask: Mask, dtype: torch.dtype) -> Tensor:
+    """Return phi (k, k), or what is to be in its place: its root mean square everywhere, or 1."""
+    phi = torch.from_numpy(density.phi(den, 2)).to(dtype)
+    if mask == "density":
+        return phi
+    return torch.full_like(
+        phi, 1.0 if mask == "ones" else phi.double().square().mean().sqrt().item()
+    )
 
 
 def trainable_densities(model: nn.Module) -> list[tuple[int, Tensor]]:
@@ -177,12 +214,3 @@ def _start(model: nn.Module, start: Start) -> None:
         if isinstance(module, WeightedConv2d) and start != "drawn":
             phi = module.phi
             module.weight.mul_(phi if start == "times_phi" else phi.reciprocal().where(phi != 0, 1))
-
-
-@torch.no_grad()
-def _mask(model: nn.Module, mask: Mask) -> None:
-    """Replace phi: by its root mean square at every tap, or by ones."""
-    for module in model.modules():
-        if isinstance(module, WeightedConv2d) and mask != "density":
-            phi = module.phi
-            phi.fill_(1.0 if mask == "ones" else phi.double().square().mean().sqrt().item())

@@ -24,6 +24,9 @@ from workers.service.spool import StudyKey, key_of
 from workers.training.recipe import Job, Recipe
 
 DIGEST_BYTES = 32
+FORMAT = 2
+"""Of a state, for workers of before. The first held an epoch's order and its generator, which are
+of no use any more; those states are read as ever."""
 FIRST_WORDS = {"densities", "lr", "init", "gain", "trainable", "split"}
 """Of an arm, what the first checkpoints told."""
 
@@ -55,7 +58,8 @@ class Checkpoints:
         try:
             found = _read(path)
             # Of tensors, this may raise.
-            known = bool(found["key"] == self._key(job, subject)) and type(found["state"]) is dict
+            key = {"format": FORMAT, **found["key"]}
+            known = bool(key == self._key(job, subject)) and type(found["state"]) is dict
         except FileNotFoundError:
             return None
         except Exception as error:  # what somebody else's file may bring about is anybody's guess
@@ -80,6 +84,7 @@ class Checkpoints:
 
     def _key(self, job: int, subject: str) -> dict[str, Any]:
         return {
+            "format": FORMAT,
             "study": asdict(self._study),
             "job": job,
             "subject": subject,

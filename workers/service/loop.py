@@ -8,18 +8,19 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 from optimizer.errors import StudyFailedError
 from storage.errors import StorageUnreachableError
 from storage.jobs import ClaimedJob
 from workers.preparation import Bench
 from workers.service.checkpoint import Checkpoints
-from workers.service.pack import Place, train
+from workers.service.pack import FIRST_WAIT, LONGEST_WAIT, Place, train
+from workers.service.packs import PackSizes
 from workers.service.shift import Shift
 from workers.training import devices, packing
-
-FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
-"""Seconds between two looks at an empty queue; the wait doubles from the first to the longest."""
+from workers.training.capture import CaptureError
+from workers.training.slots import Slots
 
 log = logging.getLogger("densitune.worker")
 
@@ -30,6 +31,7 @@ def work(
     checkpoints: Checkpoints,
     *,
     pack: int | None,
+    packs: Path,
     stop: threading.Event,
     when_idle: Callable[[], None],
     idle_exit: float = math.inf,
@@ -37,15 +39,17 @@ def work(
 ) -> int:
     """Train jobs of a study until it is finished or stopped, or `stop` is set; return how many.
 
-    `pack` jobs are trained together, None for as many as are fastest (workers.training.packing).
-    `when_idle` is called whenever the queue is empty: a chance to take the proposer's role. After
-    `idle_exit` seconds without a job the worker ends as well. StudyFailedError if not even one job
-    fits into the device's memory (another machine should try), or if the first jobs all fail
-    (workers.service.pack), and StorageUnreachableError if the storage is away for `outage_limit`
-    seconds while there is nothing to train.
+    `pack` jobs are trained together, None for as many as are fastest: as the folder `packs` has it,
+    or as it is measured now (workers.training.packing). `when_idle` is called whenever the queue is
+    empty: a chance to take the proposer's role. After `idle_exit` seconds without a job the worker
+    ends as well. StudyFailedError if not even one job fits into the device's memory (another
+    machine should try), or if the first jobs all fail (workers.service.pack), and
+    StorageUnreachableError if the storage is away for `outage_limit` seconds while there is nothing
+    to train.
     """
-    place = Place(shift, bench, checkpoints, stop)
-    size = pack or _calibrated(bench)
+    slots, sizes = Slots(bench.task, bench.recipe, bench.device), PackSizes(packs)
+    place = Place(shift, slots, checkpoints, stop)
+    size = pack or _calibrated(slots, sizes)
 
     def look() -> list[ClaimedJob] | None:
         """Return jobs, an empty list if there are none now, None if there will be none."""
@@ -66,8 +70,7 @@ def work(
         if claimed is None:
             break
         if claimed:
-            fitted = train(place, claimed, places=size)
-            size = size if fitted else _halved(size, bench)
+            size = _trained(place, claimed, size, sizes)
             idle, wait = 0.0, FIRST_WAIT
         elif idle >= idle_exit:
             log.info("no job for %.0f s, as long as --idle-exit allows", idle)
@@ -78,22 +81,53 @@ def work(
     return place.tally.ended
 
 
-def _calibrated(bench: Bench) -> int:
+def _trained(place: Place, claimed: list[ClaimedJob], size: int, sizes: PackSizes) -> int:
+    """Train jobs in packs of a size; return that of the next pack, which `sizes` has if it is new.
+
+    StudyFailedError comes through, and if memory was full then, the next worker takes half.
+    """
     try:
-        return packing.best_size(bench.task, bench.recipe, bench.device)
+        if train(place, claimed, places=size):
+            return size
+    except StudyFailedError as error:
+        if isinstance(error.__cause__, CaptureError) and devices.is_out_of_memory(error):
+            sizes.note(place.slots, max(1, size // 2))
+        raise
+    half = _halved(size, place.slots)
+    sizes.note(place.slots, half)
+    return half
+
+
+def _calibrated(slots: Slots, sizes: PackSizes) -> int:
+    """Return the best size of a pack; StudyFailedError if finding it has spoiled the device."""
+    known = sizes.find(slots)
+    if known is not None:
+        log.info("pack of %d, as measured on this device before", known)
+        return known
+    try:
+        found = packing.best_size(slots)
     except Exception as error:
         if not devices.is_out_of_memory(error):
             raise
-    return _halved(1, bench)
+        return _halved(1, slots)
+    if slots.device.type != "cpu":
+        sizes.note(slots, found.size)
+    if found.error is not None:
+        raise StudyFailedError(
+            f"a pack of {found.full} did not fit into memory, and this process cannot use "
+            f"{devices.describe(slots.device)} any longer; the next worker takes {found.size}"
+        ) from found.error
+    return found.size
 
 
-def _halved(size: int, bench: Bench) -> int:
+def _halved(size: int, slots: Slots) -> int:
     """Return the size to go on with after a pack did not fit; StudyFailedError if it was one."""
-    packing.release_memory(bench.device)
+    slots.clear()
+    packing.release_memory(slots.device)
     if size == 1:
         raise StudyFailedError(
-            f"a single job does not fit into the memory of {devices.describe(bench.device)} "
-            f"(training.batch_size {bench.recipe.batch_size}); its jobs are back in the queue, use "
+            f"a single job does not fit into the memory of {devices.describe(slots.device)} "
+            f"(training.batch_size {slots.recipe.batch_size}); its jobs are back in the queue, use "
             f"a device with more memory or a study with smaller batches"
         )
     log.warning("a pack of %d does not fit into memory; going on with %d", size, size // 2)

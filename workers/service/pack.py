@@ -19,18 +19,20 @@ from optimizer.arms import Arm
 from optimizer.errors import StudyFailedError, UsageError
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
-from workers.preparation import Bench
 from workers.service import checkpoint
 from workers.service.checkpoint import Checkpoints
 from workers.service.shift import Shift
 from workers.training import devices, loop
+from workers.training.capture import CaptureError
 from workers.training.loop import StoppedError
 from workers.training.member import DivergedError, State
 from workers.training.recipe import Job, Measurement
 from workers.training.scores import Score
+from workers.training.slots import Slots
 
-LOOK_SECONDS = 1.0
-"""Between two looks for jobs that could join."""
+FIRST_WAIT, LONGEST_WAIT = 0.05, 1.0
+"""Seconds between two looks at an empty queue; the wait doubles from the first to the longest. On a
+GPU a job may take no longer than that."""
 PROBATION = 3
 """Failures after which a worker leaves if none of its jobs ever came to an end."""
 
@@ -55,7 +57,7 @@ class Place:
     """Where a worker works."""
 
     shift: Shift
-    bench: Bench
+    slots: Slots
     checkpoints: Checkpoints
     stop: threading.Event
     tally: Tally = field(default_factory=Tally)
@@ -85,15 +87,20 @@ def train(place: Place, claimed: Sequence[ClaimedJob], *, places: int) -> bool:
         pack.train()
     except StoppedError:
         pack.release()
+    except CaptureError as error:
+        raise StudyFailedError(
+            f"{devices.describe(place.slots.device)} cannot be used by this process any longer: "
+            f"{error}; the worker leaves, its jobs go back to the queue"
+        ) from error
     except Exception as error:  # whatever a device or a network throws must not end the worker
         full = devices.is_out_of_memory(error)
         if full and places != 1:
             pack.release()
             return False
         log.exception("a pack of %d failed", len(pack.open))
-        if not full and not _answers(place.bench.device):
+        if not full and not _answers(place.slots.device):
             raise StudyFailedError(
-                f"{devices.describe(place.bench.device)} computes no more after {_said(error)}; "
+                f"{devices.describe(place.slots.device)} computes no more after {_said(error)}; "
                 f"the worker leaves, its jobs go back to the queue"
             ) from error
         if len(pack.open) == 1:
@@ -134,17 +141,14 @@ class _Pack:
         self._place, self._places = place, places
         self.open: dict[int, _Held] = {}
         self._arrived = 0
-        self._looked = time.monotonic()
+        self._look_at, self._wait = time.monotonic() + FIRST_WAIT, FIRST_WAIT
         self._first = self._join(claimed)
 
     def train(self) -> None:
         """Train until no job is left; whatever training raises comes through."""
-        bench = self._place.bench
         loop.train(
-            bench.task,
-            bench.recipe,
+            self._place.slots,
             self._first,
-            bench.device,
             on_rung=self._record,
             on_failure=self.fail,
             refill=self._refill,
@@ -191,14 +195,16 @@ class _Pack:
     def _end(self, number: int) -> None:
         self._place.checkpoints.remove(self.open.pop(number).claimed.id)
         self._place.tally.ended += 1
-        self._looked = -math.inf  # there is a place now
+        self._look_at, self._wait = -math.inf, FIRST_WAIT  # there is a place now
 
     def _refill(self) -> list[Job]:
-        free = self._places - len(self.open)
-        if free <= 0 or time.monotonic() - self._looked < LOOK_SECONDS or self._place.stop.is_set():
+        free, now = self._places - len(self.open), time.monotonic()
+        if free <= 0 or now < self._look_at or self._place.stop.is_set():
             return []
-        self._looked = time.monotonic()
-        return self._join(self._place.shift.claim_more(free))
+        joining = self._join(self._place.shift.claim_more(free))
+        self._look_at = now + self._wait
+        self._wait = FIRST_WAIT if joining else min(2 * self._wait, LONGEST_WAIT)
+        return joining
 
     def _join(self, claimed: Sequence[ClaimedJob]) -> list[Job]:
         joining = [_Held(job, _job(job)) for job in claimed]
@@ -234,8 +240,8 @@ class _Pack:
         return state
 
     def _subject(self, held: _Held) -> str:
-        bench = self._place.bench
-        return checkpoint.subject(held.job, bench.recipe, bench.device)
+        slots = self._place.slots
+        return checkpoint.subject(held.job, slots.recipe, slots.device)
 
 
 def _job(claimed: ClaimedJob) -> Job:

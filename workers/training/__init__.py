@@ -2,6 +2,8 @@
 
 loop       the one training loop: members side by side
 member     one job in training
+slots      networks with all that a step touches, used by one job after another
+starts     initial weights and orders, kept on the device
 recipe     what is trained and how: recipe, job, measurement, schedules
 tasks      data + proxy + loss + metric on a device
 scores     what a network achieves on images

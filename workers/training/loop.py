@@ -1,19 +1,17 @@
 """The one training loop: a pack of jobs side by side on one device.
 
-It knows no database and no configuration file: it takes a task, a recipe and jobs, and calls back
-at rungs. What a member of a pack computes does not depend on its neighbours, so jobs may join and
-leave at any step.
+It knows no database and no configuration file: it takes slots and jobs, and calls back at rungs.
+What a member of a pack computes does not depend on its neighbours, so jobs may join and leave at
+any step.
 """
 
 import itertools
 import time
 from collections.abc import Callable, Collection, Sequence
 
-import torch
-
 from workers.training.member import DivergedError, Member, State
-from workers.training.recipe import Job, Measurement, Recipe
-from workers.training.tasks import Task
+from workers.training.recipe import Job, Measurement
+from workers.training.slots import Slots
 
 OnRung = Callable[[int, Measurement], None]
 OnFailure = Callable[[int, DivergedError], None]
@@ -24,10 +22,8 @@ class StoppedError(Exception):
 
 
 def train(
-    task: Task,
-    recipe: Recipe,
+    slots: Slots,
     jobs: Sequence[Job],
-    device: torch.device,
     *,
     on_rung: OnRung,
     on_failure: OnFailure,
@@ -51,7 +47,7 @@ def train(
     while pack or joining:
         for job in joining:
             number = next(numbers)
-            pack[number] = _begin(task, recipe, job, device, restore(number))
+            pack[number] = _begin(slots, job, restore(number))
         if stopping():
             for number, member in pack.items():
                 save(number, member.state())
@@ -59,16 +55,17 @@ def train(
         _step(pack)
         _measure(pack, on_rung, on_failure)
         for number in leaving():
-            pack.pop(number, None)
+            if number in pack:
+                pack.pop(number).leave()
         joining = refill()
 
 
-def _begin(
-    task: Task, recipe: Recipe, job: Job, device: torch.device, state: State | None
-) -> Member:
-    member = Member(task, recipe, job, device)
+def _begin(slots: Slots, job: Job, state: State | None) -> Member:
+    started = time.perf_counter()
+    member = Member(slots, job)
     if state is not None:
         member.resume(state)
+    member.seconds += time.perf_counter() - started
     return member
 
 
@@ -77,7 +74,11 @@ def _step(pack: dict[int, Member]) -> None:
     started = time.perf_counter()
     for member in pack.values():
         member.step()
-    # On a GPU steps are only queued here, but what is queued too fast has to wait further on.
+    # On a GPU steps are only queued here. Who comes to a rung waits for what is queued, and
+    # meanwhile the device works for all.
+    for member in pack.values():
+        if member.rung is not None:
+            member.wait()
     share = (time.perf_counter() - started) / len(pack)
     for member in pack.values():
         member.seconds += share
@@ -91,9 +92,9 @@ def _measure(pack: dict[int, Member], on_rung: OnRung, on_failure: OnFailure) ->
         try:
             measurement = member.measure()
         except DivergedError as error:
-            del pack[number]
+            pack.pop(number).leave()
             on_failure(number, error)
             continue
         if measurement.ending:
-            del pack[number]
+            pack.pop(number).leave()
         on_rung(number, measurement)

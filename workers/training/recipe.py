@@ -1,9 +1,10 @@
 """What is trained and how: recipe, job and measurement, and the schedules behind them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import lru_cache, partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from workers.training.tasks import Task
 
 Ending = Literal["done", "cut"]
 """Of a job: its budget is used up, or its score was below a bar."""
+
+Kind = Callable[[nn.Module, Tensor], torch.optim.Optimizer]
+"""Of an optimiser: made for a network and a learning rate."""
 
 WARM_UP = 0.1
 """Share of the steps in which the learning rate rises linearly, before it falls as a cosine."""
@@ -81,27 +85,44 @@ class Tuner:
         """Take the rate of a step, a tensor of shape (1,), so that the host is not asked."""
         self.lr.copy_(self.rates.index_select(0, step).squeeze(0))
 
-    def resume(self, state: dict[str, Any]) -> None:
+    def begin(self, rates: Tensor) -> None:
+        """Start another training in place, with its rates.
+
+        Zeros are what the optimisers start with: SGD takes its first gradient for its momentum,
+        which is what a momentum of zero comes to.
+        """
+        self.rates.copy_(rates, non_blocking=True)
+        for state in self.optimizer.state.values():
+            for value in state.values():
+                value.zero_()
+
+    def resume(self, state: dict[int, dict[str, Tensor]]) -> None:
         """Take over the state of another job's optimiser, with the rate of this one."""
+        if self.optimizer.state and state:
+            held = self.optimizer.state_dict()["state"]
+            for number, values in state.items():
+                for name, value in values.items():
+                    held[number][name].copy_(value)
+            return
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr  # the optimiser has taken a copy, which no step changes
 
 
-def tuners(task: Task, recipe: Recipe, job: Job, network: nn.Module) -> list[Tuner]:
-    """Return what trains a network where it lies: its weights and, in such a job, its densities."""
+def tuners(recipe: Recipe, network: nn.Module, steps: int, *, trainable: bool) -> list[Tuner]:
+    """Return what trains a network where it lies: its weights and, if they are, its densities.
+
+    Their rates, of `steps` steps, are zero until a training begins.
+    """
     device = next(network.parameters()).device
-    epoch_steps = steps_per_epoch(task, recipe)
-    steps = job.budget * epoch_steps
-    lr = torch.zeros((), device=device)
-    optimizer = optimizer_for(recipe.proxy, network, lr)
-    both = [Tuner(optimizer, lr, rates(peak_lr(recipe, job), steps).to(device))]
-    if job.arm.trainable:
-        own = torch.zeros((), device=device)
-        densities = density_optimizer(network, own)
-        both.append(Tuner(densities, own, density_rates(steps, epoch_steps).to(device)))
-    return both
+    kinds: list[Kind] = [partial(optimizer_for, recipe.proxy)]
+    kinds += [density_optimizer] if trainable else []
+    found = []
+    for kind in kinds:
+        lr = torch.zeros((), device=device)
+        found.append(Tuner(kind(network, lr), lr, torch.zeros(steps, device=device)))
+    return found
 
 
 def steps_per_epoch(task: Task, recipe: Recipe) -> int:
@@ -114,6 +135,7 @@ def peak_lr(recipe: Recipe, job: Job) -> float:
     return job.arm.lr or recipe.lr or usual_lr(recipe.proxy, recipe.batch_size)
 
 
+@lru_cache(maxsize=64)
 def rates(peak: float, steps: int) -> Tensor:
     """Return the learning rate of every step of a training of `steps` steps, shape (steps,)."""
     return torch.tensor([peak * schedule(step, steps) for step in range(steps)])
@@ -169,6 +191,7 @@ def density_optimizer(network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
     )
 
 
+@lru_cache(maxsize=64)
 def density_rates(steps: int, epoch_steps: int) -> Tensor:
     """Return the learning rate of trainable densities for every step, shape (steps,)."""
     return torch.tensor([DENSITY_LR * restarting(step // epoch_steps) for step in range(steps)])

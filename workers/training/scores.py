@@ -13,6 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+PIXELS = 2_500 * 32 * 32
+"""What a GPU judges at once: enough to fill it, and launches are few. A layer of 32 channels has
+330 MB of them in float32, and only one network is judged at a time."""
 BEST_PSNR = 100.0
 """PSNR in dB of an image without error (an all-black one, say), which would be infinite."""
 
@@ -40,12 +43,16 @@ Judge = Callable[[nn.Module], Score]
 
 
 def classified(
-    logits_of: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, at_once: int = 256
+    logits_of: Callable[[Tensor], Tensor],
+    images: Tensor,
+    labels: Tensor,
+    at_once: int | None = None,
 ) -> Score:
     """Return how well images (M, C, H, W) are told apart by their logits (B, classes).
 
     Top-1 accuracy in %, with top-5 and the mean cross-entropy in nats beside it.
     """
+    at_once = at_once or fitting(images, on_a_cpu=256)
     first: list[Tensor] = []
     fifth: list[Tensor] = []
     entropy: list[Tensor] = []
@@ -63,12 +70,15 @@ def classified(
     return Score(top1, beside, tuple((100.0 * hits[0].double()).tolist()))
 
 
-def restored(network: nn.Module, images: Tensor, noises: Tensor, at_once: int = 16) -> Score:
+def restored(
+    network: nn.Module, images: Tensor, noises: Tensor, at_once: int | None = None
+) -> Score:
     """Return how well a network restores images (M, C, H, W) uint8 from noise of that shape.
 
     PSNR in dB of the clipped output, averaged over images, and SSIM beside it. An image has the
     pixels of many patches, so that fewer are judged at once.
     """
+    at_once = at_once or fitting(images, on_a_cpu=16)
     psnr: list[Tensor] = []
     ssim: list[Tensor] = []
     for some, noise in zip(images.split(at_once), noises.split(at_once), strict=True):
@@ -79,6 +89,16 @@ def restored(network: nn.Module, images: Tensor, noises: Tensor, at_once: int = 
         ssim.append(_ssim(output, clean))
     each = torch.cat(psnr)
     return Score(each.mean().item(), {"ssim": torch.cat(ssim).mean().item()}, tuple(each.tolist()))
+
+
+def fitting(images: Tensor, *, on_a_cpu: int) -> int:
+    """Return how many of images (M, C, H, W) are judged at once where they lie.
+
+    On a CPU always as many, so that results keep their bits.
+    """
+    if images.device.type == "cpu":
+        return on_a_cpu
+    return max(1, PIXELS // (images.shape[-2] * images.shape[-1]))
 
 
 class Constant(nn.Module):

@@ -44,12 +44,16 @@ class Task(Protocol):
 
 
 class Draws:
-    """The random numbers of one job, one generator per purpose."""
+    """The random numbers of a job's batches, one generator per purpose, on a device."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
-        self.order: Generator = seeds.generator(seed, "order")
-        self.augmentation: Generator = seeds.generator(seed, "augmentation", device=device)
-        self.noise: Generator = seeds.generator(seed, "noise", device=device)
+        self.augmentation, self.noise = Generator(device), Generator(device)
+        self.start(seed)
+
+    def start(self, seed: int) -> None:
+        """Begin with another seed's numbers, in place: a captured step keeps its generators."""
+        for purpose, generator in vars(self).items():
+            generator.manual_seed(seeds.derive(seed, purpose))
 
 
 def _opened(bank: Bank) -> Held:

@@ -106,6 +106,21 @@ def test_only_the_same_study_job_and_subject_get_it(
     assert kept.load(JOB, SUBJECT) is None
 
 
+def test_a_state_of_before_there_were_formats_is_read_and_one_of_later_is_not(
+    kept: Checkpoints, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = kept._key(JOB, SUBJECT)
+    assert key.pop("format") == checkpoint.FORMAT
+    path = only_file(tmp_path)
+    content = stored({"key": key, "state": {"steps": 3}})
+    path.write_bytes(hashlib.sha256(content).digest() + content)
+    assert kept.load(JOB, SUBJECT) == {"steps": 3}
+    monkeypatch.setattr(checkpoint, "FORMAT", checkpoint.FORMAT + 1)
+    kept.save(JOB, SUBJECT, STATE)
+    monkeypatch.undo()
+    assert kept.load(JOB, SUBJECT) is None
+
+
 def test_a_subject_keeps_the_words_of_the_first_checkpoints() -> None:
     """Else a study that an earlier version began would lose the jobs that were in training."""
     arm = Arm({3: (0.5,), 5: (0.2, 0.8)}, lr=0.01, init="library", gain={3: 0.25})

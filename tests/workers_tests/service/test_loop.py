@@ -177,7 +177,8 @@ class Fragile:
         return len(self._inner)
 
     def batch(self, chosen: torch.Tensor, draws: Draws) -> tuple[torch.Tensor, ...]:
-        if draws.order.initial_seed() == Draws(self._bad, chosen.device).order.initial_seed():
+        bad = Draws(self._bad, chosen.device)
+        if draws.augmentation.initial_seed() == bad.augmentation.initial_seed():
             raise RuntimeError("the device has caught fire")
         return self._inner.batch(chosen, draws)
 

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from workers.data.bank import Bank, Held
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
 from workers.seeds import generator
+from workers.training import loop, member
 from workers.training.loop import StoppedError, train
 from workers.training.member import DivergedError, Member, State
 from workers.training.recipe import (
@@ -40,6 +42,7 @@ from workers.training.recipe import (
     usual_lr,
 )
 from workers.training.scores import Judge, Score
+from workers.training.slots import Slots
 from workers.training.tasks import Classification, Denoising, Draws, Task
 
 pytestmark = pytest.mark.numerical
@@ -181,10 +184,8 @@ def run(
 ) -> Results:
     results = Results() if results is None else results
     train(
-        task,
-        how,
+        Slots(task, how, CPU),
         jobs,
-        CPU,
         on_rung=lambda index, measurement: results.rungs.append((index, measurement)),
         on_failure=lambda index, error: results.failures.append((index, str(error))),
         refill=refill,
@@ -463,14 +464,15 @@ def test_a_step_asks_nothing_of_the_host_and_its_tensors_stay(
     family: str, precision: str, trainable: bool
 ) -> None:
     how = recipe(family, precision=precision)
-    member = Member(task_of(family), how, Job(Arm({3: (0.7,)}, trainable=trainable), 0, 2), CPU)
-    member.step()
-    places = [p.data_ptr() for p in member._network.parameters()]
+    job = Job(Arm({3: (0.7,)}, trainable=trainable), 0, 2)
+    one = Member(Slots(task_of(family), how, CPU), job)
+    one.step()
+    places = [p.data_ptr() for p in one._slot.network.parameters()]
     with NoQuestions():  # type: ignore[no-untyped-call]
-        member.step()
+        one.step()
         with pytest.raises(AssertionError, match="_local_scalar_dense"):
             torch.ones(()).item()  # it does see such questions
-    assert [p.data_ptr() for p in member._network.parameters()] == places
+    assert [p.data_ptr() for p in one._slot.network.parameters()] == places
 
 
 # Densities that are learned
@@ -661,14 +663,35 @@ def test_rungs_come_in_order_and_the_budget_is_the_last() -> None:
         assert 0 < seconds[0] < seconds[1] < seconds[2]
 
 
+def test_what_is_queued_before_a_rung_is_billed_to_all_who_queued_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a GPU whoever comes to a rung waits for the device, which meanwhile works for all."""
+    now, waited = 0.0, set[tuple[int, int]]()
+    clock = SimpleNamespace(perf_counter=lambda: now)
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(member, "time", clock)
+
+    def wait(one: Member) -> None:
+        nonlocal now
+        if (id(one), one._steps) not in waited:  # what is done need not be waited for again
+            waited.add((id(one), one._steps))
+            now += 12.0
+
+    monkeypatch.setattr(Member, "wait", wait)
+    jobs = [Job(IDENTITY, 0, 1), Job(IDENTITY, 1, 2), Job(IDENTITY, 2, 2)]
+    found = run(task_of("dncnn"), recipe("dncnn", rungs=()), jobs)
+    # The first is alone at its rung, where two others have queued as much; these come to theirs
+    # together and wait one after the other.
+    assert [(number, m.seconds) for number, m in found.rungs] == [(0, 4.0), (1, 16.0), (2, 16.0)]
+
+
 def test_rungs_are_called_at_their_time_and_change_nothing() -> None:
     witness = Witness(task_of("dncnn"))
     steps: list[tuple[int, int]] = []
     train(
-        witness,
-        recipe("dncnn", rungs=(1, 3)),
+        Slots(witness, recipe("dncnn", rungs=(1, 3)), CPU),
         [Job(IDENTITY, 0, 4)],
-        CPU,
         on_rung=lambda _, m: steps.append((m.rung, len(witness.batches))),
         on_failure=lambda _, error: pytest.fail(str(error)),
     )
@@ -943,15 +966,17 @@ from workers.data import bank, cifar100, div2k, folder, photos
 from workers.networks import proxies
 from workers.training import devices, packing, recipe, tasks
 from workers.training.loop import train
+from workers.training.slots import Slots
 
 device = devices.resolve("cpu")
 devices.make_repeatable(device)
 images = np.random.default_rng(0).integers(0, 256, (8, 1, 16, 16), dtype=np.uint8)
 task = tasks.Denoising(bank.Bank(images, images, fingerprint="", source=""), device, 25)
 how = recipe.Recipe(proxies.Proxy("nafnet", 2, 1, (3,), 1, None), "library", 4, None, (1,))
-assert packing.best_size(task, how, device) == 1
+slots = Slots(task, how, device)
+assert packing.best_size(slots).size == 1
 train(
-    task, how, [recipe.Job(Arm({3: (0.5,)}), 0, 1)], device,
+    slots, [recipe.Job(Arm({3: (0.5,)}), 0, 1)],
     on_rung=lambda index, measurement: print(index, measurement.rung, measurement.score.value > 0),
     on_failure=print,
 )

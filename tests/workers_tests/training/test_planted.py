@@ -18,6 +18,7 @@ from workers.data.bank import Bank
 from workers.networks.proxies import Proxy
 from workers.training.loop import train
 from workers.training.recipe import Job, Measurement, Recipe
+from workers.training.slots import Slots
 from workers.training.tasks import Denoising, Task
 
 CPU = torch.device("cpu")
@@ -58,7 +59,7 @@ def values(task: Task, how: Recipe, arm: Arm, budget: int) -> Values:
         raise AssertionError(f"seed {number}: {error}")
 
     jobs = [Job(arm, seed, budget) for seed in SEEDS]
-    train(task, how, jobs, CPU, on_rung=note, on_failure=fail)
+    train(Slots(task, how, CPU), jobs, on_rung=note, on_failure=fail)
     return np.array([found[number] for number in range(len(jobs))])
 
 

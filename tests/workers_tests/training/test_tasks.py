@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from optimizer.errors import UsageError
 from workers.data.bank import Bank, Held, Labels, Pixels
 from workers.seeds import generator
+from workers.training import scores
 from workers.training.tasks import Classification, Denoising, Draws
 
 pytestmark = pytest.mark.numerical
@@ -466,3 +467,11 @@ def test_data_without_a_test_split_say_so() -> None:
     for task in (Denoising(unlabelled(images), CPU, 25), Classification(bank, CPU)):
         with pytest.raises(UsageError, match=r"the data here \(test\) have no test split; "):
             task.test()
+
+
+def test_a_gpu_judges_as_many_images_as_fill_it_and_a_cpu_always_as_many() -> None:
+    small, large = (torch.empty(9, 3, side, side, device="meta") for side in (32, 320))
+    assert scores.fitting(small, on_a_cpu=256) == 2_500
+    assert scores.fitting(large, on_a_cpu=16) == 25
+    assert scores.fitting(torch.empty(9, 1, 4_000, 4_000, device="meta"), on_a_cpu=16) == 1
+    assert scores.fitting(torch.empty(9, 3, 32, 32), on_a_cpu=256) == 256

@@ -1,0 +1,148 @@
+"""The first contact with a GPU: whether everything is right on it, and how fast, in one short run.
+
+Sections run one after the other, each in a process of its own with a time limit. results.json is
+written anew after each, so that a run that is cut short leaves what it has found. At most 450 s on
+an H100 or H200; needs torch, torchvision, numpy and scipy only.
+
+    python benchmarks/device_check.py --out device-check
+    python benchmarks/device_check.py --quick --device cpu    # only whether it runs, in a minute
+    python benchmarks/device_check.py --study                 # and a real launch for two minutes
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import torch
+from helpers import ratios
+from helpers.device_sections import SECTIONS, Plan
+
+from workers.training import devices, packing
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDY_SECONDS = 120.0
+WIDTH = 90
+"""Of the figures in the table, in characters; results.json has all of them."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the sections; return 1 if one is wrong, failed or took too long."""
+    options = _options(arguments)
+    # A process that has used CUDA cannot fork, so this one only names the device.
+    plan = Plan(torch.device(options.device), options.quick)
+    chosen = options.section or list(SECTIONS)
+    options.out.mkdir(parents=True, exist_ok=True)
+    results: dict[str, Any] = {}
+    for name in chosen:
+        results[name] = run(name, plan)
+        _write(options.out, results)
+        print(*_row(name, results[name]), sep="  ", flush=True)
+    if options.study:
+        results["study"] = study(options.device)
+        _write(options.out, results)
+    print()
+    print(
+        ratios.table(
+            ["section", "seconds", "is", "figures"], [_row(*one) for one in results.items()]
+        )
+    )
+    return int(any(_state(result) != "right" for result in results.values()))
+
+
+def run(name: str, plan: Plan) -> dict[str, Any]:
+    """Run a section in a process of its own; return its figures, or how it ended without any."""
+    context = multiprocessing.get_context("fork")  # torch is loaded once, and takes seconds
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_section, args=(name, plan, theirs))
+    # Where only its running counts, the machine may be as slow as it likes.
+    limit, started = SECTIONS[name][1] * (4 if plan.quick else 1), time.perf_counter()
+    process.start()
+    theirs.close()
+    figures: dict[str, Any]
+    try:
+        figures = ours.recv() if ours.poll(limit) else {"error": f"not done after {limit:.0f} s"}
+    except EOFError:
+        process.join()
+        figures = {"error": f"its process ended with code {process.exitcode}"}
+    process.join(5)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    return {"seconds": round(time.perf_counter() - started, 1), **figures}
+
+
+def _section(name: str, plan: Plan, end: "Connection[Any, Any]") -> None:
+    devices.make_repeatable(plan.device)
+    if plan.quick:
+        packing.SECONDS = 0.01
+    try:
+        end.send(SECTIONS[name][0](plan))
+    except Exception as error:
+        end.send({"error": f"{type(error).__name__}: {error}"})
+        raise
+
+
+def study(device: str) -> dict[str, Any]:
+    """Launch the quickstart on the device for two minutes; return how far it came."""
+    command = [sys.executable, "-m", "optimizer.cli"]
+    with tempfile.TemporaryDirectory(prefix="device-check-") as home:
+        environment = {**os.environ, "DENSITUNE_HOME": home}
+        environment.pop("DENSITUNE_STORAGE", None)
+        launch = [*command, "launch", "configs/quickstart.yaml", "--device", device]
+        started = time.perf_counter()
+        process = subprocess.Popen(launch, cwd=ROOT, env=environment)
+        try:
+            process.wait(STUDY_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            process.wait(60)
+        taken = time.perf_counter() - started
+        status = subprocess.run(
+            [*command, "status", "quickstart", "--json"],
+            cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        logs = [path.read_text(errors="replace") for path in Path(home).glob("logs/*.log")]
+    if status.returncode:
+        return {"seconds": round(taken, 1), "error": status.stderr.strip()[-300:]}
+    return {"seconds": round(taken, 1), "status": json.loads(status.stdout), "logs": logs}
+
+
+def _write(folder: Path, results: dict[str, Any]) -> None:
+    part = folder / "results.json.part"
+    part.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    part.replace(folder / "results.json")
+
+
+def _state(result: dict[str, Any]) -> str:
+    if "error" in result:
+        return "FAILED"
+    return "WRONG" if result.get("wrong") else "right"
+
+
+def _row(name: str, result: dict[str, Any]) -> list[str]:
+    told = {key: value for key, value in result.items() if key not in ("seconds", "logs")}
+    return [name, f"{result['seconds']:.1f}", _state(result), json.dumps(told)[:WIDTH]]
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true", help="tiny networks: only whether it runs")
+    parser.add_argument("--section", nargs="+", choices=SECTIONS, help="all, unless some are named")
+    parser.add_argument("--study", action="store_true", help="launch a real study for two minutes")
+    parser.add_argument("--out", type=Path, default=Path("device-check"), help="of results.json")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -28,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-VERDICTS = ("better", "scale_only", "no_evidence", "worse")
+VERDICTS = ("better", "scale_only", "step_only", "no_evidence", "worse", "dropped")
 
 
 def test_from_config_to_preset_and_through_every_command(

@@ -54,7 +54,8 @@ def rate(trial: TrialRow) -> float | None:
 def _queue(desk: Desk, number: int, lr: float) -> None:
     config = desk.config
     arm = replace(arms.identity(config.kernel_size, lr), init=config.init)
-    desk.add(number, "rate", f"lr {lr:g}", arm, seeds=config.seeds, budget=config.training.budget)
+    # The best rate moves with the budget, and what is judged is trained for this one.
+    desk.add(number, "rate", f"lr {lr:g}", arm, seeds=config.seeds, budget=config.confirm_budget)
 
 
 def _conclude(desk: Desk, trials: list[TrialRow], by_rate: dict[float, float]) -> None:

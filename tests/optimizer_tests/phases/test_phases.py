@@ -24,7 +24,7 @@ def automatic(**changes: object) -> dict[str, object]:
     return {"training": {"lr": "auto"}, **changes}
 
 
-def test_identity_is_trained_at_every_rate_with_the_searchs_seeds_and_budget(
+def test_identity_is_trained_at_every_rate_with_the_searchs_seeds_and_the_confirmations_budget(
     database: Engine,
 ) -> None:
     given = small(**automatic())
@@ -34,7 +34,7 @@ def test_identity_is_trained_at_every_rate_with_the_searchs_seeds_and_budget(
     assert all(arm.densities == {3: (1.0,)} for arm in now.calibrate.trials)
     assert all(arm.state == "complete" for arm in now.calibrate.trials)
     measured = [(row.trial, row.seed, row.budget) for row in now.calibrate.rows]
-    assert measured == [(n, seed, given.training.budget) for n in range(5) for seed in given.seeds]
+    assert measured == [(n, seed, given.confirm_budget) for n in range(5) for seed in given.seeds]
 
 
 def test_search_and_confirmation_train_at_the_calibrated_rate(database: Engine) -> None:
@@ -191,7 +191,7 @@ def test_a_job_tells_its_phase_and_arm(database: Engine) -> None:
 
 def test_phases_may_use_the_same_numbers_and_seeds(database: Engine) -> None:
     """Calibration and search both have a trial 0 with the same seeds and budget."""
-    now = run(database, small(**automatic()), best_at_2e3)
+    now = run(database, small(confirm={"budget": 2}, **automatic()), best_at_2e3)
     first = {(row.trial, row.seed, row.budget) for row in now.calibrate.rows}
     assert first & {(row.trial, row.seed, row.budget) for row in now.rows}
     worker = roster.register(database, now.study.id, "host", 1, "CPU", {})

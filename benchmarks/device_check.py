@@ -70,7 +70,11 @@ def run(name: str, plan: Plan) -> dict[str, Any]:
     theirs.close()
     figures: dict[str, Any]
     try:
-        figures = ours.recv() if ours.poll(limit) else {"error": f"not done after {limit:.0f} s"}
+        if ours.poll(limit):
+            figures = ours.recv()
+        else:
+            figures = {"error": f"not done after {limit:.0f} s"}
+            process.kill()
     except EOFError:
         process.join()
         figures = {"error": f"its process ended with code {process.exitcode}"}

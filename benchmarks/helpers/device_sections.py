@@ -8,7 +8,7 @@ import io
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -261,7 +261,7 @@ def job(plan: Plan) -> Figures:
     waiting = [_job(case, 0.4 + 0.02 * number, seed=number % 3) for number in range(count)]
     started = time.perf_counter()
 
-    def refill(free: Iterable[int] = ()) -> list[Job]:
+    def refill() -> list[Job]:
         joining, ended[:] = waiting[: len(ended)], []
         del waiting[: len(joining)]
         return joining

@@ -365,7 +365,8 @@ def memory(plan: Plan) -> Figures:
     slots = slots_of(plan, case)
     if plan.on_gpu:
         total = torch.cuda.get_device_properties(plan.device).total_memory
-        torch.cuda.set_per_process_memory_fraction(3 * 2**30 / total, plan.device)
+        here = torch.cuda.current_device()  # a device without a number is refused here
+        torch.cuda.set_per_process_memory_fraction(3 * 2**30 / total, here)
     sizes: list[int] = []
 
     def rate(size: int) -> float:

@@ -58,9 +58,14 @@ def all_gpus() -> list[str]:
 
 
 def _gpus() -> int:
-    """Return how many GPUs torch sees. Nothing here starts CUDA, which reads its settings then."""
-    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(QUEUES))
+    """Return how many GPUs torch sees."""
+    _ask_for_queues()
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _ask_for_queues() -> None:
+    """Have a GPU serve all streams side by side; CUDA reads this when it starts in a process."""
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(QUEUES))
 
 
 def _check_driver() -> None:
@@ -143,6 +148,7 @@ def make_repeatable(device: torch.device) -> None:
         torch.set_num_threads(1)
         _keep_freed_memory()
         return
+    _ask_for_queues()
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True

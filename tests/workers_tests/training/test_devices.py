@@ -201,9 +201,9 @@ def settings_after(device: str) -> list[str]:
         f"make_repeatable(torch.device({device!r})); cudnn = torch.backends.cudnn;"
         "print(torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark,"
         "os.environ.get('CUBLAS_WORKSPACE_CONFIG'), cudnn.allow_tf32,"
-        "torch.backends.cuda.matmul.allow_tf32)"
+        "torch.backends.cuda.matmul.allow_tf32, os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS'))"
     )
-    environment = {key: os.environ[key] for key in os.environ if "CUBLAS" not in key}
+    environment = {key: os.environ[key] for key in os.environ if key[:2] != "CU"}
     done = subprocess.run(
         [sys.executable, "-c", program],
         capture_output=True,
@@ -223,7 +223,11 @@ def test_a_gpu_worker_takes_deterministic_algorithms() -> None:
 
 
 def test_a_gpu_worker_computes_float32_in_float32() -> None:
-    assert settings_after("cuda")[4:] == ["False", "False"]  # TF32: convolutions, products
+    assert settings_after("cuda")[4:6] == ["False", "False"]  # TF32: convolutions, products
+
+
+def test_a_gpu_worker_that_is_given_its_device_has_a_queue_for_every_stream() -> None:
+    assert settings_after("cuda")[6] == "32"
 
 
 # Memory

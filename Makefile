@@ -20,7 +20,7 @@ numerical: $(VENV)/installed-test  ## the numerical tests again, as on a CPU wit
 	LD_PRELOAD=libc_malloc_debug.so.0 $(BIN)/pytest -n 2 -m numerical
 
 chaos: $(VENV)/installed-test  ## processes killed, PostgreSQL restarted and gone, for half an hour
-	$(BIN)/pytest -m long -s tests/chaos
+	$(BIN)/pytest -m long -s tests/chaos tests/optimizer_tests/phases/test_failover.py
 
 image: $(VENV)/installed-test  ## docker/ built and started in a Docker engine, a study to its preset
 	$(BIN)/pytest -m long -s tests/elsewhere/test_image.py

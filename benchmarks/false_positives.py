@@ -30,7 +30,7 @@ from optimizer.cli import environment, session
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict
-from optimizer.phases import optuna_study
+from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
 from optimizer.snapshot import Snapshot
 from storage import server
@@ -195,7 +195,7 @@ def main() -> int:
         os.environ["DENSITUNE_HOME"] = home
         os.environ.pop("DENSITUNE_STORAGE", None)
         engine = environment.open_storage(None)  # the server stays as long as somebody uses it
-        optuna_study.exists(engine, given.name)  # makes Optuna's tables, once
+        optuna_tables.make(engine)  # once
         engine.dispose()
         prepare(given)
         with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:

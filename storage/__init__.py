@@ -12,6 +12,7 @@ migrations  how the schema came about (Alembic)
 studies     studies by name
 trials      what was proposed
 jobs        the queue: claim, lease, heartbeat, release
+steps       the proposer's role, and transactions that hold it
 leases      when a lease has run out, which workers live, and which jobs are free
 failures    why jobs failed, and what follows from that
 ledger      the measurements

@@ -38,9 +38,8 @@ FORM = "postgresql://user:password@host:5432/database"
 DRIVER = "postgresql+psycopg2"
 SCHEMES = ("postgres", "postgresql", DRIVER)
 
-# Milliseconds, but for connect_timeout and keepalives (seconds). The longest is for the proposer,
-# which holds its lock as an open transaction while Optuna's Gaussian process thinks: seconds for
-# one proposal, a minute for many. If its host vanishes, this frees the lock.
+# Milliseconds, but for connect_timeout and keepalives (seconds). The longest frees the proposer's
+# role (storage.steps) if its process is suspended or its host vanishes.
 SETTINGS = {
     # Where Optuna keeps its tables. A user named densitune would look into our schema first.
     "search_path": "public",
@@ -203,27 +202,6 @@ def alone(engine: Engine, what: str) -> Iterator[Connection]:
             {"name": f"densitune {what}"},
         )
         yield connection
-
-
-def may_propose(engine: Engine) -> bool:
-    """Tell whether this connection's role may add trials; a worker's may not (storage.roles)."""
-    query = text("SELECT has_table_privilege('densitune.trials', 'INSERT')")
-    with engine.connect() as connection:
-        return bool(connection.scalar(query))
-
-
-@contextmanager
-def proposer_lock(engine: Engine, study_id: int) -> Iterator[Connection | None]:
-    """Yield an open transaction that holds the proposer's role for the study, or None if taken.
-
-    The role lasts as long as the transaction, which commits at the end and rolls back on an error.
-    """
-    with engine.begin() as connection:
-        taken = connection.scalar(
-            text("SELECT pg_try_advisory_xact_lock(hashtextextended(:name, 0))"),
-            {"name": f"densitune proposer {study_id}"},
-        )
-        yield connection if taken else None
 
 
 def _revive_with(engine: Engine, revive: Callable[[], bool]) -> None:

@@ -10,7 +10,13 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
+from sqlalchemy.exc import (
+    DBAPIError,
+    InterfaceError,
+    OperationalError,
+    PendingRollbackError,
+    TimeoutError,
+)
 
 from storage.errors import StorageUnreachableError
 
@@ -57,7 +63,8 @@ def is_passing(error: BaseException | None) -> bool:
     has no code; all of it counts as passing, a wrong password too: whoever waits has a limit.
     """
     while error is not None:
-        if isinstance(error, TimeoutError):  # all connections of this process are busy
+        # All connections of this process are busy, or the one that it went on with was just lost.
+        if isinstance(error, TimeoutError | PendingRollbackError):
             return True
         if isinstance(error, DBAPIError):
             code = getattr(error.orig, "pgcode", None)

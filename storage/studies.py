@@ -91,6 +91,13 @@ def find(engine: Engine, name: str) -> Study | None:
     return None if row is None else _study(row)
 
 
+def numbers(connection: Connection) -> dict[str, int]:
+    """Return the numbers of all studies by name."""
+    columns = tables.studies.c
+    rows = connection.execute(select(columns.name, columns.id))
+    return {row.name: row.id for row in rows}
+
+
 def overview(engine: Engine) -> list[StudyOverview]:
     """Return all studies, oldest first."""
     query = text(f"""
@@ -227,17 +234,14 @@ def _set(connection: Connection, study_id: int, **values: Any) -> None:
     )
 
 
-def delete(engine: Engine, study_id: int) -> None:
+def delete(connection: Connection, study_id: int) -> None:
     """Delete the study with everything that belongs to it in these tables (not in Optuna's)."""
-    with engine.begin() as connection:
-        # However large it is; and the proposer may have to end its transaction first.
-        connection.execute(text("SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = '1min'"))
-        # In the order in which everybody locks jobs: no deadlock with a worker that is recording.
-        connection.execute(
-            text("SELECT 1 FROM densitune.jobs WHERE study_id = :study ORDER BY id FOR UPDATE"),
-            {"study": study_id},
-        )
-        connection.execute(tables.studies.delete().where(tables.studies.c.id == study_id))
+    # In the order in which everybody locks jobs: no deadlock with a worker that is recording.
+    connection.execute(
+        text("SELECT 1 FROM densitune.jobs WHERE study_id = :study ORDER BY id FOR UPDATE"),
+        {"study": study_id},
+    )
+    connection.execute(tables.studies.delete().where(tables.studies.c.id == study_id))
 
 
 def _study(row: Row[Any]) -> Study:

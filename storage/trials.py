@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, insert, text, update
+from sqlalchemy import Connection, Row, insert, select, text, update
 
 from storage import jobs, tables
 from storage.failures import POLICIES, Kind
@@ -124,6 +124,15 @@ def all_of(connection: Connection, study_id: int, phase: Phase) -> list[TrialRow
     """)
     rows = connection.execute(query, {"study": study_id, "phase": phase})
     return [_trial(row) for row in rows]
+
+
+def optuna_numbers(connection: Connection, study_id: int) -> set[int]:
+    """Return the numbers that Optuna's trials behind those of a study have."""
+    columns = tables.trials.c
+    query = select(columns.optuna_number).where(
+        columns.study_id == study_id, columns.optuna_number.is_not(None)
+    )
+    return set(connection.scalars(query))
 
 
 def _trial(row: Row[Any]) -> TrialRow:

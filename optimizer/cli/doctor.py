@@ -53,6 +53,7 @@ def examine(engine: Engine, home: Path, name: str | None) -> list[Diagnosis]:
         return diagnoses + schema
     chosen = _chosen(engine, name)
     diagnoses += doctor_checks.connections(engine)
+    diagnoses += doctor_checks.leftovers(engine)
     for study in chosen:
         diagnoses += doctor_checks.of_study(engine, study)
         diagnoses += _checkpoints(engine, home / "checkpoints", study)

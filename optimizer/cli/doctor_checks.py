@@ -15,11 +15,10 @@ from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.evidence import differences
-from optimizer.phases import optuna_study
-from optimizer.phases.optuna_study import DensityStudy
+from optimizer.phases import optuna_study, optuna_tables, upkeep
 from optimizer.phases.proposer import Proposer
 from optimizer.show import words
-from storage import database, inspection, jobs, leases, ledger, studies, trials
+from storage import database, inspection, jobs, leases, ledger, steps, studies, trials
 from storage.failures import Kind
 from storage.ledger import LedgerRow
 from storage.studies import Study
@@ -89,6 +88,17 @@ def connections(engine: Engine) -> Iterator[Diagnosis]:
             what=f"it admits {now.admitted} connections, {now.used} are in use, and "
             f"{now.live_workers} live workers need up to {wanted}: {missing} too few",
             remedy=f"raise max_connections by {missing} or more, or put PgBouncer in front",
+        )
+
+
+def leftovers(engine: Engine) -> Iterator[Diagnosis]:
+    """Find Optuna studies that have outlived densitune's; nobody else may use their names."""
+    for name, owner in upkeep.leftovers(engine).items():
+        yield Diagnosis(
+            where=f"study {name}",
+            what="it was deleted, and its Optuna study is still there",
+            remedy="--fix removes it",
+            fix=partial(upkeep.clear, engine, name, owner),
         )
 
 
@@ -190,14 +200,20 @@ def _at_a_standstill(engine: Engine, study: Study, config: StudyConfig) -> Itera
 
 
 def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[Diagnosis]:
-    """Compare what Optuna was told with the ledger. Ours is read first: Optuna is told before."""
+    """Compare what Optuna was told with the ledger, both as they are at one moment."""
     where = f"study {study.name}"
-    with engine.connect() as connection:
+    tables = optuna_tables.joined(engine)
+    with steps.one_moment(engine) as connection:
         rows = trials.all_of(connection, study.id, "search")
         measured = ledger.read(connection, study.id, "search")
+        told = None
+        if tables is not None:
+            tables.join(connection)
+            behind = optuna_study.find(tables, config, study.id)
+            told = None if behind is None else behind.told()
     if not rows:
         return
-    if not optuna_study.exists(engine, study.name):
+    if told is None:
         yield Diagnosis(
             where=where,
             what="Optuna's study of this name has been deleted with another tool",
@@ -205,8 +221,6 @@ def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[D
             f"densitune delete {study.name}",
         )
         return
-    projected = DensityStudy(engine, config)
-    told = projected.told()
     for row in rows:
         if row.state == "running" or row.optuna_number is None:
             continue
@@ -226,7 +240,9 @@ def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[D
                 where=where,
                 what=f"trial {row.number} is {row.state}, but Optuna was not told",
                 remedy="--fix tells it",
-                fix=partial(projected.tell, row.optuna_number, row.state, differences),
+                fix=partial(
+                    upkeep.tell, engine, study.id, config, row.optuna_number, row.state, differences
+                ),
             )
         elif (outcome, told_value) != (row.state, value):
             yield Diagnosis(
@@ -236,14 +252,20 @@ def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[D
                 remedy="what is proposed next may suffer from it; export and report go by the "
                 "ledger and are right",
             )
-    known = {row.optuna_number for row in rows if row.optuna_number is not None}
-    orphans = [n for n, (outcome, _) in told.items() if outcome is None and n not in known]
-    if orphans and studies.is_over(study, "search"):  # before that, the proposer goes on with them
+    begun = {number for number, (outcome, _) in told.items() if outcome is None}
+    yield from _strays(engine, study, config, begun - {row.optuna_number for row in rows})
+
+
+def _strays(
+    engine: Engine, study: Study, config: StudyConfig, strays: set[int]
+) -> Iterator[Diagnosis]:
+    """Report trials that are open in Optuna's study and none of ours."""
+    if strays:
         yield Diagnosis(
-            where=where,
-            what=f"Optuna's trials {orphans} are running for ever: proposers that died began them",
-            remedy="--fix marks them as failed",
-            fix=partial(projected.close, known),
+            where=f"study {study.name}",
+            what=f"Optuna's trials {sorted(strays)} are not densitune's: another tool began them",
+            remedy="--fix marks them as failed, as the next proposal does",
+            fix=partial(upkeep.fail_strays, engine, study.id, config),
         )
 
 

@@ -244,10 +244,10 @@ def dashboard(
 
     from optimizer.cli import serving
     from optimizer.cli.gate import Gate, own_names
-    from optimizer.phases import optuna_study
+    from optimizer.phases import optuna_tables
 
     engine = environment.open_storage(storage)
-    shown = optuna_dashboard.wsgi(optuna_study.optuna_storage(engine))
+    shown = optuna_dashboard.wsgi(optuna_tables.alone(engine))
     gate = Gate(shown, names={host, *own_names()}, changes=allow_changes)
     with serving.listening(gate, host, port) as server:
         print(f"{serving.url(host, port)}?token={gate.token}  (Ctrl-C ends it)", flush=True)

@@ -19,7 +19,7 @@ from optimizer.cli.fleet import Fleet
 from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig, parse
 from optimizer.errors import StudyFailedError, UsageError
-from optimizer.phases import extension, optuna_study
+from optimizer.phases import extension, optuna_study, upkeep
 from optimizer.phases.proposer import Proposer
 from optimizer.show import terminal
 from optimizer.snapshot import Snapshot
@@ -52,12 +52,14 @@ def create(
     UsageError, with nothing written, if the name is taken by a study with another config or other
     data, or by an Optuna study of somebody else.
     """
+    # Before ours is looked for: whoever launches the same at this moment stores that one first.
+    taken = config.name in upkeep.names(engine)
     study = studies.find(engine, config.name)
     if study is None:
-        if optuna_study.exists(engine, config.name):
+        if taken:
             raise UsageError(
-                f"study name {config.name} is taken by an Optuna study that is not densitune's; "
-                f"choose another name"
+                f"study name {config.name} is taken by an Optuna study; choose another name, or, "
+                f"if it is left of a deleted study of ours, remove it: densitune doctor --fix"
             )
         provenance = {
             "source": source,
@@ -103,8 +105,7 @@ def clear(engine: Engine, name: str) -> None:
 def delete(engine: Engine, study: Study) -> None:
     """Delete a study with all its measurements, here and in Optuna's tables."""
     studies.set_state(engine, study.id, "stopped")
-    optuna_study.delete(engine, study.name)
-    studies.delete(engine, study.id)
+    upkeep.delete(engine, study)
 
 
 def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
@@ -154,7 +155,7 @@ def run(
 
 
 def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, show: Show) -> None:
-    proposer = _patiently(lambda: Proposer(engine, study.id, config), study)
+    proposer = Proposer(engine, study.id, config)
     refreshed = 0.0
 
     def turn() -> Study:

@@ -41,7 +41,7 @@ from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports
 from optimizer.show import terminal, words
 from optimizer.show.confirmation_table import arms_table
-from storage import database, retry, studies
+from storage import retry, steps, studies
 from storage.states import Phase
 from storage.studies import Study
 
@@ -266,11 +266,11 @@ def _take_role_when_idle(engine: Engine, study: Study, config: StudyConfig) -> C
 
     @functools.cache
     def proposer() -> "Proposer | None":
-        if not database.may_propose(engine):
+        if not steps.may_propose(engine):
             return None
         from optimizer.phases.proposer import Proposer
 
-        return Proposer(engine, study.id, config)
+        return Proposer(engine, study.id, config, creates=False)
 
     def advance() -> None:
         taken = proposer()

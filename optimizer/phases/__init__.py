@@ -1,16 +1,18 @@
 """The course of a study: what is trained next, phase by phase.
 
-desk          what a step has in hand, and what all phases do alike
-proposer      the role that keeps the job queue filled
-calibration   phase 1: the learning rate, by identity at a grid of rates
-search        phase 2: densities that Optuna proposes, told in step with the ledger
-confirmation  phase 3: finalists with fresh seeds, beside identity and controls
-comparisons   a finalist of the confirmation beside its arms
-holdout       after the verdict: identity and the winner on the test split
-learned       the density that a trainable arm learns by gradient: one more finalist
-remaining     how much of a phase is left
-extension     a decided study goes on with more fresh seeds, once
-bars          what a trial has to reach at a rung
-optuna_study  the Optuna study: ask and tell
-samplers      which of Optuna's samplers proposes, and what it sees
+desk           what a step has in hand, and what all phases do alike
+proposer       the role that keeps the job queue filled
+calibration    phase 1: the learning rate, by identity at a grid of rates
+search         phase 2: densities that Optuna proposes, told in step with the ledger
+confirmation   phase 3: finalists with fresh seeds, beside identity and controls
+comparisons    a finalist of the confirmation beside its arms
+holdout        after the verdict: identity and the winner on the test split
+learned        the density that a trainable arm learns by gradient: one more finalist
+remaining      how much of a phase is left
+extension      a decided study goes on with more fresh seeds, once
+bars           what a trial has to reach at a rung
+optuna_study   the Optuna study: ask and tell
+optuna_tables  where Optuna's tables come from, and in whose transaction they are written
+upkeep         Optuna's studies deleted, cleared away and put in step
+samplers       which of Optuna's samplers proposes, and what it sees
 """

@@ -28,7 +28,7 @@ from storage.studies import Study
 from storage.trials import TrialRow
 
 
-def step(desk: Desk, optuna: DensityStudy) -> bool:
+def step(desk: Desk, optuna: DensityStudy | None) -> bool:
     """Take the next step if there is one now: learn, begin, or judge a batch that has ended."""
     trained = desk.trials("confirm")
     if not trained and desk.config.confirm.trainable:
@@ -47,7 +47,7 @@ def step(desk: Desk, optuna: DensityStudy) -> bool:
     return True
 
 
-def _begin(desk: Desk, optuna: DensityStudy, trained: Sequence[TrialRow]) -> None:
+def _begin(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow]) -> None:
     """Choose the finalists and queue the first batch; without finalists there are no verdicts.
 
     `trained` is the trainable arm, if there is one.
@@ -98,7 +98,7 @@ def _add(
     desk.add(number, role, label, floored, seeds=fresh, budget=budget, origin=origin)
 
 
-def _judge(desk: Desk, optuna: DensityStudy, trained: Sequence[TrialRow]) -> None:
+def _judge(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow]) -> None:
     """Take the one step that follows from what has ended: controls, more seeds, or verdicts.
 
     A finalist that was judged before is judged as then: its arms have had no seed since.
@@ -214,16 +214,16 @@ def _queue_batch(desk: Desk, identity: TrialRow, going_on: Sequence[Group]) -> N
     desk.train_on(identity, fresh[identity.jobs : most], budget)
 
 
-def _decide(desk: Desk, optuna: DensityStudy, verdicts: Sequence[FinalistVerdict]) -> None:
+def _decide(desk: Desk, optuna: DensityStudy | None, verdicts: Sequence[FinalistVerdict]) -> None:
     """Store the verdicts; the study ends with them unless the test split is still to be read.
 
-    Optuna's study is told what to do about it: its best value is the search's, unconfirmed.
+    Optuna's study, if it is still there, is told what to do: its best value is unconfirmed.
     """
     stored, winner, config = [one.model_dump() for one in verdicts], best(verdicts), desk.config
     told = advice.of_study(winner, config.proxy.family, config.init, decided=True)
-    optuna.conclude(
-        {"advice": told, "verdict": "unconfirmed" if winner is None else winner.verdict}
-    )
+    if optuna is not None:
+        verdict = "unconfirmed" if winner is None else winner.verdict
+        optuna.conclude({"advice": told, "verdict": verdict})
     studies.decide(desk.connection, desk.study.id, stored)
     if desk.study.holdout is not None or not holdout.is_due(desk.config, verdicts):
         studies.finish(desk.connection, desk.study.id)

@@ -1,4 +1,4 @@
-"""The Optuna study behind a densitune study: with `samplers`, the only code that knows Optuna.
+"""The Optuna study behind a densitune study: asked and told.
 
 It stays a normal Optuna study, which Optuna's own command line and optuna-dashboard open. Only the
 proposer writes to it, and always in the order of trial numbers, so that a proposal depends on
@@ -15,8 +15,9 @@ from typing import Any, Literal
 import optuna
 from optuna.distributions import FloatDistribution
 from optuna.exceptions import ExperimentalWarning
-from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy import Engine
+from optuna.storages import BaseStorage
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
 
 from densitune import density
 from densitune.density import Densities
@@ -24,7 +25,6 @@ from optimizer import design
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
 from optimizer.phases import samplers
-from storage import database
 
 Outcome = Literal["complete", "pruned", "failed"]
 _STATES: dict[Outcome, TrialState] = {
@@ -33,23 +33,17 @@ _STATES: dict[Outcome, TrialState] = {
     "failed": TrialState.FAIL,
 }
 
-optuna.logging.set_verbosity(optuna.logging.WARNING)
+OWNER = "densitune study"
+"""The attribute of an Optuna study that holds the number of densitune's."""
+METRIC = "difference in "
+"""What the metric's name begins with. By it those are known that were begun without the former."""
 
 
 class DensityStudy:
     """An Optuna study whose parameters are the values of the densities, outermost first."""
 
-    def __init__(self, engine: Engine, config: StudyConfig) -> None:
-        self._config = config
-        with _quiet():
-            self._study = optuna.create_study(
-                storage=optuna_storage(engine),
-                study_name=config.name,
-                direction="maximize",
-                load_if_exists=True,
-                pruner=optuna.pruners.NopPruner(),
-            )
-            self._name_metric(f"difference in {config.metric} ({config.unit})")
+    def __init__(self, study: Study, config: StudyConfig) -> None:
+        self._study, self._config = study, config
         self._distributions = {
             name: FloatDistribution(config.density.low, config.density.high)
             for k in config.kernel_size
@@ -59,16 +53,16 @@ class DensityStudy:
     def ask(self, number: int, ours: set[int]) -> tuple[int, Densities]:
         """Propose densitune's trial `number`; return Optuna's number and the densities.
 
-        `ours` are the Optuna numbers that belong to earlier trials. A running trial that is not
-        among them is what a proposer left behind when it died: it is completed, not repeated.
+        `ours` are the Optuna numbers that belong to earlier trials; all else that runs or waits is
+        failed first, so that it is not taken for this one.
         """
+        self.fail_strays(ours)
         point = self._point_known_in_advance(number)
         with _quiet():
             self._study.sampler = samplers.for_trial(self._config.search, number)
-            orphan = self._orphan(ours)
-            if orphan is None and point is not None and not self._waiting():
+            if point is not None:
                 self._study.enqueue_trial(point)
-            trial = self._study.ask() if orphan is None else Trial(self._study, orphan._trial_id)
+            trial = self._study.ask()
             values = {
                 name: trial.suggest_float(name, distribution.low, distribution.high)
                 for name, distribution in self._distributions.items()
@@ -76,7 +70,7 @@ class DensityStudy:
         if point is not None and values != point:
             raise StudyFailedError(
                 f"Optuna gave trial {trial.number} of study {self._config.name} the parameters "
-                f"{values} where {point} were asked for; something else has written to this study"
+                f"{values} where {point} were asked for; something else writes to this study now"
             )
         densities = {k: tuple(values[name] for name in _names(k)) for k in self._config.kernel_size}
         return trial.number, densities
@@ -110,6 +104,13 @@ class DensityStudy:
                 f"something else has written to this Optuna study"
             )
 
+    def is_there(self) -> bool:
+        """Tell whether nobody has deleted it."""
+        try:
+            return self._storage.get_study_id_from_name(self._config.name) == self._study._study_id
+        except KeyError:
+            return False
+
     def told(self) -> dict[int, tuple[Outcome | None, float | None]]:
         """Return what Optuna holds, by its number: outcome (None: not yet told) and value."""
         outcomes = {state: outcome for outcome, state in _STATES.items()}
@@ -121,39 +122,22 @@ class DensityStudy:
         for key, value in attributes.items():
             self._study.set_user_attr(key, value)
 
-    def close(self, ours: set[int]) -> None:
-        """Fail what still runs and is none of the trials `ours`; again is harmless.
+    def fail_strays(self, ours: set[int]) -> None:
+        """Fail what runs or waits and is none of the trials `ours`; again is harmless.
 
-        Proposers that died have left it behind, and no further trial will use it.
+        Another tool has begun it, or a proposer of an older version that died.
         """
-        while (orphan := self._orphan(ours)) is not None:
-            self._study.tell(orphan.number, state=TrialState.FAIL, skip_if_finished=True)
-
-    def _name_metric(self, name: str) -> None:
-        """Name what is told; StudyFailedError if this study was told something else so far."""
-        named = self._study.metric_names
-        if named is None:
-            self._study.set_metric_names([name])
-        elif named != [name]:
-            raise StudyFailedError(
-                f"study {self._config.name} holds {named[0]} where this densitune tells {name}: it "
-                f"was begun by another version; finish it with that one, or begin anew: "
-                f"densitune delete {self._config.name}"
-            )
+        open_states = (TrialState.RUNNING, TrialState.WAITING)
+        for trial in self._study.get_trials(deepcopy=False, states=open_states):
+            if trial.number not in ours:
+                self._storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
 
     @property
-    def _storage(self) -> optuna.storages.BaseStorage:
+    def _storage(self) -> BaseStorage:
         return self._study._storage
 
     def _frozen(self, optuna_number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[optuna_number]
-
-    def _orphan(self, ours: set[int]) -> FrozenTrial | None:
-        running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return next((trial for trial in running if trial.number not in ours), None)
-
-    def _waiting(self) -> bool:
-        return bool(self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
 
     def _point_known_in_advance(self, number: int) -> dict[str, float] | None:
         """Return the parameters of an anchor or of a point of a design, None for a sampler's."""
@@ -175,15 +159,62 @@ class DensityStudy:
         return dict(zip(self._distributions, values, strict=True))
 
 
-def exists(engine: Engine, name: str) -> bool:
-    """Tell whether there is an Optuna study of this name, densitune's or not."""
-    return name in optuna.get_all_study_names(optuna_storage(engine))
+def create(storage: BaseStorage, config: StudyConfig, study_id: int) -> DensityStudy:
+    """Create the Optuna study behind a densitune study that has none."""
+    with _quiet():
+        study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
+        study.set_user_attr(OWNER, study_id)
+        study.set_metric_names([_metric(config)])
+    return DensityStudy(study, config)
 
 
-def delete(engine: Engine, name: str) -> None:
-    """Delete the Optuna study of this name; nothing happens if there is none."""
-    if exists(engine, name):
-        optuna.delete_study(study_name=name, storage=optuna_storage(engine))
+def find(storage: BaseStorage, config: StudyConfig, study_id: int) -> DensityStudy | None:
+    """Return the Optuna study behind a densitune study, None if there is none.
+
+    StudyFailedError if the one of its name belongs to another, or was told something else so far.
+    """
+    try:
+        study = optuna.load_study(storage=storage, study_name=config.name)
+    except KeyError:
+        return None
+    with _quiet():
+        named, owner = study.metric_names, study.user_attrs.get(OWNER, study_id)
+    if named is None or owner != study_id:
+        raise StudyFailedError(
+            f"the Optuna study {config.name} is not that of densitune's study of this name; "
+            f"if it is left of a deleted one, remove it: densitune doctor --fix"
+        )
+    if named != [_metric(config)]:
+        raise StudyFailedError(
+            f"study {config.name} holds {named[0]} where this densitune tells {_metric(config)}: "
+            f"it was begun by another version; finish it with that one, or begin anew: "
+            f"densitune delete {config.name}"
+        )
+    return DensityStudy(study, config)
+
+
+def names(storage: BaseStorage) -> set[str]:
+    """Return the names of all Optuna studies, densitune's or not."""
+    return set(optuna.get_all_study_names(storage))
+
+
+def owners(storage: BaseStorage) -> dict[str, int | None]:
+    """Return, by name, the numbers of densitune's studies behind which Optuna studies stand.
+
+    None for one that an older version began, without the attribute.
+    """
+    found = dict[str, int | None]()
+    for study in storage.get_all_studies():
+        owner = study.user_attrs.get(OWNER)
+        metrics = study.system_attrs.get("study:metric_names") or [""]
+        if owner is not None or metrics[0].startswith(METRIC):
+            found[study.study_name] = owner
+    return found
+
+
+def delete(storage: BaseStorage, name: str) -> None:
+    """Delete the Optuna study of this name."""
+    optuna.delete_study(study_name=name, storage=storage)
 
 
 def versions() -> dict[str, str]:
@@ -192,20 +223,8 @@ def versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def optuna_storage(engine: Engine) -> optuna.storages.RDBStorage:
-    """Return Optuna's storage in our database, its tables made if they are not there.
-
-    It borrows our pool, so that a process has at most two connections whatever it does.
-    """
-    url = engine.url.render_as_string(hide_password=False)
-    if not database.has_table(engine, "alembic_version"):  # the last of its tables
-        # Optuna does not cope with several processes that make its tables at once. It takes two
-        # connections for that, and one of our pool's holds the lock.
-        once = engine.pool.recreate()
-        with database.alone(engine, "optuna"):
-            optuna.storages.RDBStorage(url, engine_kwargs={"pool": once})
-        once.dispose()
-    return optuna.storages.RDBStorage(url, engine_kwargs={"pool": engine.pool})
+def _metric(config: StudyConfig) -> str:
+    return f"{METRIC}{config.metric} ({config.unit})"
 
 
 def _names(kernel_size: int) -> list[str]:

@@ -64,11 +64,7 @@ def _tree_parzen(seed: int) -> BaseSampler:
 
 
 class _Random(RandomSampler):
-    """Draws each parameter with a generator of its own.
-
-    A proposer that goes on with a trial finds some of its parameters drawn, and the others must
-    come out as they would have.
-    """
+    """Draws each parameter with a generator of its own, so that none shifts the others."""
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed)
@@ -90,8 +86,7 @@ class _GaussianProcess(GPSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        # Optuna stores what it proposes before it returns it. A proposer that goes on with this
-        # trial must not take that for another trial's, and avoid it.
+        # What it keeps away from are other trials.
         return super().sample_relative(_Estimated(study, trial.number), trial, search_space)
 
 

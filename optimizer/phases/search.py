@@ -33,7 +33,7 @@ def step(desk: Desk, optuna: DensityStudy) -> bool:
         _propose(desk, optuna, trials, told)
         return True
     if told == search.trials:
-        optuna.close(_optuna_numbers(trials))
+        optuna.fail_strays(_optuna_numbers(trials))
         desk.enter("confirm")
         return True
     if desk.waits_for([trials[told]]):

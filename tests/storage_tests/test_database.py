@@ -16,13 +16,12 @@ from sqlalchemy import Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 
 from optimizer.arms import Arm
-from optimizer.phases.optuna_study import optuna_storage
-from storage import jobs, ledger, roster, studies, tables, trials
+from optimizer.phases import optuna_tables
+from storage import jobs, ledger, roster, steps, studies, tables, trials
 from storage.database import (
     connect,
     masked,
     prepare,
-    proposer_lock,
     translated,
     with_password,
 )
@@ -141,7 +140,7 @@ def test_a_user_named_like_our_schema_keeps_optunas_tables_apart(
     with database.begin() as connection:
         connection.execute(text("CREATE ROLE densitune SUPERUSER LOGIN"))
     engine = connect(database.url.set(username="densitune").render_as_string(hide_password=False))
-    optuna_storage(engine)
+    optuna_tables.alone(engine)
     with engine.connect() as connection:
         assert connection.scalar(text("SELECT to_regclass('public.trial_params')")) is not None
         assert connection.scalar(text("SELECT to_regclass('densitune.trial_params')")) is None
@@ -315,19 +314,19 @@ def test_unknown_state_is_refused(study: studies.Study, database: Engine) -> Non
 
 def test_only_one_holds_the_proposers_role(database: Engine, database_url: str) -> None:
     other = connect(database_url)
-    with proposer_lock(database, 1) as mine:
+    with steps.begun(database, 1) as mine:
         assert mine is not None
-        with proposer_lock(other, 1) as taken, proposer_lock(other, 2) as another_study:
+        with steps.begun(other, 1) as taken, steps.begun(other, 2) as another_study:
             assert taken is None
             assert another_study is not None
-    with proposer_lock(other, 1) as free:
+    with steps.begun(other, 1) as free:
         assert free is not None
     other.dispose()
 
 
 def test_proposers_transaction_is_all_or_nothing(study: studies.Study, database: Engine) -> None:
     def rename_and_divide(by: int) -> None:
-        with proposer_lock(database, study.id) as connection:
+        with steps.begun(database, study.id) as connection:
             assert connection is not None
             connection.execute(text("UPDATE densitune.studies SET name = 'renamed'"))
             assert 1 // by

@@ -11,7 +11,7 @@ from support.queued import add_trial, enter, expire_leases, lose_often, states
 from support.searches import contents, create, finish, make_config
 
 from optimizer import snapshot
-from optimizer.phases.optuna_study import optuna_storage
+from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
 from optimizer.show import terminal
 from storage import failures, jobs, leases, ledger, roster, studies, trials
@@ -270,7 +270,7 @@ def test_what_is_told_does_not_depend_on_who_failed_and_what_they_said(database:
                     else:
                         finish(database, worker, job)
         ours, rows = contents(database, study_id)
-        theirs = optuna.load_study(study_name=name, storage=optuna_storage(database)).trials
+        theirs = optuna.load_study(study_name=name, storage=optuna_tables.alone(database)).trials
         assert (ours[3].state, ours[4].state) == ("failed", "complete")
         found.append(
             (

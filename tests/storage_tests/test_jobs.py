@@ -233,7 +233,8 @@ def test_deleted_study_ends_its_workers_gently(database: Engine, study: studies.
     worker = enter(database, study)
     add_trial(database, study, 0, [0])
     [job] = jobs.claim(database, study.id, worker, 1, 60)
-    studies.delete(database, study.id)
+    with database.begin() as connection:
+        studies.delete(connection, study.id)
     assert studies.state(database, study.id) is None
     assert jobs.heartbeat(database, worker, 60) == Beat(study_state=None, held=frozenset())
     assert jobs.claim(database, study.id, worker, 1, 60) == []

@@ -14,9 +14,9 @@ from support.queued import add_trial, expire_leases
 
 from optimizer import snapshot
 from optimizer.cli import train
-from optimizer.phases import optuna_study
+from optimizer.phases import optuna_study, optuna_tables, upkeep
 from storage import database as db
-from storage import jobs, ledger, roles, roster, studies
+from storage import jobs, ledger, roles, roster, steps, studies
 from storage.database import connect
 from storage.errors import StorageError
 from storage.failures import POLICIES
@@ -179,8 +179,7 @@ def test_a_proposer_launches_and_deletes(granted: Engine) -> None:
             assert len(studies.overview(reader)) == 1
             with reader.connect() as connection:
                 assert connection.scalar(text("SELECT count(*) FROM public.trials")) == 7
-        studies.delete(engine, now.study.id)
-        optuna_study.delete(engine, given.name)
+        upkeep.delete(engine, now.study)
     with granted.connect() as connection:
         for table in ("densitune.measurements", "densitune.failures", "public.trials"):
             assert connection.scalar(text(f"SELECT count(*) FROM {table}")) == 0
@@ -193,7 +192,7 @@ def test_tables_that_optuna_made_before_are_open_to_proposers_and_readers(
     with role(granted, "densitune_proposer") as engine:
         simulated.run(engine, given, lambda job: 30.0 - job.densities[3][0] ** 2)
     with role(granted, "densitune_reader") as reader:
-        assert optuna_study.exists(reader, "another")
+        assert "another" in upkeep.names(reader)
 
 
 def test_an_idle_worker_leaves_proposing_to_those_who_may(granted: Engine) -> None:
@@ -206,13 +205,17 @@ def test_an_idle_worker_leaves_proposing_to_those_who_may(granted: Engine) -> No
         with granted.connect() as connection:
             return int(connection.scalar(text("SELECT count(*) FROM densitune.jobs")) or 0)
 
+    with role(granted, "densitune_proposer") as engine:  # before `launch` has begun
+        train._take_role_when_idle(engine, stored, given)()
+    assert not optuna_tables.are_there(granted)
+    optuna_study.create(optuna_tables.alone(granted), given, stored.id)
     with role(granted, "densitune_worker") as engine:
         train._take_role_when_idle(engine, stored, given)()
     assert queued() == 0
     with role(granted, "densitune_proposer") as engine:
         train._take_role_when_idle(engine, stored, given)()
     assert queued() > 0
-    assert db.may_propose(granted)
+    assert steps.may_propose(granted)
 
 
 @pytest.mark.slow
@@ -284,7 +287,7 @@ def test_an_owner_who_is_no_superuser_creates_and_renews_them(owned: Engine) -> 
         simulated.run(engine, given, lambda job: 30.0 - job.densities[3][0] ** 2)
     roles.create(owned)  # with tables that are not the owner's own
     with role(owned, "densitune_reader") as reader:
-        assert optuna_study.exists(reader, given.name)
+        assert given.name in upkeep.names(reader)
         assert snapshot.of(reader, given.name).study.state == "finished"
 
 

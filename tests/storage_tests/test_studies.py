@@ -157,7 +157,8 @@ def test_deleting_leaves_other_studies_alone(database: Engine, study: studies.St
                 budget=1,
             )
     roster.register(database, study.id, "host", 1, "cpu", {})
-    studies.delete(database, study.id)
+    with database.begin() as connection:
+        studies.delete(connection, study.id)
     assert studies.find(database, study.name) is None
     with database.connect() as connection:
         left = connection.execute(text("SELECT study_id, state FROM densitune.jobs")).all()

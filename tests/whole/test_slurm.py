@@ -24,8 +24,9 @@ from support.loopback import RECIPE, Loopback, loopback, runs_python
 from support.waiting import wait_for
 
 from storage import programs
-from storage.database import connect, may_propose
+from storage.database import connect
 from storage.errors import StorageUnreachableError
+from storage.steps import may_propose
 from workers.service.notice import LEAVE_SECONDS
 
 pytestmark = pytest.mark.timeout(900)  # a busy machine takes minutes to start the study's processes

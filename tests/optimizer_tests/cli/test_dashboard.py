@@ -23,7 +23,7 @@ from support import shell
 from optimizer.cli.gate import Application, Environment, Gate, StartResponse
 from optimizer.cli.serving import listening
 from optimizer.errors import UsageError
-from optimizer.phases import optuna_study
+from optimizer.phases import optuna_tables
 
 
 class Answer(NamedTuple):
@@ -74,7 +74,7 @@ def page(
 @pytest.fixture
 def dashboards(database: Engine) -> Iterator[dict[bool, Page]]:
     """The dashboard of a database with one study, by whether changes are allowed."""
-    storage = optuna_study.optuna_storage(database)
+    storage = optuna_tables.alone(database)
     optuna.create_study(storage=storage, study_name="kept")
     application = optuna_dashboard.wsgi(storage)
     with ExitStack() as stack:

@@ -22,7 +22,7 @@ from typer.testing import CliRunner
 from optimizer.cli import doctor, main
 from optimizer.cli.doctor_checks import Diagnosis
 from optimizer.errors import UsageError
-from optimizer.phases.optuna_study import optuna_storage
+from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
 from storage import database as storage_database
 from storage import jobs, leases, ledger, roster, studies, trials
@@ -288,22 +288,23 @@ def test_a_lost_identity_is_reported_for_every_trial(
 
 
 def test_a_deleted_optuna_study_is_reported(database: Engine, searched: Study, home: Path) -> None:
-    optuna.delete_study(study_name=NAME, storage=optuna_storage(database))
+    optuna.delete_study(study_name=NAME, storage=optuna_tables.alone(database))
     assert "has been deleted with another tool" in beyond_repair(database, home)
 
 
 def test_a_zombie_trial_is_failed_once_the_search_is_over(
     database: Engine, searched: Study, home: Path
 ) -> None:
-    optuna.load_study(study_name=NAME, storage=optuna_storage(database)).ask()
-    assert "Optuna's trials [5] are running for ever" in mended(database, home)
+    optuna.load_study(study_name=NAME, storage=optuna_tables.alone(database)).ask()
+    assert "Optuna's trials [5] are not densitune's" in mended(database, home)
     assert ask(database, "SELECT state::text FROM public.trials WHERE number = 5") == [("FAIL",)]
 
 
-def test_what_a_proposer_will_go_on_with_is_no_zombie(
+def test_a_trial_of_another_tool_is_failed_during_the_search(
     database: Engine, proposed: Open, home: Path
 ) -> None:
-    optuna.load_study(study_name=NAME, storage=optuna_storage(database)).ask()
+    optuna.load_study(study_name=NAME, storage=optuna_tables.alone(database)).ask()
+    assert "Optuna's trials [4] are not densitune's" in mended(database, home)
     assert wrong(database, home) == []
 
 

@@ -15,7 +15,7 @@ from support.synthetic import configured
 
 from optimizer.arms import Arm
 from optimizer.config.study_file import FRESH, StudyConfig
-from optimizer.phases import comparisons, optuna_study
+from optimizer.phases import comparisons, upkeep
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import exports, reruns
 from optimizer.snapshot import Snapshot
@@ -319,8 +319,7 @@ def test_verdicts_and_ledger_do_not_depend_on_who_finishes_first(database: Engin
 
 
 def delete(engine: Engine, now: Snapshot) -> None:
-    optuna_study.delete(engine, now.study.name)
-    studies.delete(engine, now.study.id)
+    upkeep.delete(engine, now.study)
 
 
 class KilledError(Exception):

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,34 +16,11 @@ from support.searches import contents, create, enlist, make_config
 from optimizer import design
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
-from optimizer.phases import optuna_study
-from optimizer.phases.optuna_study import optuna_storage
+from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
-from storage import jobs, ledger, studies
+from storage import jobs, ledger, retry, studies
 from storage.database import alone, connect
 from storage.ledger import Entry
-
-
-class DiedError(BaseException):
-    """A process that is killed: nothing catches this."""
-
-
-@contextmanager
-def killed_at_commit(number: int) -> Iterator[None]:
-    """Die instead of the n-th commit, Optuna's or ours: with all before it stored, and no more."""
-    left = number
-
-    def count(_: Connection) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            raise DiedError
-
-    event.listen(Engine, "commit", count)
-    try:
-        yield
-    finally:
-        event.remove(Engine, "commit", count)
 
 
 def made(sampler: str, trial_count: int) -> StudyConfig:
@@ -68,63 +45,98 @@ def train(engine: Engine, study_id: int, fails: int = -1) -> None:
         ledger.record(engine, worker, [found], finished=[job.id])
 
 
-def told(proposer: Proposer) -> list[tuple[Any, ...]]:
+def told(engine: Engine, name: str) -> list[tuple[Any, ...]]:
     """All that Optuna holds and shows."""
+    plain = optuna.load_study(study_name=name, storage=optuna_tables.alone(engine))
     return [
         (t.number, t.state, t.params, t.values, t.intermediate_values, t.user_attrs)
-        for t in proposer._optuna._study.trials
+        for t in plain.trials
     ]
 
 
-def dies(url: str, study_id: int, given: StudyConfig, commit: int) -> bool:
-    """Advance a study with a proposer that dies at a commit, if it has as many."""
-    engine = connect(url)
-    proposer = Proposer(engine, study_id, given)
+OPTUNA_CALLS = sorted(
+    name for name in optuna.storages.BaseStorage.__abstractmethods__ if not name.startswith("_")
+)
+OPTUNA_WRITES = [name for name in OPTUNA_CALLS if not name.startswith("get_")]
+
+
+@contextmanager
+def struck_at_call(number: int, names: list[str], strike: Callable[[], None]) -> Iterator[set[str]]:
+    """Strike before the n-th of these calls of Optuna's storage or of our commits; yield which."""
+    calls, struck = 0, set[str]()
+
+    def count(name: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == number:
+            struck.add(name)
+            strike()
+
+    def wrapped(name: str, real: Any) -> Any:
+        def call(*arguments: Any, **named: Any) -> Any:
+            count(name)
+            return real(*arguments, **named)
+
+        return call
+
+    def commit(_: Connection) -> None:
+        count("commit")
+
+    event.listen(Engine, "commit", commit)
     try:
-        with killed_at_commit(commit):
-            proposer.advance()
-    except DiedError:
-        return True
+        with pytest.MonkeyPatch.context() as patched:
+            for name in names:
+                real = getattr(optuna.storages._CachedStorage, name)
+                patched.setattr(optuna.storages._CachedStorage, name, wrapped(name, real))
+            yield struck
     finally:
-        engine.dispose()
-    return False
+        event.remove(Engine, "commit", commit)
 
 
-def go_on(postgres: str, template: str, given: StudyConfig, death: int | None) -> tuple[Any, bool]:
-    """Advance a copy of a study with a proposer that dies, then with one that does not."""
+def end_the_locks_connection(engine: Engine) -> None:
+    with engine.connect() as connection:
+        ended = connection.scalars(
+            text("""
+                SELECT pg_terminate_backend(pid, 10000) FROM pg_locks
+                JOIN pg_database ON pg_database.oid = database
+                WHERE datname = current_database() AND locktype = 'advisory' AND granted
+            """)
+        ).all()
+    assert len(ended) <= 1  # none while nobody is at a step
+
+
+def advanced(
+    postgres: str, template: str, given: StudyConfig, call: int, names: list[str]
+) -> tuple[Any, set[str]]:
+    """Return what a copy of a study comes to if its proposer loses its lock at a call, and which.
+
+    Another one takes every step then, and the first goes on as if it still had the role.
+    """
     with temporary(postgres, template) as url:
-        engine = connect(url)
+        engine, rival = connect(url), connect(url)
         study = studies.find(engine, given.name)
         assert study is not None
-        died = death is not None and dies(url, study.id, given, death)
-        with engine.connect() as connection:  # the connections of a process end with it
-            connection.execute(
-                text("""
-                    SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity
-                    WHERE datname = current_database() AND application_name = 'densitune'
-                      AND pid != pg_backend_pid()
-                """)
-            )
-        proposer = Proposer(engine, study.id, given)
-        proposer.advance()
-        found = (contents(engine, study.id), told(proposer))
+        proposer, other = (Proposer(each, study.id, given) for each in (engine, rival))
+
+        def strike() -> None:
+            end_the_locks_connection(rival)
+            other.advance()
+
+        with struck_at_call(call, names, strike) as struck:
+            retry.persist(proposer.advance, 60, pause=lambda seconds: None)
+        found = contents(rival, study.id), told(rival, given.name)
         engine.dispose()
-    return found, died
+        rival.dispose()
+    return found, struck
 
 
-@pytest.mark.parametrize(
-    ("sampler", "told_before"), [("random", False), ("gp", True), ("tpe", True), ("cmaes", True)]
-)
-def test_a_proposer_may_die_at_any_commit(
-    postgres: str,
-    prepared: str,
-    sampler: str,
-    told_before: bool,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """While a trial that failed is told, unless it was before, and the sampler proposes another."""
-    monkeypatch.setattr(design, "startup", lambda dimensions: 1)
-    given = made(sampler, 20)
+def check_every_call(
+    postgres: str, prepared: str, given: StudyConfig, names: list[str]
+) -> set[str]:
+    """Strike at each call in turn, while a trial that failed is told and the next one proposed.
+
+    Return at which calls it was.
+    """
     ready = len(given.anchors) + 3
     with temporary(postgres, prepared) as url:
         engine = connect(url)
@@ -133,20 +145,39 @@ def test_a_proposer_may_die_at_any_commit(
         for _ in range(ready):
             proposer.advance()
             train(engine, study_id, fails=ready - 1)
-        if told_before:
-            proposer._step()
         engine.dispose()
         template = make_url(url).database
         assert template is not None
-        expected, _ = go_on(postgres, template, given, None)
+        expected, _ = advanced(postgres, template, given, 0, names)
         (trials, _), _ = expected
         assert [trial.state for trial in trials[ready - 1 :]] == ["failed", "running"]
-        death, died = 0, True
-        while died:
-            death += 1
-            found, died = go_on(postgres, template, given, death)
-            assert found == expected, f"after a death at commit {death}"
-    assert death > 5
+        seen, struck, call = set[str](), {""}, 0
+        while struck:
+            call += 1
+            found, struck = advanced(postgres, template, given, call, names)
+            assert found == expected, f"after call {call}, {struck}"
+            seen |= struck
+    return seen
+
+
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "qmc"])
+def test_who_loses_its_lock_has_written_nothing(
+    postgres: str, prepared: str, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(design, "startup", lambda dimensions: 1)
+    seen = check_every_call(postgres, prepared, made(sampler, 20), OPTUNA_WRITES)
+    assert {"create_new_trial", "set_trial_param", "set_trial_state_values", "commit"} <= seen
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "qmc", "cmaes", "random"])
+def test_who_loses_its_lock_at_any_call_has_written_nothing(
+    postgres: str, prepared: str, sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At those that read, too."""
+    monkeypatch.setattr(design, "startup", lambda dimensions: 1)
+    assert "get_all_trials" in check_every_call(postgres, prepared, made(sampler, 20), OPTUNA_CALLS)
 
 
 def test_trials_that_dead_proposers_left_in_optuna_are_closed_at_the_end(database: Engine) -> None:
@@ -157,13 +188,13 @@ def test_trials_that_dead_proposers_left_in_optuna_are_closed_at_the_end(databas
         proposer.advance()
         train(database, study_id)
     # As Optuna does when the answer to its insertion is lost: it inserts once more.
-    left = optuna.load_study(study_name=given.name, storage=optuna_storage(database))
+    left = optuna.load_study(study_name=given.name, storage=optuna_tables.alone(database))
     numbers = [left.ask().number for _ in range(2)]
     proposer.advance()
     ended = studies.find(database, given.name)
     assert ended is not None
     assert (ended.state, ended.phase) == ("stopped", "confirm")
-    states = {number: state for number, state, *_ in told(proposer)}
+    states = {number: state for number, state, *_ in told(database, given.name)}
     assert [states.pop(number) for number in numbers] == [TrialState.FAIL] * 2
     assert list(states.values()) == [TrialState.COMPLETE] * 8
     assert [trial.state for trial in contents(database, study_id)[0]] == ["complete"] * 8
@@ -177,7 +208,7 @@ def test_optunas_tables_are_made_by_one_process_at_a_time(
             return connection.scalar(text(query))
 
     engine = connect(database_url)
-    maker = threading.Thread(target=optuna_study.exists, args=[engine, "a study"])
+    maker = threading.Thread(target=optuna_tables.make, args=[engine])
     with alone(database, "optuna"):
         maker.start()
         waits = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"

@@ -18,7 +18,7 @@ from optimizer import design
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
-from optimizer.phases import optuna_study
+from optimizer.phases import optuna_study, optuna_tables
 from optimizer.phases.optuna_study import DensityStudy, Outcome
 
 POOR = -2.0
@@ -39,6 +39,13 @@ def make_config(
         },
         origin="test",
     )
+
+
+def opened(engine: Engine, given: StudyConfig) -> DensityStudy:
+    """The study behind densitune's study 1, as a proposer that has just started finds it."""
+    storage = optuna_tables.alone(engine)
+    found = optuna_study.find(storage, given, 1)
+    return optuna_study.create(storage, given, 1) if found is None else found
 
 
 def response(densities: Densities) -> float:
@@ -79,7 +86,7 @@ def run(
 
 def run_alone(engine: Engine, given: StudyConfig, poor: Outcome = "complete") -> list[Densities]:
     """Run with one proposer that is never restarted."""
-    shared = DensityStudy(engine, given)
+    shared = opened(engine, given)
     return run(given, lambda: shared, poor)
 
 
@@ -122,7 +129,7 @@ def test_proposals_do_not_depend_on_restarts(
     one = make_config("one", kernel_size, sampler, trials)
     other = make_config("other", kernel_size, sampler, trials)
     undisturbed = run_alone(database, one, "pruned")
-    restarted = run(other, lambda: DensityStudy(database, other), "pruned")
+    restarted = run(other, lambda: opened(database, other), "pruned")
     assert undisturbed == restarted
     distinct = {str(densities) for densities in undisturbed}
     assert len(distinct) == trials
@@ -145,43 +152,9 @@ def test_a_model_based_sampler_finds_the_top_of_a_smooth_surface(database: Engin
     assert abs(best[3][0] - 0.5) < 0.02
 
 
-@pytest.mark.parametrize("number", [0, 5, 17])
-def test_what_a_dying_proposer_left_behind_is_completed_not_repeated(
-    database: Engine, number: int
-) -> None:
-    """Number 0 is an anchor, 5 a Sobol' point, 17 the Gaussian process's."""
-    given, undisturbed = make_config("died", 3, trials=18), make_config("lived", 3, trials=18)
-    expected = run_alone(database, undisturbed)
-
-    asked: list[tuple[int, Densities]] = []
-    told = 0
-    while len(asked) <= number:
-        if len(asked) - told < given.search.in_flight:
-            known = {known for known, _ in asked}
-            if len(asked) == number:
-                DensityStudy(database, given).ask(number, known)  # and dies before it is recorded
-            asked.append(DensityStudy(database, given).ask(len(asked), known))
-        else:
-            tell(DensityStudy(database, given), *asked[told])
-            told += 1
-    assert [densities for _, densities in asked] == expected[: number + 1]
-    assert [found for found, _ in asked] == list(range(number + 1))
-
-
-def test_a_trial_created_but_not_yet_proposed_is_completed(database: Engine) -> None:
-    given = make_config("half", 5, "random")
-    for number in range(4):
-        DensityStudy(database, given).ask(number, set(range(number)))
-    plain = optuna.load_study(study_name="half", storage=optuna_study.optuna_storage(database))
-    plain.ask()  # a running trial without parameters
-    optuna_number, densities = DensityStudy(database, given).ask(4, set(range(4)))
-    assert optuna_number == 4
-    assert len(densities[5]) == 2
-
-
 def test_telling_twice_is_harmless_and_another_result_is_refused(database: Engine) -> None:
     given = make_config("twice", 3)
-    shared = DensityStudy(database, given)
+    shared = opened(database, given)
     results: list[tuple[Outcome, dict[int, float]]] = [
         ("complete", {1: 2.5, 2: 0.1}),
         ("pruned", {1: 0.1}),
@@ -202,14 +175,14 @@ def test_telling_twice_is_harmless_and_another_result_is_refused(database: Engin
 
 def test_the_study_is_a_normal_optuna_study(database: Engine) -> None:
     given = make_config("normal", [3, 5])
-    shared = DensityStudy(database, given)
+    shared = opened(database, given)
     for number in range(3):
         shared.ask(number, set(range(number)))
     shared.describe(0, {"role": "identity"})
     shared.tell(0, "complete", {1: 20.0, 2: 25.0})
     shared.tell(1, "failed", {})
     shared.tell(2, "pruned", {1: -3.0})
-    plain = optuna.load_study(study_name="normal", storage=optuna_study.optuna_storage(database))
+    plain = optuna.load_study(study_name="normal", storage=optuna_tables.alone(database))
     first, second, third = plain.trials
     assert plain.direction is optuna.study.StudyDirection.MAXIMIZE
     assert plain.metric_names == ["difference in PSNR (dB)"]
@@ -227,10 +200,10 @@ def test_optuna_dashboard_shows_densities_values_and_intermediate_values(
     database: Engine,
 ) -> None:
     given = make_config("shown", 5)
-    shared = DensityStudy(database, given)
+    shared = opened(database, given)
     shared.ask(0, set())
     shared.tell(0, "complete", {1: 20.0, 2: 25.0})
-    application = optuna_dashboard.wsgi(optuna_study.optuna_storage(database))
+    application = optuna_dashboard.wsgi(optuna_tables.alone(database))
 
     def get(path: str) -> Any:
         environ: dict[str, Any] = {"PATH_INFO": path}
@@ -256,7 +229,7 @@ def test_optuna_dashboard_shows_densities_values_and_intermediate_values(
 
 def test_a_process_holds_at_most_two_connections(database: Engine) -> None:
     given = make_config("connections", 3)
-    shared = DensityStudy(database, given)
+    shared = opened(database, given)
     with database.begin() as connection:
         for number in range(3):
             shared.ask(number, set(range(number)))
@@ -266,34 +239,63 @@ def test_a_process_holds_at_most_two_connections(database: Engine) -> None:
     assert held == 2
 
 
-def test_deleting_removes_the_optuna_study_and_is_repeatable(database: Engine) -> None:
-    DensityStudy(database, make_config("gone", 3))
-    assert optuna_study.exists(database, "gone")
-    optuna_study.delete(database, "gone")
-    optuna_study.delete(database, "gone")
-    assert not optuna_study.exists(database, "gone")
+def test_the_optuna_study_of_another_is_not_taken_for_ones_own(database: Engine) -> None:
+    """Of densitune's study 1, as which the name was once used, or of nobody's."""
+    given = make_config("name", 3)
+    opened(database, given)
+    storage = optuna_tables.alone(database)
+    with pytest.raises(StudyFailedError, match="densitune doctor --fix"):
+        optuna_study.find(storage, given, 2)
+    plain = make_config("plain", 3)
+    optuna.create_study(storage=storage, study_name="plain", direction="maximize")
+    with pytest.raises(StudyFailedError, match="is not that of densitune's study"):
+        optuna_study.find(storage, plain, 1)
+
+
+def test_a_study_that_an_older_version_began_is_continued(database: Engine) -> None:
+    """It had no attribute with a number."""
+    given = make_config("older", 3)
+    opened(database, given)
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM public.study_user_attributes"))
+    storage = optuna_tables.alone(database)
+    assert optuna_study.find(storage, given, 7) is not None
+    assert optuna_study.owners(storage) == {"older": None}
 
 
 def test_a_study_that_was_told_other_values_so_far_is_not_continued(database: Engine) -> None:
     """Earlier versions told the metric itself, which differences cannot be compared with."""
     given = make_config("older", 3)
     optuna.create_study(
-        storage=optuna_study.optuna_storage(database), study_name="older", direction="maximize"
+        storage=optuna_tables.alone(database), study_name="older", direction="maximize"
     )
-    plain = optuna.load_study(study_name="older", storage=optuna_study.optuna_storage(database))
+    plain = optuna.load_study(study_name="older", storage=optuna_tables.alone(database))
     with warnings.catch_warnings(action="ignore"):
         plain.set_metric_names(["PSNR (dB)"])
     with pytest.raises(
         StudyFailedError, match=r"holds PSNR \(dB\).*densitune delete older"
     ) as raised:
-        DensityStudy(database, given)
+        opened(database, given)
     assert "\n" not in str(raised.value)
 
 
-def test_a_point_that_somebody_else_enqueued_is_not_taken_for_identity(database: Engine) -> None:
-    given = make_config("foreign", 3)
-    shared = DensityStudy(database, given)
-    plain = optuna.load_study(study_name="foreign", storage=optuna_study.optuna_storage(database))
-    plain.enqueue_trial({"k3_den0": 0.3})
-    with pytest.raises(StudyFailedError, match="something else has written"):
-        shared.ask(0, set())
+@pytest.mark.parametrize("number", [0, 17])
+def test_what_somebody_else_enqueued_or_began_is_failed_and_taken_for_nothing(
+    database: Engine, number: int
+) -> None:
+    """Number 0 is an anchor, 17 the Gaussian process's."""
+    given, undisturbed = make_config("foreign", 3, trials=18), make_config("alone", 3, trials=18)
+    expected = run_alone(database, undisturbed)
+
+    def meddle() -> DensityStudy:
+        plain = optuna.load_study(study_name="foreign", storage=optuna_tables.alone(database))
+        if len(plain.trials) == number:
+            plain.enqueue_trial({"k3_den0": 0.3})
+            plain.enqueue_trial({"k3_den0": 0.4})
+            plain.ask().suggest_float("k3_den0", 0.05, 2.0)
+        return opened(database, given)
+
+    opened(database, given)
+    assert run(given, meddle) == expected
+    theirs = [trial.state for trial in opened(database, given)._study.trials[number:][:2]]
+    assert theirs == [TrialState.FAIL] * 2

@@ -14,7 +14,7 @@ from support.searches import contents, create, enlist, finish, make_config, run
 
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
-from optimizer.phases import optuna_study
+from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, studies
 from storage.jobs import ClaimedJob
@@ -74,9 +74,7 @@ def test_exactly_the_trials_asked_for_are_finished_and_never_too_many_open(
 def test_optuna_holds_the_differences_of_the_ledger(database: Engine) -> None:
     given = make_config("projection", trial_count=16)
     found, rows = contents(database, run(database, given))
-    plain = optuna.load_study(
-        study_name="projection", storage=optuna_study.optuna_storage(database)
-    )
+    plain = optuna.load_study(study_name="projection", storage=optuna_tables.alone(database))
     at = {(row.trial, row.seed, row.rung): row.value for row in rows}
     for ours, theirs in zip(found, plain.trials, strict=True):
         assert theirs.state.name.lower() == ours.state
@@ -199,7 +197,7 @@ def test_a_failed_job_fails_its_trial_and_nothing_else(database: Engine) -> None
     assert [trial.state for trial in done].count("complete") == 6
     assert (done[3].state, done[3].reason) == ("failed", "diverged: loss nan")
     assert studies.state(database, study_id) == "stopped"
-    plain = optuna.load_study(study_name="failing", storage=optuna_study.optuna_storage(database))
+    plain = optuna.load_study(study_name="failing", storage=optuna_tables.alone(database))
     assert plain.trials[3].state is optuna.trial.TrialState.FAIL
 
 

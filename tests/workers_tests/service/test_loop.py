@@ -361,7 +361,8 @@ def test_a_study_that_is_over_ends_training_and_leaves_nothing(
 
     def end_and_wait(number: int) -> None:
         if number == 2 and event == "deleted":
-            studies.delete(database, bench.study_id)
+            with database.begin() as connection:
+                studies.delete(connection, bench.study_id)
         elif number == 2:
             studies.set_state(database, bench.study_id, "finished")
         if number >= 2:

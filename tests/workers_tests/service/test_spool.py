@@ -237,7 +237,8 @@ def test_a_deleted_study_gets_nothing(
 ) -> None:
     queue = Spool(folder, study)
     queue.put(delivery(claims[0]))
-    studies.delete(database, study.id)
+    with database.begin() as connection:
+        studies.delete(connection, study.id)
     assert queue.deliver(database) == 0
     assert len(queue.pending()) == 1
 

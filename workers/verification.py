@@ -68,6 +68,7 @@ def prepare(
         raise UsageError(
             f"the data here ({bank.source}, fingerprint {bank.fingerprint[:12]}) are not those "
             f"of the preset (fingerprint {fingerprint[:12]}); its jobs cannot be trained again"
+            + ("" if config.data.task == "photos" else "; name another folder with --data FOLDER")
         )
     devices.make_repeatable(chosen)
     task = preparation.task(config, bank, chosen)

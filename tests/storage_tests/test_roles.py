@@ -237,6 +237,8 @@ def test_processes_of_each_role_bring_a_study_to_its_preset(
     shown = shell.run(tmp_path, url["reader"], "status", "shared")
     assert (shown.returncode, shown.stderr) == (0, "")
     assert "shared: finished" in shown.stdout
+    examined = shell.run(tmp_path, url["reader"], "doctor")
+    assert (examined.returncode, examined.stderr) == (0, "")
     refused = shell.run(tmp_path, url["worker"], "delete", "shared", "--yes")
     assert (refused.returncode, refused.stdout) == (3, "")
     assert "permission denied for table" in refused.stderr

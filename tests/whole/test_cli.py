@@ -246,7 +246,8 @@ def test_an_interrupted_launch_hands_back_its_jobs_and_resumes(
 def test_stop_ends_all_processes_of_a_study(
     folder: Path, database: Engine, database_url: str, here: Here
 ) -> None:
-    write_config(folder, "stopped", training={"budget": 5000}, search={"trials": 5, "seeds": 1})
+    training = {"budget": 5000, "lr": 0.003}
+    write_config(folder, "stopped", training=training, search={"trials": 5, "seeds": 1})
     launch = start(folder, database_url, "launch", "stopped.yaml", "--workers", "1")
     wait_for(lambda: query(database, "SELECT id FROM densitune.jobs WHERE state = 'running'"))
     assert run(folder, database_url, "stop", "stopped").returncode == 0
@@ -381,6 +382,47 @@ def test_the_password_may_come_from_a_file(folder: Path, database: Engine) -> No
         check=False,
     )
     assert missing.returncode == 2
+
+
+def test_a_locale_without_the_signs_of_a_name_or_table_ends_no_command(
+    folder: Path, database: Engine, database_url: str, here: Here
+) -> None:
+    """Nothing is trained: a study that waits for workers has a report and a status as well."""
+    search = ("--workers", "0", "--force")
+    launch = start(folder, database_url, "launch", "tiny.yaml", *search)
+    wait_for(lambda: query(database, "SELECT id FROM densitune.jobs"))
+    launch.send_signal(signal.SIGINT)
+    assert launch.wait(60) == 130
+    ascii_only = {**environment(database_url), "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
+    for arguments in (("report", "tiny", "-o", "фото.html"), ("status", "tiny"), ("list",)):
+        ended = subprocess.run(
+            command(*arguments), cwd=folder, env=ascii_only, capture_output=True, timeout=60
+        )
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        assert ended.stdout.isascii()
+        if arguments[0] == "report":
+            assert rb"\u0444\u043e\u0442\u043e.html" in ended.stdout
+    assert (folder / "фото.html").read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("arguments", [("list",), ("list", "--json"), ("schema",), ("--help",)])
+def test_a_full_disk_is_one_line(
+    folder: Path, database: Engine, database_url: str, arguments: tuple[str, ...]
+) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            command(*arguments),
+            cwd=folder,
+            env=environment(database_url),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    [line] = ended.stderr.splitlines()
+    assert "output cannot be written: No space left on device" in line
+    assert ended.returncode == 2
 
 
 def test_listing_studies_loads_none_of_the_large_packages(folder: Path, database_url: str) -> None:

@@ -16,7 +16,7 @@ from support.synthetic import WHEN, configured, measured, snapshot, trial, usual
 
 from densitune import density
 from optimizer.errors import UsageError
-from optimizer.show import report, response_model, search
+from optimizer.show import page, report, response_model, search
 from optimizer.show.axes import Axis, spanning
 from optimizer.show.figures_search import Mark, limits
 from optimizer.show.page import table, tag
@@ -193,6 +193,18 @@ def test_nothing_is_drawn_outside_its_figure(name: str) -> None:
                     assert 0 <= float(value) <= width
                 if key in ("y", "y1", "y2", "cy"):
                     assert 0 <= float(value) <= height
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_labels_of_figures_are_as_large_on_a_phone_as_elsewhere(name: str) -> None:
+    """A unit of a figure is a pixel, on a narrow screen too: the figure is moved sideways."""
+    for figure in figures(report.render(EVERY[name]())):
+        assert (figure.get("viewBox") or "").split()[2] == figure.get("width")
+        assert all("font-size" not in element.attrib for element in figure.iter())
+    assert re.search(r"svg text \{[^}]*font: 12px ", page.STYLE)
+    narrow = page.STYLE.split("@media screen and (max-width: 700px)")[1].splitlines()[0]
+    assert "svg { max-width: none; }" in narrow
+    assert "figure { overflow-x: auto; }" in narrow
 
 
 def test_the_same_study_gives_the_same_page() -> None:

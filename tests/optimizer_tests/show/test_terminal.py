@@ -1,8 +1,11 @@
 """What a terminal shows, rendered to text by Rich at the widths of real terminals."""
 
+import dataclasses
 import io
 import json
 import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -20,9 +23,11 @@ from support.synthetic import (
 )
 
 from densitune.density import Densities
+from optimizer.evidence import differences
 from optimizer.show import progress, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
+from storage.ledger import LedgerRow
 
 WIDTHS = [80, 120]
 CLAIMS = re.compile(r"better|improve|gain|win|superior|optimal|beats", re.IGNORECASE)
@@ -315,6 +320,39 @@ def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) ->
     assert "[0.6333, 1.857] is better: better than identity and than its controls." in words
     assert "[0.9333, 2.286] is scale_only: NOT a reason for a density" in words
     assert "about 40 seeds might settle it" in words
+
+
+def percent(study: Snapshot) -> Snapshot:
+    """The same study of a classifier whose differences have two digits before the point."""
+
+    def stretched(rows: Sequence[LedgerRow]) -> list[LedgerRow]:
+        return [dataclasses.replace(row, value=40 + 30 * (row.value - 25)) for row in rows]
+
+    vgg = {"family": "vgg", "width": 8, "depth": 8}
+    given = configured(task="cifar100", proxy=vgg, training={"lr": 0.1})
+    rows = stretched(study.rows)
+    confirm = PhaseRows(study.confirm.trials, stretched(study.confirm.rows))
+    return dataclasses.replace(
+        study,
+        config=given,
+        rows=rows,
+        results=differences.results(study.trials, rows),
+        confirm=confirm,
+    )
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        *(terminal.final_table(study) for study in (usual(), percent(usual()), several_sizes())),
+        *(arms_table(study) for study in (decided(), percent(decided()))),
+        *(terminal.status(study) for study in (usual(), percent(decided()), several_sizes())),
+    ],
+)
+def test_no_table_breaks_a_word_at_80_columns(shown: RenderableType) -> None:
+    """Its words are those that it has where there is room for every line."""
+    narrow, wide = (Counter(flat(rendered(shown, width)).split()) for width in (80, 300))
+    assert narrow == wide
 
 
 def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:

@@ -23,5 +23,6 @@ passwords   passwords in files
 roles       who may do what on a server that several share
 retry       which errors pass by themselves, and trying again
 durable     files that are there whole or not at all, and read with care
+printable   text of unknown origin, fit to be shown
 errors      what can go wrong here
 """

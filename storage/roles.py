@@ -16,7 +16,7 @@ from importlib.resources import files
 from psycopg2.extensions import encrypt_password, quote_ident
 from sqlalchemy import Engine
 
-from storage import database, passwords
+from storage import database, passwords, printable
 from storage.errors import StorageError
 
 ROLES = ("densitune_reader", "densitune_worker", "densitune_proposer")
@@ -71,9 +71,9 @@ def main() -> int:
         for role, secret in secrets:
             set_password(engine, role, secret)
     except StorageError as error:
-        print(error, file=sys.stderr)
+        print(printable.line(error), file=sys.stderr)
         return error.exit_code
-    print(f"roles of {database.masked(url)}: {', '.join(ROLES)}")
+    print(printable.line(f"roles of {database.masked(url)}: {', '.join(ROLES)}"))
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.cli import environment
 from optimizer.config.study_file import StudyConfig
-from optimizer.show import terminal
+from optimizer.show import printing
 
 if TYPE_CHECKING:
     from workers.data.bank import Bank
@@ -19,7 +19,7 @@ def prepare(config: StudyConfig) -> "Bank":
 
     columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with ExitStack() as shown:
-        progress = Progress(*columns, transient=True, console=terminal.console())
+        progress = Progress(*columns, transient=True, console=printing.console())
         bar = progress.add_task("download", total=None)
 
         def show(done: int, total: int) -> None:
@@ -29,5 +29,5 @@ def prepare(config: StudyConfig) -> "Bank":
 
         bank = preparation.bank(config.data, environment.home(), show)
     for line in bank.taken:
-        terminal.console().print(line, soft_wrap=True)
+        printing.say(line)
     return bank

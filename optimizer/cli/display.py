@@ -9,7 +9,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from optimizer.show import terminal, words
+from optimizer.show import printing, terminal, words
 from optimizer.show.progress import progress
 from optimizer.snapshot import Snapshot
 
@@ -56,4 +56,4 @@ def lines(console: Console, clock: Callable[[], float] = time.monotonic) -> Show
 
 def dated(console: Console, line: str) -> None:
     """Print a line of a log: with its time, in the time of this machine."""
-    console.print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", soft_wrap=True)
+    printing.say(f"{datetime.now():%Y-%m-%d %H:%M:%S} {line}", console)

@@ -16,7 +16,7 @@ from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import document, exports, reruns
 from optimizer.presets.document import Preset
-from optimizer.show import overview, terminal, words
+from optimizer.show import overview, printing, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import studies
@@ -34,9 +34,9 @@ def list_studies(
     if as_json:
         print(json.dumps([entry.document() for entry in entries], indent=2))
     elif entries:
-        terminal.console().print(overview.table(entries))
+        printing.console().print(overview.table(entries))
     else:
-        terminal.console().print("no studies yet; start one with: densitune launch CONFIG")
+        printing.say("no studies yet; start one with: densitune launch CONFIG")
 
 
 def status(
@@ -47,7 +47,7 @@ def status(
 ) -> None:
     """Show how far a study is and what it found."""
     engine = environment.open_storage(storage)
-    console = terminal.console()
+    console = printing.console()
     if as_json:
         print(json.dumps(snapshot.of(engine, name).document(), indent=2))
         return
@@ -82,7 +82,7 @@ def stop(name: StudyName, storage: Storage = None) -> None:
     if study.state != "running":
         raise UsageError(f"study {name} is {study.state}; only a running study can be stopped")
     studies.set_state(engine, study.id, "stopped")
-    terminal.console().print(f"{name} is stopped; continue with: densitune resume {name}")
+    printing.say(f"{name} is stopped; continue with: densitune resume {name}")
 
 
 def delete(
@@ -100,7 +100,7 @@ def delete(
     if not yes:
         typer.confirm(f"Delete study {name} with {measured} measurements?", abort=True)
     session.delete(engine, study)
-    terminal.console().print(f"{name} is deleted")
+    printing.say(f"{name} is deleted")
 
 
 def export(
@@ -122,7 +122,7 @@ def export(
     engine = environment.open_storage(storage)
     now = snapshot.of(engine, name)
     path, preset = exports.export(now, folder, trial, require_better=require is not None)
-    terminal.console().print(f"preset: {path} ({words.preset_verdict(preset)})", soft_wrap=True)
+    printing.say(f"preset: {path} ({words.preset_verdict(preset)})")
 
 
 def report(
@@ -138,7 +138,7 @@ def report(
 
     now = snapshot.of(environment.open_storage(storage), name)
     path = write(render(now), file or Path(f"{name}.html"))
-    terminal.console().print(f"report: {path}", soft_wrap=True)
+    printing.say(f"report: {path}")
 
 
 def doctor(
@@ -162,7 +162,7 @@ def doctor(
         print(json.dumps(to_document(diagnoses, mended, failed), indent=2))
     else:
         for line in to_lines(diagnoses, mended, failed):
-            terminal.console().print(line, soft_wrap=True)
+            printing.say(line)
     if not all(diagnosis.note for diagnosis in diagnoses):
         raise typer.Exit(1)
 
@@ -182,17 +182,15 @@ def verify(
     preset = document.load(path)
     document.check_hash(preset)
     if rerun is not None:  # what comes next is slow to import, and slower the first time
-        line = f"{path}: training {rerun} of its seeds again"
-        terminal.console().print(line, soft_wrap=True)
+        printing.say(f"{path}: training {rerun} of its seeds again")
     from workers import verification
 
     for kernel_size, den in preset.by_kernel_size().items():
         verification.check_folding(kernel_size, den)
         verification.check_equivalence(kernel_size, den)
-    terminal.console().print(
+    printing.say(
         f"{path}: schema, hash, folding and equal training are in order; densities "
-        f"{words.densities(preset.by_kernel_size())}; verdict {preset.evidence.verdict}",
-        soft_wrap=True,
+        f"{words.densities(preset.by_kernel_size())}; verdict {preset.evidence.verdict}"
     )
     if rerun is not None:
         _rerun(preset, rerun, data, device)
@@ -218,8 +216,8 @@ def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
     for seed in seeds:
         metrics = verification.metrics(bench, told.arms, seed, told.budget)
         repeated.append(reruns.compare(told, seed, metrics, limits))
-        terminal.console().print(repeated[-1].line(preset.task.unit), soft_wrap=True)
-    terminal.console().print(reruns.summary(repeated, preset, kind), soft_wrap=True)
+        printing.say(repeated[-1].line(preset.task.unit))
+    printing.say(reruns.summary(repeated, preset, kind))
 
 
 def schema() -> None:

@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 the study cannot go on (doctor: something is wrong), 2 bad
 """
 
 import io
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,8 @@ from sqlalchemy.exc import DBAPIError
 
 from optimizer.cli import look, train
 from optimizer.errors import OptimizerError, UsageError
+from optimizer.show import printing
+from storage import printable
 from storage.errors import StorageError
 from storage.retry import first_line
 
@@ -65,6 +68,12 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # signs that a locale lacks end no command
             stream.reconfigure(errors="backslashreplace")
+    with printing.guarded():
+        _run()
+
+
+def _run() -> None:
+    printing.log("%(message)s", logging.WARNING)
     try:
         try:
             app()
@@ -82,7 +91,7 @@ def main() -> None:
     finally:
         # What is left is short and must not be cut: the embedded server is released at exit.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-    print(f"densitune: {message}", file=sys.stderr)
+    print(f"densitune: {printable.line(message)}", file=sys.stderr)
     sys.exit(code)
 
 

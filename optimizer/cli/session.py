@@ -21,7 +21,7 @@ from optimizer.config.study_file import StudyConfig, parse
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.phases import extension, optuna_study, upkeep
 from optimizer.phases.proposer import Proposer
-from optimizer.show import terminal
+from optimizer.show import printing
 from optimizer.snapshot import Snapshot
 from storage import jobs, retry, studies
 from storage.states import Phase
@@ -141,16 +141,16 @@ def run(
             f"to begin it anew: densitune launch CONFIG --again"
         )
     studies.go_on(engine, study.id, until, force=force)
-    console.print(
+    printing.say(
         f"{study.name}: {len(fleet.devices)} local workers; attach more from any shell with: "
         f"densitune worker {study.name}",
-        soft_wrap=True,
+        console,
     )
     try:
         with fleet, display.live(console) as show:
             _advance(engine, study, config, fleet, show)
     except KeyboardInterrupt:
-        console.print(f"nothing is lost; continue with: densitune resume {study.name}")
+        printing.say(f"nothing is lost; continue with: densitune resume {study.name}", console)
         raise
 
 
@@ -197,7 +197,7 @@ def attend(engine: Engine, study: Study, fleet: Fleet) -> int:
 
     code = fleet.wait(look)
     for complaint in fleet.complaints():
-        terminal.console().print(complaint, soft_wrap=True)
+        printing.say(complaint)
     if fleet.deaths():
         retry.patiently(
             lambda: _note_deaths(engine, study, fleet),

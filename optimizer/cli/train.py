@@ -39,7 +39,7 @@ from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports
-from optimizer.show import terminal, words
+from optimizer.show import printing, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from storage import retry, steps, studies
 from storage.states import Phase
@@ -66,7 +66,7 @@ def launch(
 ) -> None:
     """Run a study from config to preset, or continue it."""
     config = study_file.load(path)
-    _say(f"{config.name}: starting")
+    printing.say(f"{config.name}: starting")
     from optimizer.cli import session
     from workers import preparation
     from workers.training import devices
@@ -103,7 +103,7 @@ def resume(
     force: Force = False,
 ) -> None:
     """Continue a study that was stopped or interrupted."""
-    _say(f"{name}: starting")
+    printing.say(f"{name}: starting")
     from optimizer.cli import session
     from workers.training import devices
 
@@ -129,7 +129,7 @@ def worker(
     outage_limit: OutageLimit = None,
 ) -> None:
     """Attach workers to a study; they end when it does."""
-    _say(f"worker for {name}: starting")
+    printing.say(f"worker for {name}: starting")
     # Nothing is in training yet. As process 1 of a container, SIGTERM would be ignored unhandled.
     _on_termination(_interrupt)
     from workers.training import devices
@@ -156,7 +156,7 @@ def worker(
     with Fleet(
         name, local, pack=pack, storage=storage, logs=_logs(), options=terms.options()
     ) as fleet:
-        terminal.console().print(f"{len(local)} workers for {name}; logs in {_logs()}")
+        printing.say(f"{len(local)} workers for {name}; logs in {_logs()}")
         code = session.attend(engine, study, fleet)
     if code:
         raise typer.Exit(code)
@@ -198,25 +198,24 @@ def _run(
     from optimizer.cli import session
     from workers.training import devices
 
-    console = terminal.console()
+    console = printing.console()
     _on_termination(_interrupt)
     if study.state != "finished" and not studies.is_over(study, until):
         devices.check_precision(snapshot.precision(study), fleet.devices)
         session.run(engine, study, config, fleet, console, until=until, force=force)
     now = snapshot.of(engine, study.name)
     if now.results:
-        console.print(now.advice, terminal.final_table(now), sep="\n")
+        console.print(printing.text(now.advice), terminal.final_table(now), sep="\n")
     if now.study.state != "finished":
-        console.print(
+        printing.say(
             f"{study.name} is stopped, phase {now.study.phase} is next or has begun; continue "
-            f"with: densitune resume {study.name}",
-            soft_wrap=True,
+            f"with: densitune resume {study.name}"
         )
         return
     if now.study.phase == "decided":
         console.print(arms_table(now))
     path, preset = exports.export(now, folder)
-    console.print(f"preset: {path} ({words.preset_verdict(preset)})", soft_wrap=True)
+    printing.say(f"preset: {path} ({words.preset_verdict(preset)})")
 
 
 def _work(
@@ -230,9 +229,7 @@ def _work(
     from workers.service.shift import Shift
     from workers.training import devices
 
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S", force=True
-    )
+    printing.log("%(asctime)s %(message)s", logging.INFO, force=True)
     if sys.stderr is not None:
         faulthandler.enable()  # a native crash tells its place in the log
     device = devices.resolve(device_name)
@@ -253,7 +250,7 @@ def _work(
                 idle_exit=terms.idle_exit,
                 outage_limit=terms.outage_limit,
             )
-    terminal.console().print(f"worker for {study.name} ends after {done} jobs")
+    printing.say(f"worker for {study.name} ends after {done} jobs")
     if notice.stop.is_set():
         raise typer.Exit(INTERRUPTED)
 
@@ -278,11 +275,6 @@ def _take_role_when_idle(engine: Engine, study: Study, config: StudyConfig) -> C
             taken.advance()
 
     return advance
-
-
-def _say(line: str) -> None:
-    """Print a line at once: what comes next is slow to import, and slower the first time."""
-    terminal.console().print(line, soft_wrap=True)
 
 
 def _logs() -> Path:

@@ -18,7 +18,7 @@ from optimizer.config import documents, problems
 from optimizer.config.agreement import check_kernel_size, check_name
 from optimizer.errors import UsageError
 from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
-from storage import durable
+from storage import durable, printable
 
 VERSION = 1
 SCHEMA: Literal["densitune/preset/1"] = "densitune/preset/1"
@@ -156,7 +156,8 @@ class Preset(Part):
 
     def text(self) -> str:
         """Return the file's contents."""
-        return json.dumps(self.model_dump(by_alias=True), indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self.model_dump(by_alias=True), indent=2, ensure_ascii=False)
+        return printable.json(text) + "\n"
 
 
 def write(preset: Preset, folder: Path) -> Path:

@@ -11,6 +11,7 @@ from optimizer.phases import comparisons
 from optimizer.phases.comparisons import IDENTITY, Group
 from optimizer.show import words
 from optimizer.snapshot import Snapshot
+from storage import printable
 from storage.states import Role
 from storage.trials import TrialRow
 
@@ -32,8 +33,8 @@ def arms_table(snapshot: Snapshot) -> Table:
     if snapshot.uniform_is_identity and config.init == "library":
         sentences.append(words.UNIFORM_IS_IDENTITY)
     table = Table(
-        title=f"{snapshot.study.name}: {config.metric} on validation data, confirmed with fresh "
-        f"seeds, {config.confirm_budget} epochs",
+        title=f"{printable.line(snapshot.study.name)}: {config.metric} on validation data, "
+        f"confirmed with fresh seeds, {config.confirm_budget} epochs",
         caption="\n".join(
             [
                 "Brackets are 95 % intervals of paired differences, ± is a standard error. The "
@@ -64,7 +65,7 @@ def _add_finalist(
 ) -> None:
     densities = words.densities(group.finalist.densities, between="\n")
     table.add_row(
-        f"{densities}\n{finalist.label}: {finalist.verdict}",
+        f"{densities}\n{printable.line(finalist.label)}: {finalist.verdict}",
         *_metric(values.get(group.finalist.number, {})),
         _interval(finalist.to_identity),
         "",

@@ -12,7 +12,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import verdicts
 from optimizer.evidence.verdicts import FinalistVerdict, PresetVerdict
 from optimizer.show import words
-from storage import studies
+from storage import printable, studies
 from storage.studies import StudyOverview
 
 _WIDTHS = {"state": 8, "phase or verdict": 11, "trials": 9, "now": 12, "created (UTC)": 10}
@@ -83,7 +83,7 @@ def table(entries: Sequence[Entry]) -> Table:
         ended = study.complete + study.pruned + study.failed
         trials = f"{ended}/{study.asked_for}" + (f" {study.failed} failed" if study.failed else "")
         shown.add_row(
-            study.name,
+            printable.line(study.name),
             study.state,
             entry.verdict or study.phase,
             trials,

@@ -1,11 +1,14 @@
 """The report's page: elements that escape by construction, the style, the frame.
 
 The page is a tree of elements and becomes text in one place, so that no name, label or path can
-turn into markup. It needs nothing from outside: no script, no font, no address.
+turn into markup, nor command the terminal of who looks at the file. It needs nothing from outside:
+no script, no font, no address.
 """
 
 from collections.abc import Iterable, Sequence
 from xml.etree.ElementTree import Element, tostring
+
+from storage import printable
 
 Part = Element | str
 
@@ -52,7 +55,9 @@ def tag(name: str, /, *inside: Part | Iterable[Part], **attributes: object) -> E
     element = Element(
         name,
         {
-            key.rstrip("_").replace("_", "-"): _number(value) if _is_float(value) else str(value)
+            key.rstrip("_").replace("_", "-"): _number(value)
+            if _is_float(value)
+            else printable.lines(str(value))
             for key, value in attributes.items()
             if value is not None
         },
@@ -104,9 +109,9 @@ def _append(element: Element, part: Part) -> None:
     if isinstance(part, Element):
         element.append(part)
     elif len(element):
-        element[-1].tail = (element[-1].tail or "") + part
+        element[-1].tail = (element[-1].tail or "") + printable.lines(part)
     else:
-        element.text = (element.text or "") + part
+        element.text = (element.text or "") + printable.lines(part)
 
 
 def _is_float(value: object) -> bool:

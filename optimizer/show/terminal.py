@@ -2,17 +2,18 @@
 
 from collections.abc import Iterable
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
-from rich.text import Text
 
 from optimizer.evidence import differences
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import MEANING
 from optimizer.show import words
+from optimizer.show.printing import text
 from optimizer.show.progress import progress, running_result, trial_counts, worker_line
 from optimizer.snapshot import Snapshot, precision
+from storage import printable
 from storage.failures import FailureCount
 from storage.trials import TrialRow
 
@@ -24,10 +25,10 @@ def panel(snapshot: Snapshot) -> RenderableType:
     shown = Table.grid(padding=(0, 1))
     shown.add_row(_bar(snapshot), progress(snapshot))
     return Group(
-        Text(snapshot.study.name, style="bold"),
+        text(snapshot.study.name, style="bold"),
         shown,
-        Text(best_line(snapshot)),
-        Text(worker_line(snapshot)),
+        text(best_line(snapshot)),
+        text(worker_line(snapshot)),
     )
 
 
@@ -83,7 +84,8 @@ def final_table(snapshot: Snapshot) -> Table:
         else "One seed says nothing about the spread."
     )
     table = Table(
-        title=f"{snapshot.study.name}: {config.metric} on validation data, search, unconfirmed",
+        title=f"{printable.line(snapshot.study.name)}: {config.metric} on validation data, search, "
+        "unconfirmed",
         caption="\n".join(
             [
                 f"{spread} The best of many noisy results looks better than it is.",
@@ -112,7 +114,8 @@ def final_table(snapshot: Snapshot) -> Table:
 
 def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False) -> None:
     for place, result in enumerate(shown, start=1):
-        what = f"{place}. {result.label}" if rank else result.label
+        label = printable.line(result.label)
+        what = f"{place}. {label}" if rank else label
         table.add_row(
             words.densities(result.densities, between="\n"),
             what,
@@ -132,29 +135,29 @@ def status(snapshot: Snapshot) -> RenderableType:
     """Return what `status` shows: state, progress, workers and the table."""
     study = snapshot.study
     lines = [
-        Text(
+        text(
             f"{study.name}: {study.state}, phase {study.phase}"
             + (f" ({study.failure})" if study.failure else "")
         ),
-        Text(
+        text(
             f"budget {snapshot.config.training.budget} epochs, {precision(study)} precision, "
             f"{_learning_rate(snapshot)}"
         ),
-        *([Text(progress(snapshot))] if study.phase in ("calibrate", "confirm") else []),
-        Text(trial_counts(snapshot)),
-        Text(best_line(snapshot)),
-        Text(worker_line(snapshot)),
+        *([text(progress(snapshot))] if study.phase in ("calibrate", "confirm") else []),
+        text(trial_counts(snapshot)),
+        text(best_line(snapshot)),
+        text(worker_line(snapshot)),
     ]
     lines += [
-        Text(
+        text(
             f"  {worker.host} pid {worker.pid} on {worker.device}: {worker.jobs_done} jobs, "
             f"{words.per_hour(worker.jobs_per_hour)}/hour"
         )
         for worker in snapshot.live_workers
     ]
-    lines += [Text(f"  {failure_line(failure)}") for failure in snapshot.failures]
+    lines += [text(f"  {failure_line(failure)}") for failure in snapshot.failures]
     lines += [
-        Text(f"  {_name(trial)} failed: {trial.reason}", style="yellow")
+        text(f"  {_name(trial)} failed: {trial.reason}", style="yellow")
         for phase in snapshot.phases.values()
         for trial in phase.trials
         if trial.state == "failed"
@@ -189,14 +192,3 @@ def _name(trial: TrialRow) -> str:
     """Return how a trial is called: by its number, and its label where that says more."""
     number = f"trial {trial.number}"
     return number if trial.label == number else f"{number} ({trial.label})"
-
-
-def console() -> Console:
-    """Return a console on standard output; wide enough for the tables where it is no terminal.
-
-    Brackets and colons in what is printed, such as those of densities and paths, are only that.
-    """
-    plain = Console(highlight=False, markup=False, emoji=False)
-    if not plain.is_terminal:
-        plain.width = 110
-    return plain

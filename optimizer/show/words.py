@@ -9,6 +9,7 @@ from optimizer.phases import holdout
 from optimizer.presets import exports
 from optimizer.presets.document import Preset
 from optimizer.snapshot import Snapshot
+from storage import printable
 
 UNIFORM_IS_IDENTITY = (
     "Every weighted convolution feeds a normalisation: a uniform mask trains as identity does, so "
@@ -69,7 +70,7 @@ def verdict(finalist: FinalistVerdict) -> str:
     about = f"{densities(finalist.by_kernel_size())} is {finalist.verdict}"
     text = f"{about}: {finalist.reason or MEANING[finalist.verdict]}"
     more = [text, _more_seeds(finalist), _diverged(finalist)]
-    return f"{'; '.join(filter(None, more))}."
+    return printable.line(f"{'; '.join(filter(None, more))}.")
 
 
 def _diverged(finalist: FinalistVerdict) -> str | None:
@@ -143,7 +144,7 @@ def about_test_split(snapshot: Snapshot) -> str | None:
         return f"test split: {counted['done']}/{counted['queued']} jobs done"
     difference = tested.difference
     if difference is None:
-        return f"test split: {tested.reason}"
+        return f"test split: {printable.line(tested.reason)}"
     if tested.trial != snapshot.winner.trial:
         return f"test split: read before the study was extended, for trial {tested.trial}"
     return (

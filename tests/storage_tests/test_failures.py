@@ -13,7 +13,7 @@ from support.searches import contents, create, finish, make_config
 from optimizer import snapshot
 from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
-from optimizer.show import terminal
+from optimizer.show import printing, terminal
 from storage import failures, jobs, leases, ledger, roster, studies, trials
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
@@ -298,7 +298,7 @@ def test_status_says_how_often_jobs_failed_in_which_way_and_where_last(database:
         f"data 3 times, last at {count.failed_at:%Y-%m-%d %H:%M} UTC: search trial {last.trial} "
         f"seed {last.seed} on gpu7 pid 4711: OSError: no image {last.seed}"
     )
-    shown = terminal.console()
+    shown = printing.console()
     with shown.capture() as captured:
         shown.print(terminal.status(now))
     assert "data 3 times" in captured.get()

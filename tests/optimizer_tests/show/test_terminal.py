@@ -24,7 +24,7 @@ from support.synthetic import (
 
 from densitune.density import Densities
 from optimizer.evidence import differences
-from optimizer.show import progress, terminal, words
+from optimizer.show import printing, progress, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
 from storage.ledger import LedgerRow
@@ -249,7 +249,7 @@ def test_a_slow_rate_is_not_shown_as_none(rate: float, expected: str) -> None:
 
 
 def test_brackets_and_colons_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    terminal.console().print("preset: /tmp/[bold]/:smile:/[/red].json", soft_wrap=True)
+    printing.console().print("preset: /tmp/[bold]/:smile:/[/red].json", soft_wrap=True)
     assert capsys.readouterr().out == "preset: /tmp/[bold]/:smile:/[/red].json\n"
 
 

@@ -13,7 +13,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import advice, baseline, cautions, differences, verdicts
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import FinalistVerdict, Holdout, PresetVerdict
-from optimizer.phases import calibration, comparisons, learned, remaining
+from optimizer.phases import calibration, comparisons, extension, learned, remaining
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
@@ -158,10 +158,8 @@ class Snapshot:
     @property
     def cautions(self) -> list[str]:
         """Return signs that the differences mean little."""
-        extended_from = self.study.provenance.get("extended", {}).get("seeds")
-        return cautions.signs(
-            self.config, self.results, self.floors, self.calibration, extended_from
-        )
+        before = extension.seeds_before(self.study)
+        return cautions.signs(self.config, self.results, self.floors, self.calibration, before)
 
     @property
     def live_workers(self) -> list[WorkerRow]:

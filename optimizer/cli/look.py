@@ -14,7 +14,7 @@ from optimizer import snapshot
 from optimizer.cli import display, environment
 from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
-from optimizer.presets import document, exports, reruns
+from optimizer.presets import audit, document, exports, reruns
 from optimizer.presets.document import Preset
 from optimizer.show import overview, printing, terminal, words
 from optimizer.show.confirmation_table import arms_table
@@ -178,9 +178,10 @@ def verify(
     ] = None,
     device: Device = "auto",
 ) -> None:
-    """Check a preset: schema, hash, exact folding, equal training and, if asked, its numbers."""
-    preset = document.load(path)
-    document.check_hash(preset)
+    """Check a preset: does it agree with itself, and, if asked, do its numbers come back?"""
+    content = document.content(path)
+    preset = document.parse(content, path)
+    audit.check(preset, content)
     if rerun is not None:  # what comes next is slow to import, and slower the first time
         printing.say(f"{path}: training {rerun} of its seeds again")
     from workers import verification
@@ -189,8 +190,9 @@ def verify(
         verification.check_folding(kernel_size, den)
         verification.check_equivalence(kernel_size, den)
     printing.say(
-        f"{path}: schema, hash, folding and equal training are in order; densities "
-        f"{words.densities(preset.by_kernel_size())}; verdict {preset.evidence.verdict}"
+        f"{path}: schema, {audit.hashes(preset)}, numbers, verdict, folding and equal training are "
+        f"in order; densities {words.densities(preset.by_kernel_size())}; verdict "
+        f"{preset.evidence.verdict}; the file is not signed: --rerun trains recorded seeds again"
     )
     if rerun is not None:
         _rerun(preset, rerun, data, device)

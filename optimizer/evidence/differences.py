@@ -9,6 +9,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from scipy.special import stdtrit
+
 from densitune.density import Densities
 from storage.ledger import LedgerRow
 from storage.trials import TrialRow
@@ -77,6 +79,17 @@ def paired(values: Mapping[int, float], baseline: Mapping[int, float]) -> Differ
     if len(differences) > 1:
         error = statistics.stdev(differences) / math.sqrt(len(differences))
     return Difference(statistics.fmean(differences), error, by_seed)
+
+
+def interval(difference: Difference) -> tuple[float, float]:
+    """Return the ends of the 95 % interval, mean ± t s / sqrt(n) (Student's t).
+
+    Of a single seed, which says nothing about the spread, that is the whole line.
+    """
+    if difference.standard_error is None:
+        return -math.inf, math.inf
+    reach = float(stdtrit(len(difference.by_seed) - 1, 0.975)) * difference.standard_error
+    return difference.mean - reach, difference.mean + reach
 
 
 def results(trials: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> list[TrialResult]:

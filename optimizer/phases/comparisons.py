@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from optimizer import arms
-from optimizer.arms import Arm
+from optimizer.arms import Arm, Init
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, sequential_test
 from optimizer.evidence.sequential_test import Finding, Interval, Plan
@@ -88,15 +88,20 @@ def groups(trained: Sequence[TrialRow]) -> list[Group]:
 
 
 def controls(study: Study, config: StudyConfig) -> tuple[Control, ...]:
-    """Return the controls that `better` asks for in a study.
+    """Return the controls that `better` asks for in a study."""
+    return asked(config.init, uniform_is_identity(study))
+
+
+def asked(init: Init, uniform_is_identity: bool) -> tuple[Control, ...]:
+    """Return the controls that `better` asks for.
 
     Where every weighted convolution feeds a normalisation, a uniform mask trains as identity does,
     and a scale control is identity at another rate: neither is of use. A finalist that starts at
     identity's scale has identity as its scale control.
     """
-    if config.init == "compensated":
+    if init == "compensated":
         return ("uniform",)
-    return () if uniform_is_identity(study) else ("control", "uniform")
+    return () if uniform_is_identity else ("control", "uniform")
 
 
 def uniform_is_identity(study: Study) -> bool:

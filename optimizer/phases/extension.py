@@ -25,6 +25,12 @@ def is_asked_for(stored: StudyConfig, asked: StudyConfig) -> bool:
     return more and [line.partition(":")[0] for line in changed] == [SEEDS]
 
 
+def seeds_before(study: Study) -> int | None:
+    """Return the seeds of the first of two confirmations; None if the study was not extended."""
+    seeds: int | None = study.provenance.get("extended", {}).get("seeds")
+    return seeds
+
+
 def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
     """Reopen the confirmation of a decided study; return the study as it is then.
 

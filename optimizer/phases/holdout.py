@@ -9,8 +9,6 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import replace
 
-from scipy.special import stdtrit
-
 from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences
@@ -83,8 +81,7 @@ def _said(pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
     values = differences.final_values(rows)
     paired = differences.paired(values[WINNER], values[IDENTITY])
     seeds = sorted(paired.by_seed)
-    assert paired.standard_error is not None  # a batch has two seeds at least
-    reach = float(stdtrit(len(seeds) - 1, 0.975)) * paired.standard_error
+    low, high = differences.interval(paired)  # a batch has two seeds at least
     return Holdout(
         trial=origin,
         fingerprint=prints.pop(),
@@ -93,8 +90,8 @@ def _said(pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
         identity=statistics.fmean(values[IDENTITY].values()),
         difference=Comparison(
             mean=paired.mean,
-            low=paired.mean - reach,
-            high=paired.mean + reach,
+            low=low,
+            high=high,
             by_seed=by_text(paired.by_seed),
         ),
     )

@@ -7,8 +7,9 @@ what is known about them. preset.schema.json, beside this module, is the file's 
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_validator
 
@@ -69,6 +70,8 @@ class Confirmation(Part):
     """An estimate of the seeds that would settle an open question."""
     reason: str | None
     """Why the density could not be judged, if so."""
+    extended_from: int | None = None
+    """The seeds of the first of two confirmations, if the study was extended."""
 
 
 class Evidence(Part):
@@ -114,6 +117,8 @@ class Provenance(Part):
     exported_at: str
     config_sha256: str
     ledger_sha256: str
+    content_sha256: str | None = None
+    """SHA-256 of all else in the file, as JSON with sorted keys; None in presets from before it."""
 
 
 class Preset(Part):
@@ -177,16 +182,21 @@ def write(preset: Preset, folder: Path) -> Path:
 
 def load(path: Path) -> Preset:
     """Read a preset; UsageError with one line if it is not one, or of a newer version."""
+    return parse(content(path), path)
+
+
+def content(path: Path) -> dict[str, Any]:
+    """Read a preset's content, of a version that is known here; UsageError if it is none."""
     try:
         text = documents.read(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"preset {path} cannot be read: {reason}") from error
     try:
-        content = documents.from_json(text)
+        found = documents.from_json(text)
     except ValueError as error:
         raise UsageError(f"preset {path} is not JSON: {error}") from error
-    schema = content.get("schema") if isinstance(content, dict) else None
+    schema = found.get("schema") if isinstance(found, dict) else None
     version = re.fullmatch(r"densitune/preset/([1-9][0-9]{0,8})", str(schema))
     if version is None:
         raise UsageError(f"preset {path} has schema {repr(schema)[:60]}; expected {SCHEMA}")
@@ -195,19 +205,28 @@ def load(path: Path) -> Preset:
             f"preset {path} has schema {schema}, but this densitune reads versions up to "
             f"{VERSION}; install a newer densitune"
         )
+    return cast(dict[str, Any], found)
+
+
+def parse(content: Mapping[str, Any], path: Path) -> Preset:
+    """Return the preset with a content, which is a file's; UsageError if it is not valid."""
     try:
         return Preset.model_validate(content)
     except ValidationError as error:
         raise UsageError(f"preset {path}: {problems.first(error)}") from error
 
 
-def check_hash(preset: Preset) -> None:
-    """Check that the config in a preset is the one that was exported; UsageError if not."""
-    if sha256(preset.provenance.config) != preset.provenance.config_sha256:
-        raise UsageError(
-            f"preset {preset.name}: provenance.config does not have the hash "
-            f"{preset.provenance.config_sha256[:12]} that was exported with it; it was altered"
-        )
+def sealed(preset: Preset) -> Preset:
+    """Return the preset with the hash of its content."""
+    told = {"content_sha256": content_sha256(preset.model_dump(by_alias=True))}
+    return preset.model_copy(update={"provenance": preset.provenance.model_copy(update=told)})
+
+
+def content_sha256(content: Mapping[str, Any]) -> str:
+    """Return the hash of a preset's content but for that hash itself."""
+    provenance = {**content["provenance"]}
+    provenance.pop("content_sha256", None)
+    return sha256({**content, "provenance": provenance})
 
 
 def json_schema() -> str:

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from densitune.density import Densities
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import advice, baseline
@@ -16,6 +17,7 @@ from optimizer.evidence.verdicts import (
     PairedDifference,
     PresetVerdict,
 )
+from optimizer.phases import extension
 from optimizer.presets.document import (
     CONVENTION,
     SCHEMA,
@@ -24,6 +26,7 @@ from optimizer.presets.document import (
     Preset,
     PresetTask,
     Provenance,
+    sealed,
     sha256,
     write,
 )
@@ -77,7 +80,7 @@ UNHEALTHY = (
 
 def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
     """Return the preset of one trial of a study's search, with its verdict if it has one."""
-    return Preset(
+    preset = Preset(
         schema=SCHEMA,
         name=snapshot.config.name,
         densities={str(k): list(den) for k, den in chosen.densities.items()},
@@ -87,6 +90,7 @@ def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
         evidence=_evidence(snapshot, chosen),
         provenance=_provenance(snapshot, chosen),
     )
+    return sealed(preset)
 
 
 def export(
@@ -158,7 +162,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     return Evidence(
         verdict=verdict,
-        advice=_advice(snapshot, chosen, verdict),
+        advice=advised(verdict, chosen.densities, snapshot.config, healthy=snapshot.healthy),
         note=_note(snapshot, verdict),
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),
@@ -198,11 +202,13 @@ def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
     )
 
 
-def _advice(snapshot: Snapshot, chosen: TrialResult, verdict: PresetVerdict) -> str:
-    if not snapshot.healthy:
+def advised(
+    verdict: PresetVerdict, densities: Densities, config: StudyConfig, *, healthy: bool
+) -> str:
+    """Return what to do where a density has this verdict, and identity was healthy or not."""
+    if not healthy:
         return advice.UNHEALTHY
-    config = snapshot.config
-    return advice.line(verdict, chosen.densities, config.proxy.family, config.init)
+    return advice.line(verdict, densities, config.proxy.family, config.init)
 
 
 def _note(snapshot: Snapshot, verdict: PresetVerdict) -> str:
@@ -229,6 +235,7 @@ def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation
         compensated=finalist.compensated,
         seeds_to_settle=finalist.seeds_to_settle,
         reason=finalist.reason,
+        extended_from=extension.seeds_before(snapshot.study),
     )
 
 

@@ -26,7 +26,8 @@ from optimizer.cli import main
 from optimizer.config import study_file
 from optimizer.config.tasks import FolderPhotographs
 from optimizer.errors import StudyFailedError, UsageError
-from optimizer.presets import exports, reruns
+from optimizer.evidence import advice
+from optimizer.presets import document, exports, reruns
 from optimizer.presets.document import Preset
 from storage.database import connect
 from workers import verification
@@ -91,9 +92,14 @@ def preset(photographs: Path, postgres: str, prepared: str) -> Preset:
 def searched(photographs: Path, postgres: str, prepared: str) -> Preset:
     """A preset of the compensated initialisation, and without its confirmation."""
     found = trained(tiny(photographs, init="compensated"), postgres, prepared)
-    return found.model_copy(
-        update={"evidence": found.evidence.model_copy(update={"confirmation": None})}
-    )
+    told = {
+        "confirmation": None,
+        "verdict": "unconfirmed",
+        "advice": advice.UNTESTED,
+        "test": None,
+    }
+    evidence = found.evidence.model_copy(update=told)
+    return document.sealed(found.model_copy(update={"evidence": evidence}))
 
 
 @pytest.fixture
@@ -114,6 +120,12 @@ def verify(
     return run
 
 
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """An altered preset whose hash was made to fit."""
+    content["provenance"]["content_sha256"] = document.content_sha256(content)
+    return content
+
+
 def content(preset: Preset) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(preset.text())
     return found
@@ -132,7 +144,7 @@ def test_a_confirmation_comes_back_to_the_last_bit(
     to_identity = preset.evidence.confirmation.to_identity
     assert to_identity is not None
     first = sorted(map(int, to_identity.by_seed))[:2]
-    for line, seed in zip(lines[1:-1], first, strict=True):
+    for line, seed in zip(lines[2:-1], first, strict=True):
         assert line.startswith(f"seed {seed}: ")
         assert " to identity, " in line
         assert line.endswith(" to its scale control, to the last bit as recorded")
@@ -144,7 +156,7 @@ def test_a_search_comes_back_to_the_last_bit(
 ) -> None:
     code, lines, errors = verify(content(searched), "--rerun", "2", "--data", str(photographs))
     assert (code, errors) == (0, [])
-    assert [line.split(":")[0] for line in lines[1:-1]] == ["seed 3000", "seed 3001"]
+    assert [line.split(":")[0] for line in lines[2:-1]] == ["seed 3000", "seed 3001"]
     assert "scale control" not in "".join(lines)
     assert "2 seeds reproduced to the last bit" in lines[-1]
 
@@ -157,7 +169,7 @@ def test_a_number_that_was_altered_is_found(
     by_seed = altered["evidence"]["confirmation"][other]["by_seed"]
     seed = min(by_seed, key=int)
     by_seed[seed] += 1e-12
-    code, lines, errors = verify(altered, "--rerun", "1", "--data", str(photographs))
+    code, lines, errors = verify(sealed(altered), "--rerun", "1", "--data", str(photographs))
     assert (code, len(errors)) == (1, 1)
     assert lines[-1].endswith("NOT reproduced")
     assert f"1 of 1 seeds are not reproduced, the first is {seed}" in errors[0]
@@ -166,9 +178,9 @@ def test_a_number_that_was_altered_is_found(
 def test_another_learning_rate_is_found(preset: Preset, photographs: Path, verify: Any) -> None:
     altered = content(preset)
     altered["task"]["training"]["lr"] *= 1.001
-    code, lines, errors = verify(altered, "--rerun", "2", "--data", str(photographs))
+    code, lines, errors = verify(sealed(altered), "--rerun", "2", "--data", str(photographs))
     assert (code, len(errors)) == (1, 1)
-    assert all(line.endswith("NOT reproduced") for line in lines[1:])
+    assert all(line.endswith("NOT reproduced") for line in lines[2:])
     assert "2 of 2 seeds are not reproduced" in errors[0]
 
 
@@ -183,11 +195,11 @@ def test_other_data_are_refused(
 
 
 def test_an_arm_that_diverges_ends_with_one_line(
-    preset: Preset, photographs: Path, verify: Any
+    searched: Preset, photographs: Path, verify: Any
 ) -> None:
-    altered = content(preset)
+    altered = content(searched)
     altered["task"]["training"]["lr"] = 1e30
-    code, _, errors = verify(altered, "--rerun", "1", "--data", str(photographs))
+    code, _, errors = verify(sealed(altered), "--rerun", "1", "--data", str(photographs))
     assert (code, len(errors)) == (1, 1)
     assert "trained again with seed" in errors[0]
     assert "diverged" in errors[0]

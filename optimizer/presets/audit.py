@@ -1,0 +1,263 @@
+"""What a preset says, held against the numbers that it records.
+
+Its differences by seed are the evidence; means, errors, intervals and the verdict follow from them
+by optimizer.evidence and the plan in the config. Hashes tell alterations that nobody hid: the file
+is not signed, so whoever alters it on purpose can compute them anew, as well as the differences.
+Only a rerun (optimizer.presets.reruns) asks the data themselves.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.errors import UsageError
+from optimizer.evidence import baseline, differences, race, sequential_test
+from optimizer.evidence.differences import Difference
+from optimizer.evidence.sequential_test import Plan
+from optimizer.evidence.verdicts import Comparison, Control, PairedDifference
+from optimizer.phases import comparisons
+from optimizer.presets import document, exports
+from optimizer.presets.document import Confirmation, Preset
+
+UNDECIDED = "undecided"
+ARMS = ("identity", "finalist", "control", "uniform", "compensated")
+"""Arms that a confirmation trains for a finalist."""
+MOST_SAID = 4
+"""Disagreements that are named; the others are counted."""
+
+
+def check(preset: Preset, content: Mapping[str, Any]) -> None:
+    """Check that a preset agrees with itself, `content` being its file's; UsageError if not."""
+    found = list(_malformed(preset)) or list(_disagreements(preset, content))
+    if found:
+        said = found[:MOST_SAID]
+        if len(found) > MOST_SAID:
+            said.append(f"and {len(found) - MOST_SAID} more")
+        raise UsageError(
+            f"preset {preset.name} does not agree with itself: {'; '.join(said)}; it was altered, "
+            "or another version has judged it: export it again"
+        )
+
+
+def hashes(preset: Preset) -> str:
+    """Return which hashes a preset has, in words."""
+    if preset.provenance.content_sha256 is None:
+        return "hash of the config (an older preset, without one of the whole content)"
+    return "hashes"
+
+
+def _disagreements(preset: Preset, content: Mapping[str, Any]) -> Iterator[str]:
+    provenance = preset.provenance
+    stated = provenance.content_sha256
+    if stated is not None and document.content_sha256(content) != stated:
+        yield f"its content does not have the hash {stated[:12]} that was exported with it"
+    if document.sha256(provenance.config) != provenance.config_sha256:
+        yield f"provenance.config does not have the hash {provenance.config_sha256[:12]}"
+    config = _config(preset)
+    yield from _of_the_density(preset, config)
+    yield from _of_the_search(preset, config)
+    if preset.evidence.confirmation is not None:
+        yield from _of_the_confirmation(preset.evidence.confirmation, config)
+    yield from _of_the_verdict(preset, config)
+    yield from _of_the_test_split(preset)
+
+
+def _config(preset: Preset) -> StudyConfig:
+    """Return the config; where the data lie is not told, and nothing here depends on it."""
+    config = preset.provenance.config
+    data = config.get("data")
+    if isinstance(data, dict) and data.get("task") == "folder":
+        config = {**config, "data": {**data, "folder": "not told"}}
+    return study_file.parse(config, origin=f"in preset {preset.name}")
+
+
+def _of_the_density(preset: Preset, config: StudyConfig) -> Iterator[str]:
+    sizes = sorted(preset.by_kernel_size())
+    if sizes != sorted(config.kernel_size):
+        yield f"densities are of sizes {sizes}, and provenance.config has {config.kernel_size}"
+    for size, den in preset.densities.items():
+        if f"den={list(den)}" not in preset.use:
+            yield f"density {den} of size {size} is not the one in `use`"
+
+
+def _of_the_search(preset: Preset, config: StudyConfig) -> Iterator[str]:
+    evidence = preset.evidence
+    yield from _of_a_difference("difference_to_identity", evidence.difference_to_identity)
+    seeds = {str(seed) for seed in evidence.seeds}
+    if evidence.difference_to_identity.by_seed.keys() != seeds:
+        yield "difference_to_identity is of other seeds than evidence.seeds"
+    learned = preset.provenance.optuna_trial is None
+    if not learned and not seeds <= {str(seed) for seed in config.seeds}:
+        yield f"evidence.seeds are not among those of the config, {list(config.seeds)}"
+    difference = evidence.value - evidence.identity
+    if not learned and not _alike(difference, evidence.difference_to_identity.mean):
+        yield f"value minus identity is {difference:.6g}, and the mean difference another"
+    if evidence.floors and not _alike(evidence.floor, max(evidence.floors.values())):
+        yield "floor is not the highest of floors"
+
+
+def _of_the_confirmation(confirmation: Confirmation, config: StudyConfig) -> Iterator[str]:
+    most = config.confirm.finalists + config.confirm.trainable
+    if not 1 <= confirmation.finalists <= most:
+        yield f"{confirmation.finalists} finalists, of at most {most}"
+    if confirmation.budget != config.confirm_budget:
+        yield f"confirmed for {confirmation.budget} epochs, by the config {config.confirm_budget}"
+    if confirmation.compensated is not None:
+        yield from _of_a_difference("compensated", confirmation.compensated)
+    for arm, seeds in confirmation.failures.items():
+        if arm not in ARMS or not 1 <= seeds <= config.confirm.seeds:
+            yield f"failures has {seeds} seeds of {arm}, not 1 to {config.confirm.seeds} of an arm"
+    before = confirmation.extended_from
+    if before is not None and not config.confirm.batch <= before < config.confirm.seeds:
+        yield f"extended from {before} seeds to {config.confirm.seeds}, which is no extension"
+    trained = confirmation.to_identity
+    count = 0 if trained is None else len(trained.by_seed)
+    if confirmation.seeds != count:
+        yield f"{confirmation.seeds} seeds are stated, and {count} recorded"
+    fresh = {str(seed) for seed in config.fresh_seeds[:count]}
+    if trained is not None and trained.by_seed.keys() != fresh:
+        yield f"the seeds of the confirmation are not the config's first {count} fresh ones"
+
+
+def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
+    evidence, confirmation = preset.evidence, preset.evidence.confirmation
+    if confirmation is None:
+        expected = {"unconfirmed"}
+    elif confirmation.to_identity is None:
+        expected = {"no_evidence"}
+    else:
+        yield from _of_an_interval("to_identity", confirmation.to_identity)
+        yield from _of_an_interval("to_control", confirmation.to_control)
+        yield from _of_an_interval("to_uniform", confirmation.to_uniform)
+        judged = {
+            plan: _judged(confirmation, config, plan) for plan in _plans(confirmation, config)
+        }
+        expected = set(judged.values())
+        open_looks = [plan.looks for plan, said in judged.items() if said == UNDECIDED]
+        if evidence.verdict == "dropped" and open_looks:
+            yield from _of_a_dropped_one(confirmation, config, open_looks[0])
+            expected = {"dropped"}
+    if evidence.verdict not in expected:
+        said = "; or ".join(sorted(expected))
+        yield f"verdict {evidence.verdict}, but the differences say: {said}"
+    unhealthy = baseline.complaint(config, evidence.floors, evidence.identity) is not None
+    if unhealthy and not evidence.note.startswith(exports.UNHEALTHY):
+        yield "note does not say that identity was no healthy baseline"
+    told = exports.advised(evidence.verdict, preset.by_kernel_size(), config, healthy=not unhealthy)
+    if evidence.advice not in ("", told):  # older presets have none
+        yield f"advice is not what follows from the verdict {evidence.verdict}"
+
+
+def _judged(confirmation: Confirmation, config: StudyConfig, plan: Plan) -> str:
+    """Return the verdict on what was confirmed, or why there is none."""
+    assert confirmation.to_identity is not None  # our caller's case
+    recorded: dict[Control, Comparison | None] = {
+        "control": confirmation.to_control,
+        "uniform": confirmation.to_uniform,
+    }
+    to_controls: dict[Control, dict[int, float] | None] = {}
+    for name in comparisons.asked(config.init, confirmation.uniform_is_identity):
+        found = recorded[name]
+        to_controls[name] = None if found is None else _by_number(found.by_seed)
+    try:
+        to_identity = _by_number(confirmation.to_identity.by_seed)
+        finding = sequential_test.judge(to_identity, to_controls, plan)
+    except ValueError as error:
+        return str(error)
+    return finding.verdict or UNDECIDED
+
+
+def _of_a_dropped_one(
+    confirmation: Confirmation, config: StudyConfig, looks: Sequence[int]
+) -> Iterator[str]:
+    """Yield what speaks against `dropped`, of a finalist that is undecided itself.
+
+    That others were ahead is in their presets, not in this one. What is checked is that the race
+    (optimizer.evidence.race) leaves somebody behind at this look, and that the reason names it.
+    """
+    assert confirmation.to_identity is not None  # our caller's case
+    keep, count = config.confirm.keep, len(confirmation.to_identity.by_seed)
+    all_alike = dict.fromkeys(range(confirmation.finalists), 0.0)
+    going_on = race.going_on(all_alike, looks.index(count) + 1, keep)
+    if len(going_on) == len(all_alike):
+        yield f"dropped, but with confirm.keep {list(keep)} all finalists go on after {count} seeds"
+    if confirmation.reason != f"dropped after {count} seeds":
+        yield f"the reason does not say that it was dropped after {count} seeds"
+
+
+def _plans(confirmation: Confirmation, config: StudyConfig) -> Iterator[Plan]:
+    """Yield the plans by which a finalist may have been judged: two if the study was extended."""
+    for seeds in {config.confirm.seeds, confirmation.extended_from or config.confirm.seeds}:
+        yield Plan(seeds, config.confirm.batch, max(1, confirmation.finalists))
+
+
+def _of_the_test_split(preset: Preset) -> Iterator[str]:
+    test = preset.evidence.test
+    if test is None or test.difference is None:
+        return
+    if test.trial != preset.provenance.trial:
+        yield f"test is of trial {test.trial}, the preset of trial {preset.provenance.trial}"
+    if test.difference.by_seed.keys() != {str(seed) for seed in test.seeds}:
+        yield "test.difference is of other seeds than test.seeds"
+    yield from _of_an_interval("test.difference", test.difference)
+    if test.value is not None and test.identity is not None:
+        difference = test.value - test.identity
+        if not _alike(difference, test.difference.mean):
+            yield f"test.value minus test.identity is {difference:.6g}, and the mean another"
+
+
+def _of_a_difference(name: str, stated: PairedDifference) -> Iterator[str]:
+    found = _difference(stated.by_seed)
+    if not _alike(stated.mean, found.mean):
+        yield f"{name} has the mean {stated.mean:.6g}, its seeds {found.mean:.6g}"
+    if not _alike(stated.standard_error, found.standard_error):
+        yield f"{name} has another standard error than its seeds"
+
+
+def _of_an_interval(name: str, stated: Comparison | None) -> Iterator[str]:
+    if stated is None:
+        return
+    found = _difference(stated.by_seed)
+    low, high = differences.interval(found)
+    if not all(map(_alike, (stated.mean, stated.low, stated.high), (found.mean, low, high))):
+        yield (
+            f"{name} is {stated.mean:.6g}, {stated.low:.6g} to {stated.high:.6g}, and its seeds "
+            f"say {found.mean:.6g}, {low:.6g} to {high:.6g}"
+        )
+
+
+def _difference(by_seed: Mapping[str, float]) -> Difference:
+    found = _by_number(by_seed)
+    return differences.paired(found, dict.fromkeys(found, 0.0))
+
+
+def _by_number(by_seed: Mapping[str, float]) -> dict[int, float]:
+    return {int(seed): difference for seed, difference in by_seed.items()}
+
+
+def _malformed(preset: Preset) -> Iterator[str]:
+    """Yield which differences are not of whole numbers of seeds, or of none."""
+    evidence, confirmed = preset.evidence, preset.evidence.confirmation
+    told = {"difference_to_identity": evidence.difference_to_identity}
+    compared: dict[str, Comparison | PairedDifference | None] = dict(told)
+    if confirmed is not None:
+        compared |= {"to_identity": confirmed.to_identity, "to_control": confirmed.to_control}
+        compared |= {"to_uniform": confirmed.to_uniform, "compensated": confirmed.compensated}
+    if evidence.test is not None:
+        compared |= {"test.difference": evidence.test.difference}
+    for name, difference in compared.items():
+        seeds = [] if difference is None else list(difference.by_seed)
+        if difference is not None and (
+            not seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in seeds)
+        ):
+            yield f"the seeds of {name} are no whole numbers of at most 10 digits"
+
+
+def _alike(one: float | None, other: float | None) -> bool:
+    """Tell whether two numbers differ by rounding at most."""
+    if one is None or other is None:
+        return one is other
+    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)

@@ -50,7 +50,7 @@ def tiny(folder: Path, **changes: Any) -> dict[str, Any]:
         "kernel_size": 3,
         "training": {"budget": 1, "batch_size": 8, "precision": "full"},
         "search": {"trials": 5, "seeds": 2, "seed": 3},
-        "confirm": {"finalists": 1, "seeds": 2, "batch": 2, "budget": 2},
+        "confirm": {"finalists": 1, "seeds": 6, "batch": 6, "budget": 2},
     }
     return {**raw, **changes}
 
@@ -147,7 +147,8 @@ def test_a_confirmation_comes_back_to_the_last_bit(
     for line, seed in zip(lines[2:-1], first, strict=True):
         assert line.startswith(f"seed {seed}: ")
         assert " to identity, " in line
-        assert line.endswith(" to its scale control, to the last bit as recorded")
+        assert " to its scale control, " in line
+        assert line.endswith(" to its uniform mask, to the last bit as recorded")
     assert lines[-1].startswith("2 seeds reproduced to the last bit; recorded on ")
 
 
@@ -161,7 +162,7 @@ def test_a_search_comes_back_to_the_last_bit(
     assert "2 seeds reproduced to the last bit" in lines[-1]
 
 
-@pytest.mark.parametrize("other", ["to_identity", "to_control"])
+@pytest.mark.parametrize("other", ["to_identity", "to_control", "to_uniform"])
 def test_a_number_that_was_altered_is_found(
     preset: Preset, photographs: Path, verify: Any, other: str
 ) -> None:

@@ -19,7 +19,7 @@ from optimizer.presets.document import Preset
 from optimizer.show import overview, printing, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
-from storage import studies
+from storage import printable, studies
 
 WATCH_SECONDS = 1.0
 """Between two refreshes of a watched study; ten times as long where there is no terminal."""
@@ -32,7 +32,7 @@ def list_studies(
     """List all studies."""
     entries = overview.read(environment.open_storage(storage))
     if as_json:
-        print(json.dumps([entry.document() for entry in entries], indent=2))
+        print(printable.json(json.dumps([entry.document() for entry in entries], indent=2)))
     elif entries:
         printing.console().print(overview.table(entries))
     else:
@@ -49,7 +49,7 @@ def status(
     engine = environment.open_storage(storage)
     console = printing.console()
     if as_json:
-        print(json.dumps(snapshot.of(engine, name).document(), indent=2))
+        print(printable.json(json.dumps(snapshot.of(engine, name).document(), indent=2)))
         return
     now = snapshot.of(engine, name)
     if watch and not console.is_terminal:
@@ -159,7 +159,7 @@ def doctor(
     mended, failed = mend(engine, home, name) if fix else ([], [])
     diagnoses += examine(engine, home, name)
     if as_json:
-        print(json.dumps(to_document(diagnoses, mended, failed), indent=2))
+        print(printable.json(json.dumps(to_document(diagnoses, mended, failed), indent=2)))
     else:
         for line in to_lines(diagnoses, mended, failed):
             printing.say(line)

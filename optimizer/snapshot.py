@@ -159,7 +159,10 @@ class Snapshot:
     def cautions(self) -> list[str]:
         """Return signs that the differences mean little."""
         before = extension.seeds_before(self.study)
-        return cautions.signs(self.config, self.results, self.floors, self.calibration, before)
+        return cautions.signs(
+            self.config, self.results, self.floors, self.calibration, before, self.verdicts,
+            uniform_is_identity=self.uniform_is_identity,
+        )  # fmt: skip
 
     @property
     def live_workers(self) -> list[WorkerRow]:

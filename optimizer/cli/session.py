@@ -80,8 +80,9 @@ def create(
         return extension.extend(engine, study, config)
     if changed:
         raise UsageError(
-            f"study {config.name} exists with another config ({'; '.join(changed)}); choose "
-            f"another name, or delete it: densitune delete {config.name}"
+            f"study {config.name} exists with another config ({'; '.join(changed)}); to go on with "
+            f"the stored one: densitune resume {config.name}; else choose another name, or delete "
+            f"it: densitune delete {config.name}"
         )
     return study
 

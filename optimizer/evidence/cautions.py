@@ -4,15 +4,21 @@ Neither sign proves anything, and their absence proves nothing either; docs/meth
 in which both showed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from optimizer import learning_rates
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import baseline, differences
 from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.verdicts import FinalistVerdict
 
 EDGE = 0.02
 """Share of the search box's width within which a value counts as lying on its edge."""
+
+UNMASKED = (
+    "An earlier version said `better`, which trained no uniform mask: whether spatial structure "
+    "has a part in it is not known (docs/evidence.md)."
+)
 
 
 def signs(
@@ -21,12 +27,15 @@ def signs(
     floors: Mapping[str, float],
     calibration: Mapping[float, float],
     extended_from: int | None = None,
+    verdicts: Iterable[FinalistVerdict] = (),
+    *,
+    uniform_is_identity: bool = False,
 ) -> list[str]:
     """Return one line for each sign; none without results.
 
     floors: the metric of what needs no deep network, by name. calibration: identity's score by
     learning rate, empty where the rate was given. extended_from: the seeds of the first of two
-    confirmations.
+    confirmations. uniform_is_identity: whether there is no uniform mask to be better than.
     """
     if not results:
         return []
@@ -53,6 +62,10 @@ def signs(
             f"Confirmed with {extended_from} seeds, then extended to {config.confirm.seeds}: who "
             f"looks twice is wrong twice as often (docs/evidence.md)."
         )
+    if not uniform_is_identity and any(
+        one.verdict == "better" and one.to_uniform is None for one in verdicts
+    ):
+        lines.append(UNMASKED)
     return lines
 
 

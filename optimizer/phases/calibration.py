@@ -1,6 +1,8 @@
 """The first phase: identity at a grid of learning rates, so that the baseline is no straw man.
 
-The grid grows at the end where the best rate lies, until the best lies within.
+The grid grows at the end where the best rate lies, until the best lies within. It is trained with
+the confirmation's budget, for the best rate moves with it. A grid that an earlier version began
+with another budget is finished with that one.
 """
 
 import statistics
@@ -22,15 +24,16 @@ def step(desk: Desk) -> bool:
     trials = desk.trials("calibrate")
     if not trials:
         for number, first in enumerate(learning_rates.grid(family, batch_size)):
-            _queue(desk, number, first)
+            _queue(desk, number, first, desk.config.confirm_budget)
         return True
     if desk.waits_for(trials):
         return False
-    by_rate = scores(trials, desk.measured("calibrate"))
+    rows = desk.measured("calibrate")
+    by_rate = scores(trials, rows)
     tried = [lr for trial in trials if (lr := rate(trial)) is not None]
     further = learning_rates.beyond(family, batch_size, tried, by_rate) if by_rate else None
     if further is not None:
-        _queue(desk, len(trials), further)
+        _queue(desk, len(trials), further, rows[0].budget)
     else:
         _conclude(desk, trials, by_rate)
     return True
@@ -51,11 +54,10 @@ def rate(trial: TrialRow) -> float | None:
     return Arm.of(trial.densities, trial.arm).lr
 
 
-def _queue(desk: Desk, number: int, lr: float) -> None:
+def _queue(desk: Desk, number: int, lr: float, budget: int) -> None:
     config = desk.config
     arm = replace(arms.identity(config.kernel_size, lr), init=config.init)
-    # The best rate moves with the budget, and what is judged is trained for this one.
-    desk.add(number, "rate", f"lr {lr:g}", arm, seeds=config.seeds, budget=config.confirm_budget)
+    desk.add(number, "rate", f"lr {lr:g}", arm, seeds=config.seeds, budget=budget)
 
 
 def _conclude(desk: Desk, trials: list[TrialRow], by_rate: dict[float, float]) -> None:

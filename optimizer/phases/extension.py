@@ -19,9 +19,13 @@ SEEDS = "confirm.seeds"
 
 
 def is_asked_for(stored: StudyConfig, asked: StudyConfig) -> bool:
-    """Tell whether a config differs from its study's in more seeds of the confirmation alone."""
+    """Tell whether a config differs from its study's in more seeds of the confirmation alone.
+
+    They have to be written there: a default that rose between two versions asks for nothing.
+    """
     changed = changes.between(stored.document(), asked.document())
-    more = asked.confirm.seeds > stored.confirm.seeds
+    written = "seeds" in asked.confirm.model_fields_set
+    more = written and asked.confirm.seeds > stored.confirm.seeds
     return more and [line.partition(":")[0] for line in changed] == [SEEDS]
 
 

@@ -2,12 +2,14 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from sqlalchemy import Engine
 
 from optimizer import snapshot
+from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.phases.proposer import Proposer
 from optimizer.snapshot import Snapshot
@@ -95,10 +97,12 @@ def go_on(
 
 def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> None:
     """Do what a worker does with a job, but measure at its end only."""
+    arm = Arm.of(job.densities, job.arm)
+    job = replace(job, arm=arm.stored())  # an earlier version stored less of it
     try:
         measured = measure(job)
     except ArithmeticError as error:
-        if not job.arm["floored"]:
+        if not arm.floored:
             jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
             return
         measured = FLOOR, {"diverged": True}
@@ -106,7 +110,7 @@ def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> Non
         jobs.fail(engine, job.claim, str(error), "data")
         return
     value, extra = measured if isinstance(measured, tuple) else (measured, {})
-    if job.arm["split"] == "test":
+    if arm.split == "test":
         extra = {"test": "print", **extra}
     found = Entry(job_id=job.id, rung=job.budget, value=value, extra=extra, seconds=1.0)
     ledger.record(engine, worker, [found], finished=[job.id])

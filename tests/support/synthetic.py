@@ -174,14 +174,15 @@ def decided() -> Snapshot:
     """The usual study after a confirmation: trial 6 better, trial 9 a matter of scale."""
     known = usual()
     fresh = [1_000_000_000 + n for n in range(4)]
-    effects = {0: 0.0, 1: 0.5, 2: 0.1, 3: 0.4, 4: 0.3, 5: 0.29, 6: 0.0}
+    effects = {0: 0.0, 1: 0.5, 2: 0.1, 3: 0.2, 4: 0.4, 5: 0.3, 6: 0.29, 7: 0.3, 8: 0.0}
     noise = {0: 0.0, 1: 0.01, 2: -0.01, 3: 0.02}
     arms = [trial(0, {5: (1.0, 1.0)}, optuna_number=None)]
-    for number, origin in ((1, 6), (4, 9)):
+    for number, origin in ((1, 6), (5, 9)):
         found, label = known.trials[origin].densities, f"trial {origin}"
         built: list[tuple[str, str, Densities]] = [
             ("finalist", label, found),
             ("control", f"scale control of {label}", {5: (1.0, 1.0)}),
+            ("uniform", f"uniform mask of {label}", found),
             ("compensated", f"{label}, compensated", found),
         ]
         for place, (role, name, densities) in enumerate(built):
@@ -200,7 +201,7 @@ def decided() -> Snapshot:
         for row in measured(number, by_seed)
         if row.rung == BUDGET
     ]
-    reached: list[tuple[int, int, Verdict]] = [(1, 6, "better"), (4, 9, "scale_only")]
+    reached: list[tuple[int, int, Verdict]] = [(1, 6, "better"), (5, 9, "scale_only")]
     stored = [
         _finalist(known.trials[origin], verdict, values, number).model_dump()
         for number, origin, verdict in reached
@@ -222,7 +223,7 @@ def _finalist(
             mean=found.mean, low=found.mean - reach, high=found.mean + reach, by_seed=by_seed
         )
 
-    compensated = differences.paired(values[number + 2], values[0])
+    compensated = differences.paired(values[number + 3], values[0])
     return FinalistVerdict(
         trial=origin.number,
         label=origin.label,
@@ -230,6 +231,7 @@ def _finalist(
         verdict=verdict,
         to_identity=comparison(number, 0),
         to_control=comparison(number, number + 1),
+        to_uniform=comparison(number, number + 2),
         compensated=PairedDifference(
             mean=compensated.mean,
             standard_error=compensated.standard_error,

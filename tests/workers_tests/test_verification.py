@@ -221,7 +221,8 @@ def test_the_arms_are_those_of_the_confirmation() -> None:
     den = decided().trials[6].densities[5]
     alpha = [*den, 1.0, *reversed(den)]
     rms = math.sqrt(statistics.fmean((a * b) ** 2 for a in alpha for b in alpha))
-    assert list(told.arms) == ["density", "identity", "its scale control"]
+    assert list(told.arms) == ["density", "identity", "its scale control", "its uniform mask"]
+    assert all(arm.floored for arm in told.arms.values())
     arm = told.arms["density"]
     assert (arm.densities, arm.lr, arm.init, arm.gain) == ({5: den}, 0.01, "library", {})
     arm = told.arms["identity"]
@@ -229,6 +230,8 @@ def test_the_arms_are_those_of_the_confirmation() -> None:
     arm = told.arms["its scale control"]
     assert (arm.densities, arm.lr, arm.init) == ({5: (1.0, 1.0)}, 0.01, "library")
     assert arm.gain == pytest.approx({5: rms})
+    arm = told.arms["its uniform mask"]
+    assert (arm.densities, arm.lr, arm.init, arm.mask) == ({5: den}, 0.01, "library", "uniform")
     assert told.budget == decided().config.confirm_budget == 8
 
 
@@ -256,6 +259,7 @@ def test_what_was_learned_and_not_confirmed_is_learned_again() -> None:
     arm = told.arms["density"]
     assert (arm.densities, arm.trainable) == ({5: (1.0, 1.0)}, True)
     assert not told.arms["identity"].trainable
+    assert not any(arm.floored for arm in told.arms.values())  # it has no density to tell then
     confirmed = of(decided()).model_copy(update={"provenance": provenance})
     arm = reruns.recorded(confirmed, None).arms["density"]
     assert (arm.densities, arm.trainable) == ({5: decided().trials[6].densities[5]}, False)

@@ -229,9 +229,10 @@ def test_a_confirmed_preset_has_verdict_intervals_and_the_searchs_difference_bes
     assert (found.seeds, found.budget, found.finalists) == (4, 8, 2)
     assert found.to_identity == study.verdicts[0].to_identity
     assert found.to_control == study.verdicts[0].to_control
+    assert found.to_uniform == study.verdicts[0].to_uniform
     assert found.compensated == study.verdicts[0].compensated
-    # Ten trials of two seeds and 120 s, seven arms of four seeds and 120 s.
-    expected = (10 * 2 + 7 * 4) * 120 / 3600
+    # Ten trials of two seeds and 120 s, nine arms of four seeds and 120 s.
+    expected = (10 * 2 + 9 * 4) * 120 / 3600
     assert preset.provenance.device_hours == pytest.approx(expected, abs=1e-4)
     assert Preset.model_validate(json.loads(preset.text())) == preset
     validator().validate(json.loads(preset.text()))

@@ -313,9 +313,10 @@ def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) ->
     shown = [" ".join(filter(None, column)) for column in zip(*cells, strict=True)]
     for expected in ("[0.6333, 1.857]", "trial 6: better", "trial 9: scale_only", "compensated"):
         assert expected in shown[0]
-    assert shown[0].count("scale control") == 2
+    assert shown[0].count("scale control") == shown[0].count("uniform mask") == 2
     assert "[+0.440, +0.540]" in shown[3]
-    assert "[+0.340, +0.440]" in shown[4]
+    assert "[+0.340, +0.440]" in shown[4]  # to the scale control
+    assert "[+0.245, +0.345]" in shown[4]  # to the uniform mask
     words = flat(text)
     assert "[0.6333, 1.857] is better: better than identity and than its controls." in words
     assert "[0.9333, 2.286] is scale_only: NOT a reason for a density" in words
@@ -363,7 +364,7 @@ def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:
     document = json.loads(json.dumps(decided().document(), allow_nan=False))
     assert (document["phase"], document["verdict"]) == ("decided", "better")
     assert [one["verdict"] for one in document["verdicts"]] == ["better", "scale_only"]
-    assert document["phases"]["confirm"]["done"] == 14
+    assert document["phases"]["confirm"]["done"] == 18
 
 
 def calibrating(**changes: Any) -> Snapshot:

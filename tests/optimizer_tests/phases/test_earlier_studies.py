@@ -1,0 +1,182 @@
+"""Studies that an earlier version began: they go on under a rule that says what it is, or end.
+
+That version knew no uniform mask: its arms, config and provenance lack what came with it. It
+calibrated with half of the confirmation's budget, and trained controls from the first batch on.
+"""
+
+import json
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sqlalchemy import Engine, text
+from support.simulated import create, go_on, noise, run, small
+
+from optimizer import snapshot
+from optimizer.cli import session
+from optimizer.config import study_file
+from optimizer.config.study_file import StudyConfig
+from optimizer.errors import UsageError
+from optimizer.evidence import cautions, finalists
+from optimizer.phases.proposer import Proposer
+from optimizer.presets import exports
+from optimizer.presets.document import Preset
+from optimizer.show.confirmation_table import arms_table
+from optimizer.snapshot import Snapshot
+from storage import studies, trials
+from storage.jobs import ClaimedJob
+from storage.states import Role
+
+
+def helps(job: ClaimedJob) -> float:
+    """A density near 0.6 helps, whatever the scale of the initial weights."""
+    distance = 1.0 if job.arm["mask"] == "uniform" else abs(job.densities[3][0] - 0.6) / 0.4
+    return 30 - distance**2 + noise(job, 0.3)
+
+
+def aged(engine: Engine, study_id: int) -> None:
+    """Take from a study's rows what the earlier version did not store."""
+    with engine.begin() as connection:
+        for statement in (
+            "UPDATE densitune.trials SET arm = arm - '{mask,start,per_image,floored}'::text[] "
+            "WHERE study_id = :study",
+            "UPDATE densitune.studies SET provenance = provenance - 'uniform_is_identity', "
+            "config = config #- '{confirm,keep}' #- '{confirm,compensated}' WHERE id = :study",
+        ):
+            connection.execute(text(statement), {"study": study_id})
+
+
+def stopped_before(engine: Engine, given: StudyConfig) -> int:
+    """A study that ended its search, and is to be confirmed."""
+    study_id = create(engine, given)
+    studies.go_on(engine, study_id, "search", force=False)
+    assert go_on(engine, study_id, given, helps).study.phase == "confirm"
+    aged(engine, study_id)
+    return study_id
+
+
+def begin_confirmation(engine: Engine, study_id: int, given: StudyConfig) -> None:
+    """Queue the first batch as the earlier version did: identity, finalists, and all beside."""
+    now = snapshot.of(engine, given.name)
+    plain: dict[str, Any] = {"lr": 0.01, "init": "library", "gain": {}, "trainable": False}
+    built: list[tuple[Role, str, Any, dict[str, Any], int | None]] = [
+        ("identity", "identity", {3: (1.0,)}, plain, None)
+    ]
+    for origin in finalists.choose(now.results, given):
+        found, label = now.trials[origin].densities, now.trials[origin].label
+        gain = {"3": ((2 * found[3][0] ** 2 + 1) / 3)}
+        built += [
+            ("finalist", label, found, plain, origin),
+            ("control", f"scale control of {label}", {3: (1.0,)}, {**plain, "gain": gain}, origin),
+            ("compensated", f"{label}, compensated", found, {**plain, "init": "compensated"},
+             origin),
+        ]  # fmt: skip
+    with engine.begin() as connection:
+        for number, (role, label, densities, arm, of) in enumerate(built):
+            trials.add(
+                connection, study_id, "confirm", number=number, role=role, label=label,
+                densities=densities, seeds=given.fresh_seeds[: given.confirm.batch],
+                budget=given.confirm_budget, arm={**arm, "split": "validation"}, origin=of,
+            )  # fmt: skip
+
+
+def test_a_calibration_ends_with_the_budget_that_it_began_with(database: Engine) -> None:
+    given = small(training={"lr": "auto"})
+
+    def grows(job: ClaimedJob) -> float:
+        return helps(job) + 10 * float(job.arm["lr"] or 0)
+
+    study_id = create(database, given)
+    Proposer(database, study_id, given).advance()
+    with database.begin() as connection:
+        begun = connection.execute(
+            text("UPDATE densitune.jobs SET budget = :budget WHERE study_id = :study"),
+            {"budget": given.training.budget, "study": study_id},
+        ).rowcount
+    aged(database, study_id)
+    now = go_on(database, study_id, given, grows)
+    assert now.study.state == "finished"
+    assert len(now.calibrate.rows) > begun  # the grid grew
+    assert {row.budget for row in now.calibrate.rows} == {given.training.budget}
+    new = run(database, small(name="new", training={"lr": "auto"}), grows)
+    assert {row.budget for row in new.calibrate.rows} == {given.confirm_budget}
+
+
+def test_a_confirmation_goes_on_with_its_arms_and_adds_the_uniform_mask(database: Engine) -> None:
+    given = small()
+    study_id = stopped_before(database, given)
+    begin_confirmation(database, study_id, given)
+    studies.go_on(database, study_id, None, force=False)
+    now = go_on(database, study_id, given, helps)
+    assert now.study.state == "finished"
+    assert now.winner is not None
+    assert now.winner.verdict == "better"
+    assert now.winner.to_control is not None
+    assert now.winner.to_uniform is not None
+    assert now.winner.compensated is not None
+    assert now.winner.to_uniform.by_seed.keys() == now.winner.to_identity.by_seed.keys()  # type: ignore[union-attr]
+    assert cautions.UNMASKED not in now.cautions
+    shown(now)
+
+
+def shown(now: Snapshot) -> str:
+    """What the terminal, a preset and JSON say, without an error."""
+    json.dumps(now.document(), allow_nan=False)
+    preset = exports.compose(now, exports.chosen(now))
+    assert Preset.model_validate(json.loads(preset.text())) == preset
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(arms_table(now))
+    return captured.get()
+
+
+def ended(engine: Engine, given: StudyConfig) -> Snapshot:
+    """A study as the earlier version decided it: better without a uniform mask."""
+    study_id = run(engine, given, helps).study.id
+    aged(engine, study_id)
+    with engine.begin() as connection:
+        of = "WHERE study_id = :study AND phase = 'confirm'"
+        numbers = f"SELECT number FROM densitune.trials {of} AND role = 'uniform'"
+        for statement in (
+            "DELETE FROM densitune.measurements WHERE job_id IN (SELECT id FROM densitune.jobs "
+            f"{of} AND trial IN ({numbers}))",
+            f"DELETE FROM densitune.jobs {of} AND trial IN ({numbers})",
+            f"DELETE FROM densitune.trials {of} AND role = 'uniform'",
+            "UPDATE densitune.studies SET verdicts = (SELECT jsonb_agg(one - "
+            "'{to_uniform,failures}'::text[]) FROM jsonb_array_elements(verdicts) AS one) "
+            "WHERE id = :study",
+        ):
+            connection.execute(text(statement), {"study": study_id})
+    return snapshot.of(engine, given.name)
+
+
+def test_a_decided_study_is_shown_with_what_its_better_leaves_open(database: Engine) -> None:
+    now = ended(database, small())
+    assert now.verdict == "better"
+    assert cautions.UNMASKED in now.cautions
+    assert "scale control" in shown(now)
+    preset = exports.compose(now, exports.chosen(now))
+    assert cautions.UNMASKED in preset.evidence.cautions
+
+
+def test_a_decided_study_is_extended_only_if_more_seeds_are_written(database: Engine) -> None:
+    given = small(confirm={"finalists": 2, "seeds": 6, "batch": 6, "keep": []})
+
+    def weakly(job: ClaimedJob) -> float:
+        return 30 + noise(job, 1.0)
+
+    study_id = run(database, given, weakly).study.id
+    aged(database, study_id)
+    document = given.document()
+    unwritten = {**document["confirm"]}
+    del unwritten["seeds"]
+    asked = study_file.parse({**document, "confirm": unwritten}, "test")
+    assert asked.confirm.seeds > 6
+    with pytest.raises(UsageError, match="densitune resume a-study"):
+        session.create(database, asked, "none", "print", "full", dict)
+    more = small(confirm={"finalists": 2, "seeds": 12, "batch": 6})
+    assert session.create(database, more, "none", "print", "full", dict).phase == "confirm"
+    studies.go_on(database, study_id, None, force=False)
+    now = go_on(database, study_id, more, weakly)
+    assert (now.study.state, now.config.confirm.seeds) == ("finished", 12)
+    shown(now)

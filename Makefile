@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test numerical chaos image slurm check reference clean
+.PHONY: quickstart test numerical chaos fuzz image slurm check reference clean
 
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
@@ -20,7 +20,11 @@ numerical: $(VENV)/installed-test  ## the numerical tests again, as on a CPU wit
 	LD_PRELOAD=libc_malloc_debug.so.0 $(BIN)/pytest -n 2 -m numerical
 
 chaos: $(VENV)/installed-test  ## processes killed, PostgreSQL restarted and gone, for half an hour
-	$(BIN)/pytest -m long -s tests/chaos tests/optimizer_tests/phases/test_failover.py
+	$(BIN)/pytest -m long -s tests/chaos tests/optimizer_tests/phases/test_failover.py \
+		--ignore tests/chaos/test_fuzz.py
+
+fuzz: $(VENV)/installed-test  ## documents damaged at random, for FUZZ_SECONDS in all (600)
+	$(BIN)/pytest -m long -s tests/chaos/test_fuzz.py
 
 image: $(VENV)/installed-test  ## docker/ built and started in a Docker engine, a study to its preset
 	$(BIN)/pytest -m long -s tests/elsewhere/test_image.py

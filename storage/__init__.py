@@ -4,6 +4,7 @@ server      the embedded PostgreSQL of this machine's user, shared by its proces
 postmaster  one data folder's server: join, start, stop
 occupancy   whether a server lives on a data folder, in whatever container
 programs    PostgreSQL's programs, which come in a wheel
+addresses   where a server is, from its URL
 database    connections to it or to a given server, and its schema
 exposure    what a connection over a network gives away, and to whom
 tables      the tables

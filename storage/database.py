@@ -22,21 +22,16 @@ from sqlalchemy import (
     create_engine,
     event,
     inspect,
-    make_url,
     text,
 )
-from sqlalchemy.exc import ArgumentError, DBAPIError, ProgrammingError
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 
-from storage import exposure
+from storage import addresses, exposure
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
 from storage.retry import first_line
 
 CONNECTIONS = 2
 """How many a process keeps at most."""
-
-FORM = "postgresql://user:password@host:5432/database"
-DRIVER = "postgresql+psycopg2"
-SCHEMES = ("postgres", "postgresql", DRIVER)
 
 # Milliseconds, but for connect_timeout and keepalives (seconds). The longest frees the proposer's
 # role (storage.steps) if its process is suspended or its host vanishes.
@@ -55,6 +50,7 @@ CONNECT_ARGUMENTS: dict[str, Any] = {
     "keepalives_count": 3,
     "tcp_user_timeout": 20_000,
     "application_name": "densitune",
+    "client_encoding": "UTF8",
 }
 
 log = logging.getLogger("densitune.storage")
@@ -62,65 +58,73 @@ log = logging.getLogger("densitune.storage")
 UNDEFINED_TABLE = "42P01"  # PostgreSQL's error code
 
 
-def connect(url: str, revive: Callable[[], bool] | None = None) -> Engine:
+def connect(
+    url: str, revive: Callable[[], bool] | None = None, password: str | None = None
+) -> Engine:
     """Return an engine for the server at `url`, having connected once.
 
     Whenever a connection fails from now on, `revive` may start the server, and says whether to try
-    once more. StorageUrlError if the URL cannot be used, StorageUnreachableError if no connection
-    comes about.
+    once more. A password takes the place of the URL's own. StorageUrlError if the URL cannot be
+    used, StorageUnreachableError if no connection comes about, StorageError if the database cannot
+    hold every text.
     """
-    parsed = _parse(url)
-    options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+    parsed = addresses.parse(url, password)
     engine = create_engine(
-        parsed.set(drivername=DRIVER),
+        parsed,
         pool_size=CONNECTIONS,
         max_overflow=0,
         pool_pre_ping=True,
         pool_recycle=1800,
-        connect_args={**CONNECT_ARGUMENTS, **exposure.requirement(parsed), "options": options},
+        connect_args=_arguments(parsed),
     )
     if revive is not None:
         _revive_with(engine, revive)
     try:
         with engine.connect() as connection:
+            _check_encoding(connection, parsed)
             _warn_of_exposure(connection)
         return engine
-    except ProgrammingError as error:  # libpq did not understand a parameter
-        engine.dispose()
-        raise StorageUrlError(
-            f"storage URL {masked(url)}: {_reason(error)}; the form is {FORM}"
-        ) from error
     except DBAPIError as error:
         engine.dispose()
-        raise unreachable(url, error) from error
+        if _is_misunderstood(error):
+            # Without the cause: who waits for the server would wait for ever.
+            raise StorageUrlError(
+                f"storage URL {addresses.masked(url)}: {_reason(error)}; the form is "
+                f"{addresses.FORM}"
+            ) from None
+        raise unreachable(parsed, error) from error
 
 
-def masked(url: str) -> str:
-    """Return the URL with *** in place of the password, fit for messages and logs."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        return "(unreadable URL)"
-    secrets = [name for name in parsed.query if name.endswith("password")]  # sslpassword too
-    parsed = parsed.update_query_dict(dict.fromkeys(secrets, "***"))
-    return parsed.render_as_string(hide_password=True)
+def _is_misunderstood(error: DBAPIError) -> bool:
+    """Tell whether libpq, before any server was asked, found something wrong with a parameter."""
+    return isinstance(error, ProgrammingError) or _reason(error).startswith("invalid ")
 
 
-def with_password(url: str, password: str) -> str:
-    """Return the URL with a password; one that cannot be read stays as it is."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        return url  # what is wrong with it is said where it is used
-    return parsed.set(password=password).render_as_string(hide_password=False)
+def _arguments(url: URL) -> dict[str, Any]:
+    """Return what libpq is told beside a URL, whose own parameters come first."""
+    options = " ".join(f"-c {name}={value}" for name, value in SETTINGS.items())
+    own = {**CONNECT_ARGUMENTS, **exposure.requirement(url)}
+    wanted = {name: value for name, value in own.items() if name not in url.query}
+    return {**wanted, "options": f"{options} {url.query.get('options', '')}".strip()}
 
 
-def unreachable(url: str, error: DBAPIError) -> StorageError:
+def _check_encoding(connection: Connection, url: URL) -> None:
+    driver: Any = connection.connection.driver_connection
+    encoding = driver.info.parameter_status("server_encoding")
+    if encoding != "UTF8":
+        raise StorageError(
+            f"the database at {addresses.place(url)} has the encoding {encoding}, which cannot "
+            "hold every text; make one with CREATE DATABASE name ENCODING 'UTF8' TEMPLATE "
+            "template0, and name that in the storage URL"
+        )
+
+
+def unreachable(url: URL, error: DBAPIError) -> StorageError:
     """Return the one-line error for what the driver raised while talking to `url`."""
-    parsed = _parse(url)
+    place = addresses.place(url)
     code = getattr(error.orig, "pgcode", None)
     if code is not None and not code.startswith(("08", "57P")):  # 08: connection, 57P: shutdown
-        return StorageError(f"PostgreSQL at {_place(parsed)} refused ({code}): {_reason(error)}")
+        return StorageError(f"PostgreSQL at {place} refused ({code}): {_reason(error)}")
     reason = _reason(error)
     advice = (
         "check that the server is up and that user, password and database are right (--storage, "
@@ -131,9 +135,7 @@ def unreachable(url: str, error: DBAPIError) -> StorageError:
             "it was sent no password; have the server ask by SCRAM, or, if you trust it and the "
             "network, name what it may ask for in the URL: require_auth=password, md5 or none"
         )
-    return StorageUnreachableError(
-        f"cannot reach PostgreSQL at {_place(parsed)}: {reason}; {advice}"
-    )
+    return StorageUnreachableError(f"cannot reach PostgreSQL at {place}: {reason}; {advice}")
 
 
 @contextmanager
@@ -142,7 +144,7 @@ def translated(engine: Engine) -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise unreachable(engine.url.render_as_string(hide_password=False), error) from error
+        raise unreachable(engine.url, error) from error
 
 
 @dataclass(frozen=True)
@@ -176,8 +178,8 @@ def prepare(engine: Engine) -> None:
         return
     if stored.revision is not None and stored.revision not in stored.known:
         raise StorageError(
-            f"the database at {_place(engine.url)} has schema revision {stored.revision}, which "
-            f"this densitune (up to {stored.newest}) does not know; update densitune"
+            f"the database at {addresses.place(engine.url)} has schema revision {stored.revision}, "
+            f"which this densitune (up to {stored.newest}) does not know; update densitune"
         )
     config = _alembic()
     with translated(engine), alone(engine, "migrations") as connection:
@@ -219,33 +221,6 @@ def _warn_of_exposure(connection: Connection) -> None:
     driver: Any = connection.connection.driver_connection
     if complaint := exposure.complaint(driver.info.host, driver.info.dsn_parameters):
         log.warning("%s", complaint)
-
-
-def _parse(url: str) -> URL:
-    """Parse a storage URL; StorageUrlError, without its text, if that fails."""
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError):
-        # Without the cause: it may quote the password.
-        raise StorageUrlError(f"the storage URL cannot be read; the form is {FORM}") from None
-    if "@" in (parsed.host or ""):  # the rest of a password, which no message may show
-        raise StorageUrlError(
-            f"the storage URL has more than one @; write %40 for one in a password, the form is "
-            f"{FORM}"
-        )
-    if parsed.drivername not in SCHEMES:
-        raise StorageUrlError(
-            f"storage URL {masked(url)} has the scheme {parsed.drivername}; densitune stores in "
-            f"PostgreSQL, and the form is {FORM}"
-        )
-    return parsed
-
-
-def _place(url: URL) -> str:
-    """Return where a URL points: host and port, or the folder of a socket."""
-    host = url.host or url.query.get("host") or "localhost"
-    hosts = host if isinstance(host, str) else ", ".join(host)
-    return f"socket {hosts}" if hosts.startswith("/") else f"{hosts}:{url.port or 5432}"
 
 
 def _reason(error: DBAPIError) -> str:

@@ -60,7 +60,8 @@ def connections(engine: Engine) -> Connections:
         SELECT current_setting('max_connections')::int
                    - current_setting('superuser_reserved_connections')::int AS admitted,
                (SELECT sum(numbackends)::int FROM pg_stat_database) AS used,
-               (SELECT count(*) FROM pg_stat_activity WHERE application_name = 'densitune') AS ours,
+               (SELECT count(*) FROM pg_stat_activity 
+                WHERE application_name = current_setting('application_name')) AS ours,
                (SELECT count(*) FROM densitune.workers WHERE {leases.ALIVE}) AS live_workers
     """)
     with engine.connect() as connection:

@@ -8,8 +8,10 @@ running -> failed    fail, by its holder, if the policy says so; fail_lost or lo
 open    -> done      its last result arrives (storage.ledger), whoever holds the job
 open    -> cut       a result below its bar arrives (storage.ledger), whoever holds the job
 
-done, cut and failed are final. The number that fences is the column `epoch`. Each function says
-what becomes of it when it is called again because its acknowledgement was lost (storage.retry).
+done, cut and failed are final. The number that fences is the column `epoch`. The database holds
+writers to that by rules of its own (migration 0007), and enters a failure (storage.failures) itself
+when a job is lost, handed back or failed. Each function says what becomes of it when it is called
+again because its acknowledgement was lost (storage.retry).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -90,12 +92,9 @@ CLAIM = text(f"""
           AND EXISTS (SELECT FROM densitune.studies WHERE id = :study AND state = 'running')
         ORDER BY id LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
     ), free AS (
-        SELECT id, state, epoch, worker_id FROM densitune.jobs AS jobs
+        SELECT id FROM densitune.jobs AS jobs
         WHERE study_id = :study AND {leases.FREE} AND budget = (SELECT budget FROM first)
         ORDER BY id LIMIT :count FOR UPDATE OF jobs SKIP LOCKED
-    ), lost AS (
-        INSERT INTO densitune.failures (job_id, epoch, worker_id, kind)
-        SELECT id, epoch, worker_id, 'lost' FROM free WHERE state = 'running'
     ), claimed AS (
         UPDATE densitune.jobs AS jobs
         SET state = 'running', worker_id = :worker, epoch = jobs.epoch + 1,
@@ -160,7 +159,7 @@ def heartbeat(engine: Engine, worker_id: int, lease_seconds: float) -> Beat:
 
 GIVE_BACK = text(f"""
     WITH held AS (
-        SELECT id, epoch, worker_id FROM densitune.jobs
+        SELECT id FROM densitune.jobs
         WHERE id = :id AND epoch = :fence AND state = 'running' FOR UPDATE
     ), earlier AS (
         SELECT count(*) AS number FROM densitune.failures AS failures
@@ -168,9 +167,6 @@ GIVE_BACK = text(f"""
     ), ended AS (
         SELECT held.id, coalesce(number + 1 >= CAST(:limit AS integer), false) AS for_good
         FROM held, earlier
-    ), noted AS (
-        INSERT INTO densitune.failures (job_id, epoch, worker_id, kind, error)
-        SELECT id, epoch, worker_id, :kind, :error FROM held
     )
     UPDATE densitune.jobs AS jobs
     SET state = CASE WHEN for_good THEN 'failed' ELSE 'waiting' END, kind = :kind,
@@ -236,12 +232,9 @@ def fail_lost(connection: Connection, study_id: int) -> int:
     """
     statement = text(f"""
         WITH lost AS (
-            SELECT id, epoch, worker_id, {leases.LOSSES} AS times FROM densitune.jobs AS jobs
+            SELECT id, {leases.LOSSES} AS times FROM densitune.jobs AS jobs
             WHERE study_id = :study AND {leases.LOST_TOO_OFTEN}
             ORDER BY id FOR UPDATE SKIP LOCKED
-        ), noted AS (
-            INSERT INTO densitune.failures (job_id, epoch, worker_id, kind)
-            SELECT id, epoch, worker_id, 'lost' FROM lost
         )
         UPDATE densitune.jobs AS jobs
         SET state = 'failed', lease_until = NULL, finished_at = now(), losses = losses + 1,

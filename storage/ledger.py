@@ -1,8 +1,8 @@
 """The ledger: every measurement that was ever made, append-only, one per job and rung.
 
 A job's seed fixes its result, so that it does not matter who measured, or how often. What arrives
-after a job has ended is kept apart, marked as late: by then bars, proposals and verdicts may have
-gone by what was there.
+after a job has ended is kept apart, marked as late (by the database, migration 0007): by then bars,
+proposals and verdicts may have gone by what was there.
 """
 
 import math
@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, text
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
-from storage.states import ENDED, Phase
+from storage.states import Phase
 
 RECENT_SECONDS = 1800.0
 """The window over which the current rate of finished jobs is taken."""
@@ -56,7 +56,7 @@ def record(
     What is there already stays as it is, so again is harmless. A job ends whoever holds it; what
     comes for one that has ended before is late. Jobs of a deleted study are ignored.
     """
-    lock = text("SELECT id, state FROM densitune.jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
+    lock = text("SELECT id FROM densitune.jobs WHERE id = ANY(:ids) ORDER BY id FOR UPDATE")
     end = text("""
         UPDATE densitune.jobs
         SET state = :state, finished_at = now(), lease_until = NULL, kind = NULL, error = NULL,
@@ -65,12 +65,8 @@ def record(
     """)
     ids = sorted({*(new.job_id for new in entries), *finished, *cut})
     with engine.begin() as connection:
-        late = {row.id: row.state in ENDED for row in connection.execute(lock, {"ids": ids})}
-        rows = [
-            {**_row(new, worker_id), "late": late[new.job_id]}
-            for new in entries
-            if new.job_id in late
-        ]
+        existing = set(connection.scalars(lock, {"ids": ids}))
+        rows = [_row(new, worker_id) for new in entries if new.job_id in existing]
         if rows:
             connection.execute(insert(tables.measurements).values(rows).on_conflict_do_nothing())
         for state, ended in (("done", finished), ("cut", cut)):

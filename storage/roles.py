@@ -16,7 +16,7 @@ from importlib.resources import files
 from psycopg2.extensions import encrypt_password, quote_ident
 from sqlalchemy import Engine
 
-from storage import database, passwords, printable
+from storage import addresses, database, passwords, printable
 from storage.errors import StorageError
 
 ROLES = ("densitune_reader", "densitune_worker", "densitune_proposer")
@@ -59,13 +59,12 @@ def main() -> int:
             parser.error(f"there is no role {role}; there are: {', '.join(ROLES)}")
     url = os.environ.get("DENSITUNE_STORAGE")
     if url is None:
-        parser.error(f"DENSITUNE_STORAGE names no server; set it to {database.FORM}")
+        parser.error(f"DENSITUNE_STORAGE names no server; set it to {addresses.FORM}")
     try:
         secrets = [
             (role, passwords.read(file, f"the password file {file}")) for role, file in given
         ]
-        own = passwords.given()
-        engine = database.connect(url if own is None else database.with_password(url, own))
+        engine = database.connect(url, password=passwords.given())
         database.prepare(engine)
         create(engine)
         for role, secret in secrets:
@@ -73,7 +72,7 @@ def main() -> int:
     except StorageError as error:
         print(printable.line(error), file=sys.stderr)
         return error.exit_code
-    print(printable.line(f"roles of {database.masked(url)}: {', '.join(ROLES)}"))
+    print(printable.line(f"roles of {addresses.masked(url)}: {', '.join(ROLES)}"))
     return 0
 
 

@@ -3,7 +3,7 @@
 -- role may do. The database is densitune's alone: Optuna keeps its tables in the schema public.
 --
 -- densitune_reader    sees everything, changes nothing: status, list, report, export, dashboard
--- densitune_worker    trains: claims jobs, adds measurements and failures, enters itself
+-- densitune_worker    trains: claims jobs, adds measurements, enters itself
 -- densitune_proposer  launches: is a worker, and writes studies, trials, jobs and Optuna's tables
 --
 -- None owns a table or may change one. No role changes or removes measurements or failures, but
@@ -29,7 +29,8 @@ END $$;
 
 REVOKE CREATE ON SCHEMA public FROM PUBLIC;
 
--- A job's densities, seed, budget and bars stay as they were proposed.
+-- A job's densities, seed, budget and bars stay as they were proposed. What may be written into the
+-- other columns is the matter of checks and triggers (migration 0007), which enter failures, too.
 GRANT SELECT ON
     densitune.studies, densitune.trials, densitune.jobs, densitune.workers, densitune.failures,
     densitune.alembic_version
@@ -39,9 +40,8 @@ GRANT UPDATE (
 ) ON densitune.jobs TO densitune_worker;
 GRANT INSERT (study_id, host, pid, device, versions), UPDATE (seen_at, stopped_at)
     ON densitune.workers TO densitune_worker;
-GRANT INSERT (job_id, rung, value, extra, seconds, worker_id, late)
+GRANT INSERT (job_id, rung, value, extra, seconds, worker_id)
     ON densitune.measurements TO densitune_worker;
-GRANT INSERT (job_id, epoch, worker_id, kind, error) ON densitune.failures TO densitune_worker;
 
 GRANT densitune_worker TO densitune_proposer;
 GRANT SELECT ON ALL TABLES IN SCHEMA densitune TO densitune_proposer;

@@ -47,14 +47,19 @@ def register(
     """
     new = insert(tables.workers).values(
         study_id=study_id,
-        host=host,
+        host=_shown(host),
         pid=pid,
-        device=device,
+        device=_shown(device),
         versions=dict(versions) if token is None else {**versions, "token": token},
     )
     with engine.begin() as connection:
         worker_id: int = connection.execute(new.returning(tables.workers.c.id)).scalar_one()
         return worker_id
+
+
+def _shown(name: str) -> str:
+    """Return a name as the database takes it, with ? for what commands terminals."""
+    return "".join(mark if mark.isprintable() else "?" for mark in name)[:255]
 
 
 def retire(engine: Engine, worker_id: int) -> None:

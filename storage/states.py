@@ -11,8 +11,6 @@ Phase = Literal["calibrate", "search", "confirm", "decided"]
 StudyState = Literal["running", "stopped", "finished"]
 TrialState = Literal["running", "complete", "pruned", "failed"]
 JobState = Literal["waiting", "running", "done", "cut", "failed"]
-ENDED: frozenset[JobState] = frozenset(("done", "cut", "failed"))
-"""Of jobs of which nothing more is to come; what comes all the same is late."""
 Role = Literal[
     "identity",
     "published",

@@ -1,6 +1,7 @@
 """The tables, all in the schema `densitune` (Optuna's own are in `public` of the same database).
 
-What a database really has is made by `storage/migrations`; a test holds the two together.
+What a database really has is made by `storage/migrations`; a test holds the two together. Rules for
+what a row may become (triggers) stand there only.
 """
 
 from typing import Any, get_args
@@ -47,6 +48,24 @@ def _one_of(column: str, words: Any) -> CheckConstraint:
     """A column's closed set: the words of a Literal."""
     listed = ", ".join(f"'{word}'" for word in get_args(words))
     return CheckConstraint(f"{column} IN ({listed})", name=column)
+
+
+CONTROL = r"'[\u0001-\u001f\u007f-\u009f]'"
+"""Characters that command a terminal, as a regular expression of PostgreSQL."""
+
+
+def _checks(**conditions: str) -> list[CheckConstraint]:
+    """What must be true of every row that is written, by name."""
+    return [CheckConstraint(condition, name=name) for name, condition in conditions.items()]
+
+
+def _json(column: str, most_bytes: int) -> str:
+    """A JSON object that no reader chokes on."""
+    return f"jsonb_typeof({column}) = 'object' AND octet_length({column}::text) <= {most_bytes}"
+
+
+def _name(column: str) -> str:
+    return f"length({column}) <= 255 AND {column} !~ {CONTROL}"
 
 
 def _id() -> Column[int]:
@@ -98,6 +117,7 @@ studies = Table(
     UniqueConstraint("name"),
     _one_of("state", StudyState),
     _one_of("phase", Phase),
+    *_checks(finished="(state = 'finished') = (finished_at IS NOT NULL)"),
 )
 
 trials = Table(
@@ -134,6 +154,12 @@ workers = Table(
     _now("seen_at"),
     _moment("stopped_at"),
     Index("ix_workers_study", "study_id"),
+    *_checks(
+        host=_name("host"),
+        device=_name("device"),
+        versions=_json("versions", 65536),
+        times="isfinite(started_at) AND isfinite(seen_at) AND isfinite(stopped_at)",
+    ),
 )
 
 jobs = Table(
@@ -165,6 +191,15 @@ jobs = Table(
     UniqueConstraint("study_id", "phase", "trial", "seed", "budget"),
     _one_of("state", JobState),
     _one_of("kind", Kind),
+    *_checks(
+        lease="(state = 'running') = (lease_until IS NOT NULL)",
+        ended="(state IN ('done', 'cut', 'failed')) = (finished_at IS NOT NULL)",
+        holder="state <> 'waiting' OR worker_id IS NULL",
+        reason="state <> 'failed' OR kind IS NOT NULL",
+        counts="budget >= 1 AND epoch >= losses AND losses >= 0",
+        times="isfinite(lease_until) AND isfinite(started_at) AND isfinite(finished_at)",
+        error="length(error) <= 4000",
+    ),
     # What a claim reads; stays as small as the open part of the queue.
     Index(
         "ix_jobs_open",
@@ -185,10 +220,16 @@ measurements = Table(
     Column("seconds", Double, nullable=False),  # of training so far
     # Who measured; no foreign key, for a measurement never changes.
     Column("worker_id", BigInteger),
-    # It arrived after its job had ended: it is kept, and nothing goes by it.
+    # It arrived after its job had ended: it is kept, and nothing goes by it. A trigger says so.
     Column("late", Boolean, nullable=False, server_default=text("false")),
     _now("recorded_at"),
     PrimaryKeyConstraint("job_id", "rung"),
+    *_checks(
+        rung="rung >= 1",
+        value="value >= -1e6 AND value <= 1e6",  # NaN is above all numbers
+        seconds="seconds >= 0 AND seconds <= 1e9",
+        extra=_json("extra", 262144),
+    ),
 )
 
 failures = Table(

@@ -49,5 +49,4 @@ def connect(url: str | None) -> Engine:
     if url is None:
         folder = home()
         return database.connect(server.embedded_url(folder), partial(server.revive, folder))
-    password = passwords.given()
-    return database.connect(url if password is None else database.with_password(url, password))
+    return database.connect(url, password=passwords.given())

@@ -4,7 +4,9 @@ import re
 import subprocess
 import sys
 import threading
+import traceback
 from typing import Any, get_args
+from urllib.parse import quote
 
 import pytest
 from alembic import command
@@ -12,18 +14,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from optuna.storages import RDBStorage
-from sqlalchemy import Engine, event, make_url, text
+from sqlalchemy import Connection, Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
+from support.databases import administer, within
 
 from optimizer.arms import Arm
 from optimizer.phases import optuna_tables
-from storage import jobs, ledger, roster, steps, studies, tables, trials
+from storage import jobs, ledger, retry, roster, steps, studies, tables, trials
+from storage.addresses import masked
 from storage.database import (
     connect,
-    masked,
     prepare,
     translated,
-    with_password,
 )
 from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
 from storage.failures import Kind
@@ -48,13 +50,27 @@ def test_all_spellings_of_postgresql_connect(empty_url: str, scheme: str) -> Non
         "hunter2",
         "postgresql://me:hunter2@127.0.0.1:1/db?colour=blue",
         "postgresql://me:at@hunter2@127.0.0.1:1/db",
+        "postgresql://me:p@s:hunter2@127.0.0.1:1/db",
+        "postgresql://me:12/hunter2@127.0.0.1:1/db",
+        "postgresql://me@127.0.0.1:hunter2/db",
+        "postgresql://me@127.0.0.1:0x10/db",
+        "postgresql://me@127.0.0.1:99999/db",
+        "postgresql://me:hunter2%@127.0.0.1:1/db",
+        "postgresql://me:hunter2@[127.0.0.1:1/db",
+        "postgresql://me:hunter2@127.0.0.1:1/db?sslmode=verify_full",
+        "postgresql://me:hunter2@127.0.0.1:1/db?connect_timeout=soon",
     ],
 )
 def test_unusable_url_says_the_form_and_no_password(url: str) -> None:
-    with pytest.raises(StorageUrlError, match="the form is postgresql://") as raised:
-        connect(url)
+    for password in (None, "hunter2 again"):
+        with pytest.raises(StorageUrlError, match="the form is postgresql://") as raised:
+            connect(url, password=password)
+        assert not retry.is_passing(raised.value)  # nobody waits for it to get better
     assert raised.value.exit_code == 2
-    assert "hunter2" not in str(raised.value)
+    shown = "".join(traceback.format_exception(raised.value))
+    assert "hunter2" not in "".join(
+        line for line in shown.splitlines() if "connect(url" not in line
+    )
     assert "\n" not in str(raised.value)
 
 
@@ -151,6 +167,7 @@ def test_a_user_named_like_our_schema_keeps_optunas_tables_apart(
 
 PREPARE = """
 import multiprocessing, sys
+from storage.addresses import masked
 from storage.database import connect, prepare
 
 def run(start):
@@ -195,21 +212,28 @@ def test_migrations_make_exactly_the_tables(database: Engine) -> None:
         assert compare_metadata(context, tables.metadata) == []
 
 
-def test_checks_are_those_of_the_tables(database: Engine) -> None:
-    expected = {
-        str(constraint.name)
-        for table in tables.metadata.tables.values()
-        for constraint in table.constraints
-    }
+def constraints(connection: Connection) -> dict[str, str]:
+    """What is demanded of rows, by name; checks hold for what is written from now on."""
+    rows = connection.execute(
+        text("""
+            SELECT conname, pg_get_constraintdef(pg_constraint.oid)
+            FROM pg_constraint JOIN pg_class ON pg_class.oid = conrelid
+            WHERE connamespace = 'densitune'::regnamespace AND contype != 'n'
+              AND relname != 'alembic_version'
+        """)
+    )
+    return {name: rule.removesuffix(" NOT VALID") for name, rule in rows}
+
+
+def test_checks_are_those_of_the_tables(database: Engine, empty_url: str) -> None:
+    made = connect(empty_url)
+    with made.begin() as connection:
+        connection.execute(text("CREATE SCHEMA densitune"))
+        tables.metadata.create_all(connection)
+        expected = constraints(connection)
+    made.dispose()
     with database.connect() as connection:
-        found = connection.scalars(
-            text("""
-                SELECT conname FROM pg_constraint
-                WHERE connamespace = 'densitune'::regnamespace AND contype != 'n'
-                  AND conrelid != 'densitune.alembic_version'::regclass
-            """)
-        )
-        assert set(found) == expected
+        assert constraints(connection) == expected
 
 
 def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> None:
@@ -246,13 +270,16 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     assert Arm.of(job.densities, job.arm) == as_its_config_says
     assert (study.phase, study.lr, study.verdicts, study.forced) == ("search", None, None, False)
     assert study.holdout is None
-    ledger.record(engine, worker, [], [], cut=[job.id])  # what the old schema did not allow
+    with engine.begin() as connection:
+        connection.execute(text("""UPDATE densitune.jobs SET bars = '{"2": 9}' WHERE id = 2"""))
+    low = ledger.Entry(job_id=job.id, rung=2, value=8.0, extra={}, seconds=1.0)
+    ledger.record(engine, worker, [low], [], cut=[job.id])  # what the old schema did not allow
     with engine.begin() as connection:
         trials.finish(connection, study.id, "search", 1, "pruned")
         first, second = trials.all_of(connection, study.id, "search")
         assert (first.state, second.state) == ("complete", "pruned")
         assert (first.failed, first.kind, first.error_text) == (1, "code", "it went wrong")
-        assert [row.value for row in ledger.read(connection, study.id, "search")] == [30.5]
+        assert [row.value for row in ledger.read(connection, study.id, "search")] == [30.5, 8.0]
     engine.dispose()
 
 
@@ -268,7 +295,9 @@ def test_the_database_takes_the_words_of_the_closed_sets_and_no_others(database:
     """)
     with database.connect() as connection:
         found = {name: re.findall("'([a-z_]+)'", rule) for name, rule in connection.execute(query)}
-    assert found == {name: list(get_args(words)) for name, words in sets.items()}
+    assert {name: found[name] for name in sets} == {
+        name: list(get_args(words)) for name, words in sets.items()
+    }
 
 
 def test_preparing_again_costs_one_query(database: Engine) -> None:
@@ -338,12 +367,61 @@ def test_proposers_transaction_is_all_or_nothing(study: studies.Study, database:
     assert studies.find(database, "renamed") is not None
 
 
-@pytest.mark.parametrize("url", ["postgresql://host:port/", "no url", ""])
-def test_an_unreadable_url_takes_no_password(url: str) -> None:
-    assert with_password(url, "secret") == url
+def test_a_password_takes_the_place_of_the_urls_own(database: Engine) -> None:
+    url = database.url.set(password="wrong").render_as_string(hide_password=False)
+    engine = connect(url, password="p@ss:word/%41")
+    assert engine.url.password == "p@ss:word/%41"
+    assert "p@ss" not in str(engine.url)
+    engine.dispose()
 
 
-def test_a_password_is_put_into_its_place() -> None:
-    url = with_password("postgresql://user@host:5432/database", "p@ss:word")
-    assert url == "postgresql://user:p%40ss%3Aword@host:5432/database"
-    assert make_url(url).password == "p@ss:word"
+def test_what_the_url_says_of_a_connection_is_obeyed(database: Engine) -> None:
+    url = database.url.update_query_dict(
+        {
+            "connect_timeout": "30",
+            "application_name": "somebody's",
+            "options": "-c work_mem=5MB -c statement_timeout=7s",
+        }
+    )
+    engine = connect(
+        url.render_as_string(hide_password=False)
+        .replace("+", "%20")
+        .replace("%20psycopg2", "+psycopg2")
+    )
+    with engine.connect() as connection:
+        driver: Any = connection.connection.driver_connection
+        assert driver.info.dsn_parameters["connect_timeout"] == "30"
+        shown = [
+            connection.scalar(text(f"SHOW {name}"))
+            for name in ("application_name", "work_mem", "statement_timeout", "lock_timeout")
+        ]
+    assert shown == ["somebody's", "5MB", "7s", "5s"]
+    engine.dispose()
+
+
+def test_sockets_and_several_hosts_are_written_as_libpq_takes_them(database: Engine) -> None:
+    folder = quote(str(database.url.query["host"]), safe="")
+    port, name = database.url.query.get("port") or database.url.port, database.url.database
+    for place in (f"{folder}:{port}", f"127.0.0.1:1,{folder}:{port}"):
+        engine = connect(f"postgresql://postgres@{place}/{name}")
+        with engine.connect() as connection:
+            assert connection.scalar(text("SELECT current_database()")) == name
+        assert optuna_tables.alone(engine).engine.pool is engine.pool  # which reads the URL again
+        engine.dispose()
+    with pytest.raises(StorageUnreachableError, match=r"127\.0\.0\.1,localhost:1,2: "):
+        connect("postgresql://me:hunter2@127.0.0.1:1,localhost:2/db")
+
+
+@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+def test_a_database_that_is_not_utf8_is_refused_at_the_first_contact(
+    postgres: str, encoding: str
+) -> None:
+    name = f"narrow_{encoding.lower()}"
+    administer(
+        postgres,
+        f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0",
+    )
+    with pytest.raises(StorageError, match=f"encoding {encoding}.*ENCODING 'UTF8'") as raised:
+        connect(within(postgres, name))
+    assert "\n" not in str(raised.value)
+    administer(postgres, f"DROP DATABASE {name} WITH (FORCE)")

@@ -71,6 +71,7 @@ class Queue(RuleBasedStateMachine):
                 densities={3: [0.5]},
                 seeds=range(count),
                 budget=BUDGET,
+                bars=dict.fromkeys(range(1, BUDGET + 1), 1e9),
             )
             ids = connection.scalars(text("SELECT id FROM densitune.jobs ORDER BY id"))
             self.model = {job_id: Job() for job_id in ids}
@@ -138,7 +139,8 @@ class Queue(RuleBasedStateMachine):
         with self.engine.begin() as connection:
             connection.execute(
                 text(
-                    "UPDATE densitune.jobs SET lease_until = now() - interval '1 s' WHERE id = :i"
+                    "UPDATE densitune.jobs SET lease_until = now() - interval '1 s' "
+                    "WHERE id = :i AND state = 'running'"
                 ),
                 {"i": job_id},
             )
@@ -169,6 +171,7 @@ class Queue(RuleBasedStateMachine):
     @rule(pick=picks, ending=st.sampled_from([None, "done", "cut"]), rung=st.integers(1, BUDGET))
     def deliver(self, pick: int, ending: str | None, rung: int) -> None:
         """By whoever had the job once, in time or late; another value each time, to tell apart."""
+        rung = BUDGET if ending == "done" else rung
         worker, (job_id, _) = self.claims[pick % len(self.claims)]
         self.measured += 1
         new = Entry(job_id=job_id, rung=rung, value=self.measured, extra={}, seconds=1.0)

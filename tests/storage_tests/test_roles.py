@@ -42,7 +42,7 @@ def granted(database: Engine) -> Engine:
 
 
 def test_a_worker_does_all_that_workers_do(granted: Engine, study: studies.Study) -> None:
-    add_trial(granted, study, 0, range(12))
+    add_trial(granted, study, 0, range(12), bars={4: 9.0})
     with role(granted, "densitune_worker") as engine:
         db.prepare(engine)
         assert studies.find(engine, study.name) == study
@@ -77,7 +77,7 @@ WORKER_MUST_NOT = [
     "DELETE FROM densitune.studies",
     "SELECT * FROM densitune.studies FOR UPDATE",
     "UPDATE densitune.trials SET densities = '{}'",
-    "UPDATE densitune.trials SET state = 'complete'",
+    "UPDATE densitune.trials SET reason = 'complete'",
     "INSERT INTO densitune.trials (study_id, number, role, label, densities, arm)"
     " VALUES (1, 7, 'candidate', '', '{}', '{}')",
     "DELETE FROM densitune.trials",
@@ -90,12 +90,13 @@ WORKER_MUST_NOT = [
     "SELECT * FROM densitune.measurements",
     "UPDATE densitune.measurements SET value = 100",
     "DELETE FROM densitune.measurements",
-    "INSERT INTO densitune.measurements (job_id, rung, value, seconds) VALUES (1, 4, 9, 1)"
+    "INSERT INTO densitune.measurements (job_id, rung, value, seconds) VALUES (1, 2, 9, 1)"
     " ON CONFLICT (job_id, rung) DO UPDATE SET value = excluded.value",
     "INSERT INTO densitune.measurements (job_id, rung, value, seconds, recorded_at)"
-    " VALUES (1, 9, 9, 1, '2000-01-01')",
+    " VALUES (1, 1, 9, 1, '2000-01-01')",
     "TRUNCATE densitune.measurements",
     "UPDATE densitune.failures SET kind = 'code'",
+    "INSERT INTO densitune.failures (job_id, epoch, kind) VALUES (1, 9, 'code')",
     "DELETE FROM densitune.failures",
     "UPDATE densitune.workers SET host = 'another'",
     "DELETE FROM densitune.workers",
@@ -116,9 +117,9 @@ WORKER_MUST_NOT = [
 ]
 
 READER_MUST_NOT = [
-    "UPDATE densitune.jobs SET state = 'waiting'",
+    "UPDATE densitune.jobs SET started_at = now()",
     "UPDATE densitune.workers SET seen_at = now()",
-    "INSERT INTO densitune.measurements (job_id, rung, value, seconds) VALUES (1, 9, 9, 1)",
+    "INSERT INTO densitune.measurements (job_id, rung, value, seconds) VALUES (1, 1, 9, 1)",
     "INSERT INTO densitune.failures (job_id, epoch, kind) VALUES (1, 9, 'code')",
     "DELETE FROM densitune.studies",
     "DELETE FROM public.trial_values",

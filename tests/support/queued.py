@@ -1,14 +1,25 @@
 """A queue filled by hand."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from types import MappingProxyType
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Connection, Engine, text
 
 from storage import roster, studies, trials
 
+EXPIRE = """
+    UPDATE densitune.jobs SET lease_until = now() - interval '1 s' WHERE state = 'running'
+"""
+
 
 def add_trial(
-    database: Engine, study: studies.Study, number: int, seeds: Iterable[int], budget: int = 4
+    database: Engine,
+    study: studies.Study,
+    number: int,
+    seeds: Iterable[int],
+    budget: int = 4,
+    bars: Mapping[int, float] = MappingProxyType({}),
 ) -> None:
     with database.begin() as connection:
         trials.add(
@@ -22,6 +33,7 @@ def add_trial(
             densities={3: [0.7], 5: [0.2, 0.8]},
             seeds=list(seeds),
             budget=budget,
+            bars=bars,
         )
 
 
@@ -29,14 +41,22 @@ def enter(database: Engine, study: studies.Study, pid: int = 1, token: str | Non
     return roster.register(database, study.id, "host", pid, "cpu", {}, token)
 
 
+@contextmanager
+def unruled(database: Engine) -> Iterator[Connection]:
+    """A transaction of a superuser in which the triggers sleep: for what time or faults bring."""
+    with database.begin() as connection:
+        connection.execute(text("SET LOCAL session_replication_role = replica"))
+        yield connection
+
+
 def expire_leases(database: Engine) -> None:
     with database.begin() as connection:
-        connection.execute(text("UPDATE densitune.jobs SET lease_until = now() - interval '1 s'"))
+        connection.execute(text(EXPIRE))
 
 
 def lose_often(database: Engine, times: int, seed: int | None = None) -> None:
     """Let jobs (those of a seed) have been lost so often, by holders of which nothing was heard."""
-    with database.begin() as connection:
+    with unruled(database) as connection:
         connection.execute(
             text("""
                 WITH lost AS (

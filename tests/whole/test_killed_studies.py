@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
+from support.queued import EXPIRE
 from support.shell import Here, command, environment, query, run, write_config
 from support.waiting import wait_for
 
@@ -60,7 +61,7 @@ def kill_in(phase: str, folder: Path, url: str, database: Engine) -> None:
     send(signal.SIGKILL)
     launch.wait()
     with database.begin() as connection:  # leases would run out by themselves after a minute
-        connection.execute(text("UPDATE densitune.jobs SET lease_until = now() - interval '1 s'"))
+        connection.execute(text(EXPIRE))
 
 
 def test_a_study_killed_in_every_phase_gives_the_verdict_and_preset_of_an_undisturbed_one(

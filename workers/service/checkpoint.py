@@ -19,6 +19,7 @@ import torch
 
 from optimizer.arms import Arm
 from storage import durable
+from storage.retry import first_line
 from storage.studies import Study
 from workers.service.spool import StudyKey, key_of
 from workers.training.recipe import Job, Recipe
@@ -63,7 +64,7 @@ class Checkpoints:
         except FileNotFoundError:
             return None
         except Exception as error:  # what somebody else's file may bring about is anybody's guess
-            log.warning("checkpoint %s is unusable, starting again: %s", path, error)
+            log.warning("checkpoint %s is unusable, starting again: %s", path, first_line(error))
             return None
         if not known:
             log.warning("checkpoint %s is not of this job, or of another version", path)

@@ -6,4 +6,5 @@
 0004_failures  failures have kinds, and each is kept
 0005_late      measurements that come after their job's end are kept apart
 0006_uniform   a finalist has a uniform mask as a control
+0007_guards    checks, and rules for what a row may become
 """

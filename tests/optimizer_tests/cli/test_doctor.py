@@ -17,6 +17,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, text
 from support import simulated
+from support.queued import EXPIRE, unruled
 from typer.testing import CliRunner
 
 from optimizer.cli import doctor, main
@@ -106,7 +107,7 @@ def found(database: Engine) -> Study:
 
 
 def change(database: Engine, statement: str, **values: Any) -> None:
-    with database.begin() as connection:
+    with unruled(database) as connection:
         connection.execute(text(statement), values)
 
 
@@ -170,7 +171,7 @@ def test_jobs_of_a_worker_that_ended_go_back(database: Engine, opened: Open, hom
 def test_jobs_whose_leases_ran_out_go_back(
     database: Engine, opened: Open, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    change(database, "UPDATE densitune.jobs SET lease_until = now() - interval '1 s'")
+    change(database, EXPIRE)
     monkeypatch.setattr(leases, "RETURN_SECONDS", 1e9)  # the database came back just now
     assert wrong(database, home) == []
     monkeypatch.setattr(leases, "RETURN_SECONDS", 0.0)

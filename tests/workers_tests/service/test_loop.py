@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from sqlalchemy import Engine, create_engine, text
+from support.queued import EXPIRE, unruled
 from support.shell import query
 from support.stations import Station, add, contents, make_bench, make_config, without_time, work
 from support.waiting import wait_for
@@ -384,8 +385,10 @@ def test_a_lost_lease_ends_that_job_alone(
     def lose_one(number: int) -> None:
         if number == 5:
             with database.begin() as connection:
+                connection.execute(text(EXPIRE))
                 connection.execute(text(
-                    "UPDATE densitune.jobs SET epoch = epoch + 1, worker_id = NULL "
+                    "UPDATE densitune.jobs SET epoch = epoch + 1, worker_id = NULL, kind = 'lost', "
+                    "lease_until = now() + interval '1 h' "
                     "WHERE study_id = :study AND trial = 0 AND seed = 1"
                 ), {"study": bench.study_id})  # fmt: skip
         if number >= 5:
@@ -616,8 +619,12 @@ def test_a_claimed_job_that_was_finished_by_another_is_not_counted_twice(
     add(database, bench, [1.0])
     work(database, bench)
     _, rows = contents(database, bench)
-    with database.begin() as connection:
-        connection.execute(text("UPDATE densitune.jobs SET state = 'waiting'"))
+    with unruled(database) as connection:
+        connection.execute(
+            text(
+                "UPDATE densitune.jobs SET state = 'waiting', worker_id = NULL, finished_at = NULL"
+            )
+        )
     studies.set_state(database, bench.study_id, "running")
     work(database, bench)
     assert contents(database, bench)[1] == rows

@@ -47,6 +47,7 @@ def claims(database: Engine, study: Study) -> list[jobs.Claim]:
             densities={3: [1.0]},
             seeds=[1, 2, 3],
             budget=4,
+            bars={2: 50.0},
         )
     worker = roster.register(database, study.id, "host", 1, "cpu", {})
     return [job.claim for job in jobs.claim(database, study.id, worker, 3, 60)]
@@ -157,7 +158,13 @@ def test_a_delivery_is_what_the_ledger_is_told_directly(
     queue = Spool(folder, study)
     endings: list[Any] = ["done", "cut", None]
     for claim, ending in zip(claims, endings, strict=True):
-        given = delivery(claim, rung=2, value=claim[0] + 0.25, loss=0.5, curve=[1, 2.5])
+        given = delivery(
+            claim,
+            rung=4 if ending == "done" else 2,
+            value=claim[0] + 0.25,
+            loss=0.5,
+            curve=[1, 2.5],
+        )
         queue.put(dataclasses.replace(given, ending=ending))
     queue.deliver(database)
     assert states(database) == ["done", "cut", "running"]
@@ -165,7 +172,7 @@ def test_a_delivery_is_what_the_ledger_is_told_directly(
         rows = ledger.read(connection, study.id, "search")
     assert [row.value for row in rows] == [claim[0] + 0.25 for claim in claims]
     assert rows[0].extra == {"loss": 0.5, "curve": [1, 2.5]}
-    assert rows[0].seconds == 2.1
+    assert rows[1].seconds == 2.1
 
 
 def test_what_was_committed_before_a_crash_is_not_counted_twice(

@@ -31,7 +31,7 @@ def check(
         cluster.stop("immediate")
         [late] = cut_off.hire(pack=4)
         time.sleep(seconds)
-        assert "storage is away" in late.text()
+        wait_for(lambda: "storage is away" in late.text(), PATIENCE)
         trained = measured(cut_off)
         assert trained - known, "nothing was measured meanwhile"
         cluster.start()

@@ -275,9 +275,9 @@ def test_what_is_judged_gets_no_more_seeds_and_identity_goes_on(database: Engine
 
 
 def outcome(now: Snapshot) -> tuple[Any, ...]:
-    """All that a study comes to: ledger, verdicts, and its preset but for the time."""
+    """All that a study comes to: ledger, verdicts, and its preset but for the time and its hash."""
     preset = exports.compose(now, exports.chosen(now))
-    provenance = preset.provenance.model_copy(update={"exported_at": ""})
+    provenance = preset.provenance.model_copy(update={"exported_at": "", "content_sha256": ""})
     return (
         preset.model_copy(update={"provenance": provenance}).text(),
         now.study.state,

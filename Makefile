@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test numerical chaos fuzz image slurm check reference clean
+.PHONY: quickstart test numerical faults chaos fuzz image slurm check reference clean
 
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
@@ -18,6 +18,9 @@ numerical: export ATEN_CPU_CAPABILITY := avx2
 numerical: export MALLOC_CHECK_ := 3
 numerical: $(VENV)/installed-test  ## the numerical tests again, as on a CPU without AVX-512
 	LD_PRELOAD=libc_malloc_debug.so.0 $(BIN)/pytest -n 2 -m numerical
+
+faults: $(VENV)/installed-test  ## every fault that was reported from the field, and whether it is mended
+	$(BIN)/python tests/field_faults.py
 
 chaos: $(VENV)/installed-test  ## processes killed, PostgreSQL restarted and gone, for half an hour
 	$(BIN)/pytest -m long -s tests/chaos tests/optimizer_tests/phases/test_failover.py \

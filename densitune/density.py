@@ -100,9 +100,11 @@ def phi(den: Sequence[float], dimensions: int = 2) -> NDArray[np.float64]:
 def rms(den: Sequence[float], dimensions: int = 2) -> float:
     """Return the root mean square of phi: by how much it scales the initial weights.
 
-    The mean over an outer product is the product of the means, so this is RMS(alpha)^dimensions.
+    The mean over an outer product is the product of the means, so this is RMS(alpha)^dimensions;
+    infinity where that is beyond double precision.
     """
-    return float(np.sqrt(np.mean(profile(den) ** 2))) ** dimensions
+    with np.errstate(over="ignore"):
+        return float(np.sqrt(np.mean(profile(den) ** 2)) ** dimensions)
 
 
 def nest(den: Sequence[float], kernel_size: int) -> Density:

@@ -28,7 +28,7 @@ def ended(home: Path) -> list[list[Path]]:
     """Return, of each job whose end waits together with something before it, the files."""
     by_job = itertools.groupby(spooled(home), key=lambda path: path.name.split("-")[1])
     jobs = [list(files) for _, files in by_job]
-    last = f"-{crew.BUDGET:06d}.json"
+    last = f"-{crew.FRESH_BUDGET:06d}.json"  # a calibration has the confirmation's budget
     return [files for files in jobs if len(files) > 1 and files[-1].name.endswith(last)]
 
 

@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 HURRIED: Program = (str(HERE / "hurried.py"),)
 SKEWED: Program = (str(HERE / "skewed.py"),)
 
-TRIALS, BUDGET = 14, 4
+TRIALS, BUDGET, FRESH_BUDGET = 14, 4, 2
 STUDY: dict[str, Any] = {
     "data": {"patch": 16, "patches_per_image": 16, "crop": 32},
     "training": {"budget": BUDGET, "batch_size": 8},
@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {
         "in_flight": 4,
         "sampler": "tpe",
     },
-    "confirm": {"finalists": 1, "seeds": 2, "batch": 2, "budget": 2},
+    "confirm": {"finalists": 1, "seeds": 2, "batch": 2, "budget": FRESH_BUDGET},
 }
 LONG: dict[str, Any] = {
     "training": {"budget": 300, "batch_size": 8},

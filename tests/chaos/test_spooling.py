@@ -20,8 +20,9 @@ LITTLE = 100
 
 
 def spooled(home: Path) -> list[Path]:
-    """Return what waits for delivery, oldest first."""
-    return sorted(path for path in (home / "spool").rglob("*") if path.is_file())
+    """Return what waits for delivery, oldest first; what is still being written has no name yet."""
+    files = (path for path in (home / "spool").rglob("*") if path.is_file())
+    return sorted(path for path in files if path.suffix != ".part")
 
 
 def ended(home: Path) -> list[list[Path]]:

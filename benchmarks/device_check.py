@@ -25,7 +25,8 @@ from typing import Any
 
 import torch
 from helpers import ratios
-from helpers.device_sections import SECTIONS, Plan
+from helpers.device_plan import Plan
+from helpers.device_sections import SECTIONS
 
 from workers.training import devices, packing
 

@@ -58,10 +58,12 @@ def test_where_nothing_differs_better_is_rare(noise: Noise, policy: Policy) -> N
     assert within(share(Truth((0, 0, 0), noise=noise), policy), 0.05)
 
 
-def test_each_cause_has_its_verdict() -> None:
-    for cause, verdict in (("space", "better"), ("scale", "scale_only"), ("steps", "step_only")):
-        _, verdicts = found(Truth((2, 2, 2), cause), USUAL)  # type: ignore[arg-type]
-        assert (verdicts == verdict).any(axis=1).mean() > 0.95
+@pytest.mark.parametrize(
+    ("cause", "verdict"), [("space", "better"), ("scale", "scale_only"), ("steps", "step_only")]
+)
+def test_each_cause_has_its_verdict(cause: Cause, verdict: str) -> None:
+    _, verdicts = found(Truth((2, 2, 2), cause), USUAL)
+    assert (verdicts == verdict).any(axis=1).mean() > 0.95
 
 
 def test_these_bounds_catch_rules_without_a_uniform_mask() -> None:

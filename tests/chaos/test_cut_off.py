@@ -4,6 +4,7 @@ import itertools
 import signal
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,7 @@ def test_connections_that_end_twice_a_second_and_suspended_processes_change_noth
         path = crew.config(tmp_path, name)
         with Crew(path, cluster.url, home, program=HURRIED) as shaken:
             shaken.hire(2)
-            wait_for(lambda: audit.holders(engine, name), PATIENCE)  # noqa: B023
+            wait_for(partial(audit.holders, engine, name), PATIENCE)
             ended, left = storm(shaken, engine, left, pauses)
             shaken.finish()
         print(f"{name}: {ended} connections ended, {audit.disturbance(engine, name)}")

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,7 +34,7 @@ def check(
         path, home = crew.config(folder, name), folder / "home"
         with Crew(path, cluster.url, home, program=program) as shaken:
             shaken.hire(forecast.workers)
-            wait_for(lambda: audit.holders(engine, name), PATIENCE)  # noqa: B023
+            wait_for(partial(audit.holders, engine, name), PATIENCE)
             season.blow(shaken, cluster)
             shaken.finish()
         print(f"{name}: {audit.disturbance(engine, name)}; so far {dict(season.seen)}")

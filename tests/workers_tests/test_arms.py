@@ -1,7 +1,7 @@
 """Arms: a job's own learning rate, init and gain, from the queue to the weights."""
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -22,20 +22,6 @@ from storage import image_scores, jobs, roster, studies, trials
 from workers import preparation
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
 
 positive = st.floats(min_value=1e-30, max_value=1e30)
 any_arm = st.builds(

@@ -243,7 +243,8 @@ def test_stored_differences_are_those_of_the_ledger(database: Engine) -> None:
                 (one.to_uniform, own, values[group.uniform.number]),
             ]
             assert one.compensated is not None
-            assert one.compensated.by_seed.keys() == one.to_identity.by_seed.keys()  # type: ignore[union-attr]
+            assert one.to_identity is not None
+            assert one.compensated.by_seed.keys() == one.to_identity.by_seed.keys()
         for found, mine, against in compared:
             expected = {str(seed): mine[seed] - against[seed] for seed in own}
             assert found is not None

@@ -114,7 +114,8 @@ def test_a_confirmation_goes_on_with_its_arms_and_adds_the_uniform_mask(database
     assert now.winner.to_control is not None
     assert now.winner.to_uniform is not None
     assert now.winner.compensated is not None
-    assert now.winner.to_uniform.by_seed.keys() == now.winner.to_identity.by_seed.keys()  # type: ignore[union-attr]
+    assert now.winner.to_identity is not None
+    assert now.winner.to_uniform.by_seed.keys() == now.winner.to_identity.by_seed.keys()
     assert cautions.UNMASKED not in now.cautions
     shown(now)
 

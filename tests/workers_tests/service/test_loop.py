@@ -31,19 +31,6 @@ from workers.training.tasks import Draws, Task
 HERE = re.escape(devices.describe(torch.device("cpu")))
 
 
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_every_job_is_measured_at_every_rung(database: Engine, cache: Path) -> None:
     bench = make_bench(database, make_config(), cache)
     add(database, bench, [1.0, 0.5])

@@ -1,7 +1,6 @@
 """Packs on a device: kept sizes, free places, and what a failed capture means for jobs."""
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,19 +19,6 @@ from workers.training.capture import CaptureError
 from workers.training.packing import Calibration
 from workers.training.slots import Slots
 from workers.training.tasks import Draws
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("home")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def slots_of(station: Station) -> Slots:

@@ -1,6 +1,5 @@
 """That a density is another start and other steps of a plain convolution, and nothing else."""
 
-from collections.abc import Iterator
 from copy import deepcopy
 from typing import get_args
 
@@ -23,14 +22,6 @@ value = st.floats(0, 3) | st.sampled_from([0.0, 1e-6, 30.0])
 densities = st.sampled_from([1, 3, 5, 7]).flatmap(
     lambda k: st.tuples(st.just(k), st.tuples(*[value] * density.length(k)))
 )
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @each_rule

@@ -7,7 +7,7 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -59,14 +59,6 @@ IDENTITY = Arm({3: (1.0,)})
 OVERFLOWING = Arm({3: (1e30,)})  # phi's corners are infinite in float32
 LEARNING = Arm({3: (1.0,)}, trainable=True)
 TESTED = Arm({3: (1.0,)}, split="test")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def bank(family: str, count: int = 40) -> Bank:

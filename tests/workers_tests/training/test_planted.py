@@ -4,10 +4,9 @@ Images are flat, each of one gray, so that the best filter is a plain average an
 to be had from a density that weakens the outer taps.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
-import pytest
 import torch
 from numpy.typing import NDArray
 
@@ -26,14 +25,6 @@ SEEDS = range(12)
 DEN: Densities = {3: (0.5,)}
 
 Values = NDArray[np.float64]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def flat(count: int = 76) -> Bank:

@@ -3,20 +3,18 @@
 Captured steps are stood in for by a tape (support.tape): no GPU was at hand.
 """
 
-import hashlib
 import io
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from helpers.device_plan import Judged
 from support import tape
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from optimizer.arms import Arm
+from optimizer.arms import Arm, Precision
 from workers.data.bank import Bank
 from workers.networks import proxies
 from workers.networks.proxies import Proxy
@@ -24,9 +22,8 @@ from workers.training import capture, starts
 from workers.training.loop import train
 from workers.training.member import Member
 from workers.training.recipe import Job, Recipe
-from workers.training.scores import Score
 from workers.training.slots import Slot, Slots
-from workers.training.tasks import Classification, Denoising, Task
+from workers.training.tasks import Classification, Denoising
 
 pytestmark = pytest.mark.numerical
 
@@ -41,33 +38,6 @@ every_family = pytest.mark.parametrize("family", PROXIES)
 precisions = pytest.mark.parametrize("precision", ["full", "bfloat16"])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@dataclass
-class Judged:
-    """A task that notes every bit of the networks that it judges."""
-
-    inner: Task
-    networks: list[str] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.inner)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-    def evaluate(self, network: nn.Module) -> Score:
-        state = b"".join(value.numpy().tobytes() for value in network.state_dict().values())
-        self.networks.append(hashlib.sha256(state).hexdigest())
-        return self.inner.evaluate(network)
-
-
 def task_of(family: str) -> Judged:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (52, 1, 16, 16), dtype=np.uint8)
@@ -80,8 +50,8 @@ def task_of(family: str) -> Judged:
     ), CPU))  # fmt: skip
 
 
-def recipe(family: str, precision: str = "full") -> Recipe:
-    return Recipe(PROXIES[family], "library", 8, 0.02, (1, 2), precision)  # type: ignore[arg-type]
+def recipe(family: str, precision: Precision = "full") -> Recipe:
+    return Recipe(PROXIES[family], "library", 8, 0.02, (1, 2), precision)
 
 
 def arm(family: str, value: float, **others: Any) -> Arm:
@@ -112,7 +82,7 @@ def trained(slots: Slots, *jobs: Job, **others: Any) -> list[Any]:
     return [*found, *task.networks]
 
 
-def fresh(family: str, precision: str, *jobs: Job) -> list[Any]:
+def fresh(family: str, precision: Precision, *jobs: Job) -> list[Any]:
     """What jobs come to in slots that nobody has used, every step issued by Python."""
     return trained(Slots(task_of(family), recipe(family, precision), CPU, captured=False), *jobs)
 
@@ -136,7 +106,7 @@ def spoil(slot: Slot) -> None:
 @precisions
 @pytest.mark.parametrize("trainable", [False, True])
 def test_a_job_in_a_used_slot_gives_the_bits_of_a_fresh_one(
-    family: str, precision: str, trainable: bool, monkeypatch: pytest.MonkeyPatch
+    family: str, precision: Precision, trainable: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Job(arm(family, 0.6, trainable=trainable), 4, 3)
     second = Job(arm(family, 1.3, trainable=trainable, lr=0.005), 9, 3)

@@ -163,7 +163,8 @@ class Crew:
     def _note(self, member: Member) -> None:
         """Note an end that should not be; not that of a `launch` that finds no server at first."""
         lines = member.text().strip().splitlines() or ["without a word"]
-        refused = member.process.returncode == UNREACHABLE and len(lines) == 1
+        complaints = [line for line in lines if not line.endswith(": starting")]
+        refused = member.process.returncode == UNREACHABLE and len(complaints) == 1
         if refused and member.log.stem.endswith("launch"):
             return
         self.fallen.append(f"{member.log}: exit code {member.process.returncode}: {lines[-1]}")

@@ -32,11 +32,12 @@ def parse(url: str, password: str | None = None) -> URL:
         raise _unusable("the storage URL cannot be read") from None
     hosts, ports = given.pop("host", ""), given.pop("port", "")
     server, _, database = rest.partition("?")[0].partition("/")
-    if server.count("@") > 1 or "@" in database or not _are_ports(ports):
+    strays = any(mark in database for mark in "@:/")
+    if server.count("@") > 1 or strays or not _are_ports(ports):
         # A part of the password passes for a host, a port or a database.
         raise _unusable(
-            "the storage URL has no port number where one belongs, or more than one @, or one "
-            "after a /; write %40, %3A and %2F for @, : and / in a password"
+            "the storage URL has no port number where one belongs, or more than one @, or one of "
+            "@ : / in the database's name; write %40, %3A and %2F for them in a password or name"
         )
     parts: dict[str, Any] = {}
     if "," in hosts or "," in ports or hosts.startswith(("/", "@")):

@@ -57,6 +57,7 @@ def test_all_spellings_of_postgresql_connect(empty_url: str, scheme: str) -> Non
         "postgresql://me@127.0.0.1:99999/db",
         "postgresql://me:hunter2%@127.0.0.1:1/db",
         "postgresql://me:hunter2@[127.0.0.1:1/db",
+        "postgres://host://me:hunter2/db",
         "postgresql://me:hunter2@127.0.0.1:1/db?sslmode=verify_full",
         "postgresql://me:hunter2@127.0.0.1:1/db?connect_timeout=soon",
     ],

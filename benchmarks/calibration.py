@@ -39,7 +39,8 @@ NOISES: tuple[Noise, ...] = get_args(Noise)
 SCENARIOS = (
     *(Scenario("nothing differs", "nothing", 0.0, noise) for noise in ("normal", "lopsided")),
     Scenario("nothing differs", "nothing", 0.0, "lopsided", normalised=True),
-    Scenario("nothing differs", "nothing", 0.0, "lopsided", extended=True),
+    *(Scenario("nothing differs", "nothing", 0.0, "lopsided", normalised, extended=True)
+      for normalised in (False, True)),
     *(Scenario("a region helps, 1 SD", "region", 1.0, noise) for noise in ("normal", "lopsided")),
     Scenario("a region helps, 1 SD", "region", 1.0, "normal", normalised=True),
     Scenario("a region helps, 0.5 SD", "region", 0.5, "normal"),

@@ -18,6 +18,7 @@ _WEIGHTED: Mapping[type[nn.Module], type[WeightedConv]] = {
     weighted.plain: weighted for weighted in (WeightedConv1d, WeightedConv2d, WeightedConv3d)
 }
 _Init = Literal["keep", "library"]
+_WeightedInit = Literal[_Init, "compensated"]
 _NAMED = 5
 """How many convolutions a message names."""
 
@@ -27,13 +28,14 @@ def apply_densities(
     densities: Mapping[int, Sequence[float]] | Mapping[str, Sequence[float]],
     *,
     trainable: bool = False,
-    init: _Init = "keep",
+    init: _WeightedInit = "keep",
 ) -> nn.Module:
     """Weight, in place, every convolution whose kernel has a size named in `densities`.
 
     densities: by kernel size, which may be text as in a preset. init: `library` draws the weights
     of these convolutions as the authors' layer does and as studies train (from torch's global
-    generator); `keep` leaves them as they are.
+    generator); `compensated` divides them by RMS(phi) after that, as studies with `init:
+    compensated` do; `keep` leaves them as they are.
 
     Converted are Conv1d, Conv2d and Conv3d themselves and weighted ones, which get the new density.
     Modules change class and stay the same objects, `model` included: sharing, hooks, parameters and
@@ -54,8 +56,12 @@ def apply_densities(
     for module, side in found:
         if side in checked:
             _weigh(module, checked[side], trainable)
-            if init == "library":
+            if init != "keep":
                 cast(WeightedConv, module).reset_parameters()
+            if init == "compensated":
+                weight = cast(nn.Parameter, module.weight)
+                with torch.no_grad():
+                    weight.div_(density.rms(checked[side], weight.dim() - 2))
     if others:
         warnings.warn(f"not every convolution is weighted{_listed('; ', others)}", stacklevel=2)
     return model

@@ -81,10 +81,11 @@ def scale_control(densities: Densities, lr: float | None) -> Arm:
 
 
 def uniform(densities: Densities, lr: float | None, init: Init = "library") -> Arm:
-    """Return densities with RMS(phi) at every tap: the same start and steps, no spatial structure.
+    """Return densities with RMS(phi) at every tap: the same start, no spatial structure.
 
     The steps are the same on average over the taps under SGD, which multiplies them by phi squared.
-    Under Adam those of a density average mean(phi), and no one number matches both.
+    Under Adam those of a density average mean(phi), so the mask's are larger by RMS(phi) /
+    mean(phi): no one number matches both.
     """
     return Arm(densities, lr, init, mask="uniform")
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from statistics import fmean
 from typing import Any, get_args
 
 from sqlalchemy import Connection, Engine
@@ -12,7 +13,7 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import advice, baseline, cautions, differences, verdicts
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import FinalistVerdict, Holdout, PresetVerdict
+from optimizer.evidence.verdicts import Control, FinalistVerdict, Holdout, PresetVerdict
 from optimizer.phases import calibration, comparisons, extension, learned, remaining
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
@@ -21,6 +22,9 @@ from storage.roster import WorkerRow
 from storage.states import JobState, Phase
 from storage.studies import Study
 from storage.trials import TrialRow
+
+OF_A_WORKER = ("host", "pid", "device", "live", "jobs_done", "jobs_per_hour")
+"""What programs are told of a worker."""
 
 
 @dataclass(frozen=True)
@@ -102,12 +106,29 @@ class Snapshot:
         config, decided = self.config, self.study.verdicts is not None
         if self.results and not self.healthy:
             return advice.UNHEALTHY
-        return advice.of_study(self.winner, config.proxy.family, config.init, decided=decided)
+        return advice.of_study(self.winner, config, self.controls, decided=decided)
+
+    @property
+    def complaint(self) -> str | None:
+        """Return what is wrong with identity as a baseline; None if nothing."""
+        known = self.results[0].mean, self.confirmed_identity
+        return baseline.complaint(self.config, self.floors, *known)
 
     @property
     def healthy(self) -> bool:
         """Return whether identity is a baseline that it means something to be better than."""
-        return baseline.complaint(self.config, self.floors, self.results[0].mean) is None
+        return self.complaint is None
+
+    @property
+    def confirmed_identity(self) -> float | None:
+        """Return identity's mean over its fresh seeds; None before the study is decided."""
+        values = differences.final_values(self.confirm.rows).get(comparisons.IDENTITY)
+        return None if self.study.verdicts is None or not values else fmean(values.values())
+
+    @property
+    def controls(self) -> tuple[Control, ...]:
+        """Return the controls that `better` asks for."""
+        return comparisons.controls(self.study, self.config)
 
     @property
     def uniform_is_identity(self) -> bool:
@@ -161,7 +182,7 @@ class Snapshot:
         before = extension.seeds_before(self.study)
         return cautions.signs(
             self.config, self.results, self.floors, self.calibration, before, self.verdicts,
-            uniform_is_identity=self.uniform_is_identity,
+            confirmed=self.confirmed_identity, wanted=self.controls,
         )  # fmt: skip
 
     @property
@@ -199,15 +220,15 @@ class Snapshot:
             "advice": self.advice,
             "verdict": self.verdict,
             "verdicts": [verdict.model_dump() for verdict in self.verdicts],
-            "learned": None if self.learned is None else _result(self.learned),
+            "learned": None if self.learned is None else self.learned.document(),
             "test": None if self.holdout is None else self.holdout.model_dump(),
             "floors": self.floors,
             "cautions": self.cautions,
             "trials": self.counts,
             "jobs_per_hour": self.jobs_per_hour,
             "seconds_left": self.seconds_left,
-            "best": None if self.best is None else _result(self.best),
-            "results": [_result(result) for result in differences.ranked(self.results)],
+            "best": None if self.best is None else self.best.document(),
+            "results": [result.document() for result in differences.ranked(self.results)],
             "failed": [
                 {"trial": trial.number, "label": trial.label, "reason": trial.reason}
                 for trial in self.trials
@@ -218,15 +239,7 @@ class Snapshot:
                 for failure in self.failures
             ],
             "workers": [
-                {
-                    "host": worker.host,
-                    "pid": worker.pid,
-                    "device": worker.device,
-                    "live": worker.live,
-                    "jobs_done": worker.jobs_done,
-                    "jobs_per_hour": worker.jobs_per_hour,
-                }
-                for worker in self.workers
+                {name: getattr(worker, name) for name in OF_A_WORKER} for worker in self.workers
             ],
         }
 
@@ -284,16 +297,3 @@ def _phase(connection: Connection, study: Study, phase: Phase) -> PhaseRows:
 
 def _iso(moment: datetime | None) -> str | None:
     return None if moment is None else moment.isoformat(timespec="seconds")
-
-
-def _result(result: TrialResult) -> dict[str, Any]:
-    return {
-        "trial": result.number,
-        "role": result.role,
-        "label": result.label,
-        "densities": {str(k): list(den) for k, den in result.densities.items()},
-        "value": result.mean,
-        "by_seed": {str(seed): value for seed, value in result.values.items()},
-        "difference_to_identity": result.difference.mean,
-        "standard_error": result.difference.standard_error,
-    }

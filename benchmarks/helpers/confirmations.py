@@ -15,7 +15,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from helpers.simulation import PAIRED, Array, Noise, draw
+from helpers.simulation import PAIRED, Array, Noise, draw, failed
 from optimizer.evidence import sequential_test
 from optimizer.evidence.sequential_test import Plan
 from optimizer.evidence.verdicts import Control
@@ -56,6 +56,8 @@ class Drawn:
 
     to_identity: Array
     to_controls: Mapping[Control, Array]
+    diverged: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """By arm where it diverged, of the same shape; nowhere without."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,20 @@ def drawn(rng: Generator, truth: Truth, studies: int, seeds: int) -> Drawn:
     effects = PAIRED * np.array(truth.effects)[:, None]
     finalist = effects + draw(rng, truth.noise, shape, plain=False)
     identity = draw(rng, truth.noise, (studies, 1, seeds), plain=True)
-    controls = {
-        name: effects * (truth.cause in causes) + draw(rng, truth.noise, shape, plain=True)
-        for name, causes in shared.items()
+    controls = {name: draw(rng, truth.noise, shape, plain=True) for name in shared}
+    to_controls = {
+        name: finalist - (effects * (truth.cause in shared[name]) + own)
+        for name, own in controls.items()
     }
-    return Drawn(finalist - identity, {name: finalist - of for name, of in controls.items()})
+    plain = {
+        "identity": np.broadcast_to(identity, shape),
+        **{str(n): x for n, x in controls.items()},
+    }
+    return Drawn(
+        finalist - identity,
+        to_controls,
+        {name: failed(truth.noise, own) for name, own in plain.items()},
+    )
 
 
 def race(found: Drawn, truth: Truth, policy: Policy) -> Raced:
@@ -104,9 +115,10 @@ def race(found: Drawn, truth: Truth, policy: Policy) -> Raced:
         beside = running if not policy.lazy else running & above
         jobs += batch * (running.any(axis=1) + running.sum(axis=1))
         jobs += batch * (arms - 1) * beside.sum(axis=1)
-        own = judge(found.to_identity[..., :size], plan)
+        own = judge(found.to_identity[..., :size], plan, _until(found, "identity", size))
         others = {
-            name: judge(found.to_controls[name][..., :size], plan) for name in policy.controls
+            name: judge(found.to_controls[name][..., :size], plan, _until(found, name, size))
+            for name in policy.controls
         }
         said = _verdicts(own, others)
         fresh = running & (own == "above") & ~above if policy.lazy else np.zeros_like(running)
@@ -119,6 +131,12 @@ def race(found: Drawn, truth: Truth, policy: Policy) -> Raced:
         covered = np.where(running, _covered(found.to_identity[..., :size], truth), covered)
         verdicts = np.where(running, np.where(dropped, "dropped", said), verdicts)
     return Raced(verdicts, jobs, seeds, covered)
+
+
+def _until(found: Drawn, arm: str, size: int) -> NDArray[np.bool_]:
+    """Return where an arm diverged on the first seeds."""
+    nowhere = np.zeros(found.to_identity.shape, bool)
+    return found.diverged.get(arm, nowhere)[..., :size]
 
 
 def _verdicts(

@@ -98,13 +98,24 @@ def draw(rng: Generator, noise: Noise, shape: tuple[int, ...], *, plain: bool) -
         return values / math.sqrt(math.e - 1)
     if noise == "failures":
         values = np.where(rng.random(shape) < RARE, FLOOR, rng.standard_normal(shape))
-        spread = math.sqrt(1 - RARE + RARE * (1 - RARE) * FLOOR**2)
-        return (values - RARE * FLOOR) / spread
+        return _standardised(values)
     if noise == "normal" or (noise == "lopsided" and plain):
         return rng.standard_normal(shape)
     if noise == "heavy tails":
         return rng.standard_t(3, shape) / math.sqrt(3)
     return 1 - rng.exponential(size=shape)
+
+
+def failed(noise: Noise, values: Array) -> NDArray[np.bool_]:
+    """Return which of an arm's noise are failures: the values of `draw` that score the floor."""
+    if noise != "failures":
+        return np.zeros(values.shape, bool)
+    return np.asarray(values <= _standardised(np.array(FLOOR)))
+
+
+def _standardised(values: Array) -> Array:
+    """Return noise with failures in it, shifted and scaled to mean 0 and variance 1."""
+    return (values - RARE * FLOOR) / math.sqrt(1 - RARE + RARE * (1 - RARE) * FLOOR**2)
 
 
 def effects(scenario: Scenario, centre: Array, densities: Array) -> Array:
@@ -208,7 +219,9 @@ def confirm(
     seeds = 2 * plan.seeds if scenario.extended else plan.seeds
     effects, shape = np.array(truths)[:, None], (len(truths), seeds)
     shared = SEED_SPREAD * rng.standard_normal(seeds)
-    identity = shared + draw(rng, scenario.noise, (seeds,), plain=True)
+    plain = draw(rng, scenario.noise, (seeds,), plain=True)
+    identity = shared + plain
+    diverged = {"identity": np.broadcast_to(failed(scenario.noise, plain), shape)}
     finalists = effects + shared + draw(rng, scenario.noise, shape, plain=False)
     control = effects * (scenario.shape == "scale")
     uniform = effects * (scenario.shape in ("scale", "steps"))
@@ -216,14 +229,15 @@ def confirm(
     if not scenario.normalised:
         effects_of: dict[Control, Array] = {"control": control, "uniform": uniform}
         for name, effect in effects_of.items():
-            own = effect + shared + draw(rng, scenario.noise, shape, plain=True)
-            others[name] = finalists - own
-    judged = follow(finalists - identity, others, plan, keep)
+            own = draw(rng, scenario.noise, shape, plain=True)
+            others[name] = finalists - effect - shared - own
+            diverged[name] = failed(scenario.noise, own)
+    judged = follow(finalists - identity, others, plan, keep, diverged=diverged)
     if scenario.extended:
         more, first = replace(plan, seeds=seeds), judged
         settled = {n: one for n, one in enumerate(first) if one[0] in ("better", "dropped")}
         known = [finding.to_identity.seeds for _, finding in first]
-        judged = follow(finalists - identity, others, more, keep, settled, known)
+        judged = follow(finalists - identity, others, more, keep, settled, known, diverged=diverged)
     return [Judged(truth, *one) for truth, one in zip(truths, judged, strict=True)]
 
 
@@ -234,11 +248,13 @@ def follow(
     keep: Sequence[int],
     settled: Mapping[int, tuple[Verdict, Finding]] = MappingProxyType({}),
     known: Sequence[int] = (),
+    *,
+    diverged: Mapping[str, NDArray[np.bool_]] = MappingProxyType({}),
 ) -> list[tuple[Verdict, Finding]]:
     """Return verdict and last finding of each finalist, as optimizer.phases.confirmation would.
 
-    Differences are (finalists, seeds). In an extended study some finalists are settled, and the
-    others begin with the seeds that are known.
+    Differences, and by arm where it diverged, are (finalists, seeds). In an extended study some
+    finalists are settled, and the others begin with the seeds that are known.
     """
     said, above = dict(settled), set[int]()
     for looks, size in enumerate(plan.looks, start=1):
@@ -249,9 +265,10 @@ def follow(
             own = dict(enumerate(to_identity[n, :size].tolist()))
             others = {name: dict(enumerate(of[n, :size])) for name, of in to_controls.items()}
             trained = others if n in above else dict.fromkeys(others)
-            finding = sequential_test.judge(own, trained, plan)
+            lost = {arm: np.flatnonzero(of[n, :size]).tolist() for arm, of in diverged.items()}
+            finding = sequential_test.judge(own, trained, plan, lost)
             if finding.verdict is None:
-                undecided[n] = finding, sequential_test.judge(own, others, plan)
+                undecided[n] = finding, sequential_test.judge(own, others, plan, lost)
             else:
                 said[n] = finding.verdict, finding
         means = {n: finding.to_identity.mean for n, (finding, _) in undecided.items()}

@@ -1,47 +1,65 @@
 """What to do about a verdict, in one line: shown first, for that is what was asked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from densitune import density
-from optimizer.arms import Init
-from optimizer.evidence.verdicts import FinalistVerdict, PresetVerdict
-from optimizer.learning_rates import Family
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import cautions, differences
+from optimizer.evidence.verdicts import (
+    Comparison,
+    Control,
+    FinalistVerdict,
+    Found,
+    PresetVerdict,
+)
 
 PLAIN = "Use the plain convolution: no density is shown to help."
-CALL = "densitune.scale_initial_weights(model, preset)"
-"""What does for a model what the advice on `scale_only` says."""
+CALL = 'densitune.scale_initial_weights(model, preset, init="library")'
+"""What does for a model what a scale control does in a study."""
+COMPENSATED = 'densitune.apply_densities(model, preset["densities"], init="compensated")'
+"""What starts a model as a study does that has `init: compensated`."""
 UNHEALTHY = (
     "Rely on nothing here: identity has not learnt its task; train longer or at another rate."
 )
 UNTESTED = "Use the plain convolution until fresh seeds confirm a density."
+EARLIER = "Use the plain convolution until a new study confirms this density: see the caution."
+NOT_SETTLED: dict[Control, str] = {
+    "control": "whether another start does as well as this density was not settled",
+    "uniform": "whether other steps do as well as this density was not settled",
+}
+"""What is so where a finalist was not shown to beat a control that was not shown to help."""
 
 
 def line(
-    verdict: PresetVerdict, densities: Mapping[int, Sequence[float]], family: Family, init: Init
+    verdict: PresetVerdict,
+    densities: Mapping[int, Sequence[float]],
+    config: StudyConfig,
+    found: Found | None,
+    wanted: Collection[Control],
 ) -> str:
-    """Return what to do where a density has this verdict.
+    """Return what to do where a density has this verdict, from a confirmation that found this.
 
-    family: of the proxy, whose optimiser says how a uniform mask acts as a learning rate. init: the
-    study's; a density that starts at identity's scale leaves no initial weights to multiply.
+    wanted: the controls that `better` asks for. A control is recommended only if it is itself shown
+    to help. What the study's `init` and the optimiser of its family make of a density decides how
+    to say it.
     """
-    sizes = {k: density.rms(den, 2) for k, den in densities.items()}
-    scaled = f"multiply {_factors(sizes, 'initial weights')} ({CALL} does)"
     match verdict:
         case "better":
+            if found is not None and cautions.left_open(verdict, found, wanted) is not None:
+                return EARLIER
             given = "; ".join(
                 f"den={[float(f'{x:.4g}') for x in den]}" for den in densities.values()
             )
-            return f"Use it, with the learning rate of the standard convolution: {given}."
+            start = f"; {COMPENSATED} starts as the study did" * (config.init == "compensated")
+            return f"Use it, with the learning rate of the standard convolution: {given}{start}."
         case "scale_only":
-            return f"Use the plain convolution and {scaled}."
+            if not _helps(found, "control"):
+                return f"Use the plain convolution: {NOT_SETTLED['control']}."
+            return f"Use the plain convolution and {_scaled(densities)}."
         case "step_only":
-            power = 2 if family in ("vgg", "resnet") else 1  # SGD, or Adam
-            steps = {k: scale**power for k, scale in sizes.items()}
-            rates = f"multiply {_factors(steps, 'learning rate')}"
-            also = "" if init == "compensated" else f"{scaled}; "
-            return (
-                f"Use the plain convolution, {also}{rates}: a mask without structure does as well."
-            )
+            if not _helps(found, "uniform"):
+                return f"Use the plain convolution: {NOT_SETTLED['uniform']}."
+            return f"Use the plain convolution, {_stepped(densities, config)}."
         case "worse":
             return "Use the plain convolution: this density does harm."
         case "no_evidence" | "dropped":
@@ -50,11 +68,60 @@ def line(
             return UNTESTED
 
 
-def of_study(winner: FinalistVerdict | None, family: Family, init: Init, *, decided: bool) -> str:
+def of_study(
+    winner: FinalistVerdict | None,
+    config: StudyConfig,
+    wanted: Collection[Control],
+    *,
+    decided: bool,
+) -> str:
     """Return what to do after a study, by the verdict on its winner."""
     if winner is None:
         return PLAIN if decided else UNTESTED
-    return line(winner.verdict, winner.by_kernel_size(), family, init)
+    return line(winner.verdict, winner.by_kernel_size(), config, winner, wanted)
+
+
+def _helps(found: Found | None, name: Control) -> bool:
+    """Tell whether a control is itself shown to be above identity.
+
+    That is, the 95 % interval of its difference on the finalist's seeds is, and neither has
+    diverged on any of them.
+    """
+    if found is None or found.to_identity is None:
+        return False
+    beside: Comparison | None = found.to_control if name == "control" else found.to_uniform
+    if beside is None or found.failures.keys() & {"identity", name}:
+        return False
+    own = {int(seed): difference for seed, difference in found.to_identity.by_seed.items()}
+    to_it = {int(seed): difference for seed, difference in beside.by_seed.items()}
+    if not own.keys() & to_it.keys():
+        return False
+    low, _ = differences.interval(differences.paired(own, to_it))
+    return low > 0
+
+
+def _scaled(densities: Mapping[int, Sequence[float]]) -> str:
+    """Return how a plain convolution gets the start of a scale control."""
+    sizes = {k: density.rms(den, 2) for k, den in densities.items()}
+    return f"multiply {_factors(sizes, 'initial weights')} ({CALL} does)"
+
+
+def _stepped(densities: Mapping[int, Sequence[float]], config: StudyConfig) -> str:
+    """Return how a plain convolution gets start and steps of a uniform mask.
+
+    Under SGD a mask s makes of a step at rate r and decay d one of v = s w at r s² with d / s².
+    Adam's steps are s times as long, and its families train without decay.
+    """
+    sizes = {k: density.rms(den, 2) for k, den in densities.items()}
+    told = [] if config.init == "compensated" else [_scaled(densities)]
+    if config.proxy.family in ("vgg", "resnet"):
+        steps = {k: scale**2 for k, scale in sizes.items()}
+        decay = {k: 1 / step for k, step in steps.items()}
+        told += [f"multiply {_factors(steps, 'learning rate')}"]
+        told += [f"multiply {_factors(decay, 'weight decay')}"]
+    else:
+        told += [f"multiply {_factors(sizes, 'learning rate')}"]
+    return f"{'; '.join(told)}: a mask without structure was not shown to do worse"
 
 
 def _factors(by_size: Mapping[int, float], what: str) -> str:

@@ -23,16 +23,25 @@ def floors(study: Study, config: StudyConfig) -> dict[str, float]:
     return {name: float(value) for name, value in provenance.get("floors", {}).items()}
 
 
-def complaint(config: StudyConfig, floors: Mapping[str, float], identity: float) -> str | None:
-    """Return what is wrong with identity's score, against the highest floor; None if nothing."""
+def complaint(
+    config: StudyConfig,
+    floors: Mapping[str, float],
+    identity: float,
+    confirmed: float | None = None,
+) -> str | None:
+    """Return what is wrong with identity's score, against the highest floor; None if nothing.
+
+    identity: in the search. confirmed: with fresh seeds, once a study is decided.
+    """
     name, floor = max(floors.items(), key=lambda item: item[1], default=("", float("-inf")))
-    if identity > floor:
-        return None
-    return (
-        f"Identity ({identity:.3f} {config.unit}) is not above the {name} ({floor:.3f} "
-        f"{config.unit}): the proxy has not learnt its task, and differences to it mean little. "
-        f"Train longer or with another learning rate."
-    )
+    for said, value in (("Identity", identity), ("Identity with fresh seeds", confirmed)):
+        if value is not None and not value > floor:
+            return (
+                f"{said} ({value:.3f} {config.unit}) is not above the {name} ({floor:.3f} "
+                f"{config.unit}): the proxy has not learnt its task, and differences to it mean "
+                f"little. Train longer or with another learning rate."
+            )
+    return None
 
 
 def failure(study: Study, config: StudyConfig, identity: float) -> str | None:

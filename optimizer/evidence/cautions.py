@@ -4,13 +4,13 @@ Neither sign proves anything, and their absence proves nothing either; docs/meth
 in which both showed.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from optimizer import learning_rates
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import baseline, differences
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import FinalistVerdict
+from optimizer.evidence.verdicts import Control, FinalistVerdict, Found, PresetVerdict
 
 EDGE = 0.02
 """Share of the search box's width within which a value counts as lying on its edge."""
@@ -18,6 +18,10 @@ EDGE = 0.02
 UNMASKED = (
     "An earlier version said `better`, which trained no uniform mask: whether spatial structure "
     "has a part in it is not known (docs/evidence.md)."
+)
+UNCOUNTED = (
+    "An earlier version said `better`, which took seeds on which another arm diverged for evidence "
+    "in favour of the density (docs/evidence.md)."
 )
 
 
@@ -29,19 +33,21 @@ def signs(
     extended_from: int | None = None,
     verdicts: Iterable[FinalistVerdict] = (),
     *,
-    uniform_is_identity: bool = False,
+    confirmed: float | None = None,
+    wanted: Collection[Control] = (),
 ) -> list[str]:
     """Return one line for each sign; none without results.
 
     floors: the metric of what needs no deep network, by name. calibration: identity's score by
     learning rate, empty where the rate was given. extended_from: the seeds of the first of two
-    confirmations. uniform_is_identity: whether there is no uniform mask to be better than.
+    confirmations. confirmed: identity's score with fresh seeds. wanted: the controls that `better`
+    asks for.
     """
     if not results:
         return []
     identity, best = results[0], differences.ranked(results)[0]
     lines = []
-    complaint = baseline.complaint(config, floors, identity.mean)
+    complaint = baseline.complaint(config, floors, identity.mean, confirmed)
     if complaint is not None:
         lines.append(complaint)
     low, high = learning_rates.limits(config.proxy.family, config.training.batch_size)
@@ -62,11 +68,22 @@ def signs(
             f"Confirmed with {extended_from} seeds, then extended to {config.confirm.seeds}: who "
             f"looks twice is wrong twice as often (docs/evidence.md)."
         )
-    if not uniform_is_identity and any(
-        one.verdict == "better" and one.to_uniform is None for one in verdicts
-    ):
-        lines.append(UNMASKED)
-    return lines
+    found = [left_open(one.verdict, one, wanted) for one in verdicts]
+    return lines + [line for line in (UNMASKED, UNCOUNTED) if line in found]
+
+
+def left_open(verdict: PresetVerdict, found: Found, wanted: Collection[Control]) -> str | None:
+    """Return what a `better` of an earlier version leaves open; None if nothing.
+
+    wanted: the controls that `better` asks for. A uniform mask may never have been trained; and
+    where another arm diverged, an earlier version did not keep on which seeds.
+    """
+    if verdict != "better":
+        return None
+    if "uniform" in wanted and found.to_uniform is None:
+        return UNMASKED
+    unknown = found.failures.keys() - found.diverged.keys()
+    return UNCOUNTED if unknown & {"identity", *wanted} else None
 
 
 def _on_edge(config: StudyConfig, result: TrialResult) -> bool:

@@ -8,6 +8,7 @@ import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scipy.special import stdtrit
 
@@ -43,6 +44,19 @@ class TrialResult:
     def mean(self) -> float:
         """Return the metric's mean over the seeds."""
         return statistics.fmean(self.values.values())
+
+    def document(self) -> dict[str, Any]:
+        """Return the trial for programs: plain JSON values."""
+        return {
+            "trial": self.number,
+            "role": self.role,
+            "label": self.label,
+            "densities": {str(k): list(den) for k, den in self.densities.items()},
+            "value": self.mean,
+            "by_seed": {str(seed): value for seed, value in self.values.items()},
+            "difference_to_identity": self.difference.mean,
+            "standard_error": self.difference.standard_error,
+        }
 
 
 def final_values(rows: Iterable[LedgerRow]) -> dict[int, dict[int, float]]:

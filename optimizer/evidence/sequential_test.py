@@ -8,8 +8,9 @@ the simulations, which go by the same functions on arrays.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Literal, cast
 
 import numpy as np
@@ -92,29 +93,37 @@ def judge(
     to_identity: Mapping[int, float],
     to_controls: Mapping[Control, Mapping[int, float] | None],
     plan: Plan,
+    diverged: Mapping[str, Collection[int]] = MappingProxyType({}),
 ) -> Finding:
     """Return what the paired differences {seed: finalist minus other arm} say at this look.
 
     Seeds are taken in rising order, that of their batches. `to_controls` names the controls that
     `better` asks for (docs/evidence.md), with None for one that is not trained yet. As long as
-    identity is not shown to be beaten, nothing depends on them. After `plan.seeds` seeds of all
-    arms there is always a verdict. ValueError if the number of seeds is not one of `plan.looks`, if
-    the arms have different seeds, or if a difference is not finite.
+    identity is not shown to be beaten, nothing depends on them. `diverged` names by arm, `identity`
+    or a control, the seeds on which a floor stands for its score: see `outcomes`. After
+    `plan.seeds` seeds of all arms there is always a verdict. ValueError if the number of seeds is
+    not one of `plan.looks`, if the arms have different seeds, or if a difference is not finite.
     """
     trained = {name: found for name, found in to_controls.items() if found is not None}
     _check(to_identity, trained, plan)
     identity = _in_order(to_identity)
     controls = {name: _in_order(found) for name, found in trained.items()}
-    own = cast(Outcome, outcomes(identity, plan).item())
+    lost = {
+        arm: np.array([seed in diverged.get(arm, ()) for seed in sorted(to_identity)])
+        for arm in ("identity", *controls)
+    }
+    own = cast(Outcome, outcomes(identity, plan, lost["identity"]).item())
     others: dict[Control, Outcome] = {
-        name: cast(Outcome, outcomes(controls[name], plan).item()) if name in controls else "open"
+        name: cast(Outcome, outcomes(controls[name], plan, lost[name]).item())
+        if name in controls
+        else "open"
         for name in to_controls
     }
     unsettled = [
-        values
-        for values, outcome in [
-            (identity, own),
-            *((controls[name], others[name]) for name in controls),
+        counted(values, lost[arm])
+        for arm, values, outcome in [
+            ("identity", identity, own),
+            *((name, controls[name], others[name]) for name in controls),
         ]
         if outcome not in ("above", "below")
     ]
@@ -127,38 +136,58 @@ def judge(
     )
 
 
-def outcomes(differences: Array, plan: Plan) -> NDArray[np.str_]:
+def outcomes(
+    differences: Array, plan: Plan, diverged: NDArray[np.bool_] | None = None
+) -> NDArray[np.str_]:
     """Return whether means are shown to be above or below zero, or may still be: `Outcome`s.
 
-    `differences` are (..., seeds), and the seeds so far are one of `plan.looks`. The first look
-    that showed something decides. Open is what may still turn out above zero. What is past hope
-    of that is sinking if it is more likely than not to turn out below zero, futile if not.
+    `differences` are (..., seeds), and the seeds so far are one of `plan.looks`. `diverged` tells
+    of the same shape where the other arm did, by default nowhere: what it lost there counts for
+    nothing towards above, and towards below as it was measured. The first look that showed
+    something decides. Open is what may still turn out above zero. What is past hope of that is
+    sinking if it is more likely than not to turn out below zero, futile if not.
     """
-    found = at_look(differences, plan)
+    lost = np.zeros(differences.shape, bool) if diverged is None else diverged
+    found = at_look(differences, plan, lost)
     for look in reversed([look for look in plan.looks if look < differences.shape[-1]]):
-        earlier = at_look(differences[..., :look], plan)
+        earlier = at_look(differences[..., :look], plan, lost[..., :look])
         found = np.where(np.isin(earlier, ("above", "below")), earlier, found)
     return found
 
 
-def at_look(differences: Array, plan: Plan) -> NDArray[np.str_]:
+def counted(differences: Array, diverged: NDArray[np.bool_]) -> Array:
+    """Return differences as they count towards `above`: zero at most where the other arm diverged.
+
+    A failure is no measure of how much better the finalist is. Counted as it is, a control that
+    often fails is beaten by whatever fails less, for all such differences are alike.
+    """
+    return np.where(diverged, np.minimum(differences, 0.0), differences)
+
+
+def at_look(differences: Array, plan: Plan, diverged: NDArray[np.bool_]) -> NDArray[np.str_]:
     """Return what the last of the looks alone says.
 
-    No chance below 2**-n is believed: it is the least that the signs of n differences can give
-    (the sign test), and what Student's t says beyond it rests on tails nobody has seen.
+    No chance below 2**-n is believed: it is the least that the signs of n differences other than
+    zero can give (the sign test), and what Student's t says beyond it rests on tails nobody has
+    seen.
     """
-    size = differences.shape[-1]
-    above, share, least = _chance(differences), plan.share(size), 0.5**size
-    shown = [np.maximum(above, least) <= share, np.maximum(1 - above, least) <= share]
+    size, share = differences.shape[-1], plan.share(differences.shape[-1])
+    towards = counted(differences, diverged)
+    above, below = _chance(towards), 1 - _chance(differences)
+    shown = [
+        np.maximum(chance, 0.5 ** np.count_nonzero(of, axis=-1)) <= share
+        for chance, of in ((above, towards), (below, differences))
+    ]
     if size == plan.seeds:
         return np.select(shown, ["above", "below"], "futile")
     done = size / plan.seeds
     # With z the normal quantile of the p-value, the score at the end is normal with mean
     # z / sqrt(done) and variance 1 - done, if the effect is what it seems to be now.
-    trend, limit = -ndtri(above) / math.sqrt(done), -ndtri(plan.share(plan.seeds))
-    hope = trend >= limit + ndtri(HOPELESS) * math.sqrt(1 - done)
+    limit = -ndtri(plan.share(plan.seeds))
+    rising, falling = (-ndtri(chance) / math.sqrt(done) for chance in (above, below))
+    hope = rising >= limit + ndtri(HOPELESS) * math.sqrt(1 - done)
     return np.select(
-        [*shown, hope, -trend >= limit], ["above", "below", "open", "sinking"], "futile"
+        [*shown, hope, falling >= limit], ["above", "below", "open", "sinking"], "futile"
     )
 
 

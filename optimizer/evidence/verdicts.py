@@ -1,10 +1,11 @@
 """Verdicts: what a confirmation found out about its finalists, as it is stored and exported."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
+from optimizer.arms import Init
 from optimizer.evidence.differences import Difference
 
 Verdict = Literal["better", "scale_only", "step_only", "no_evidence", "worse", "dropped"]
@@ -55,6 +56,30 @@ class Comparison(Part):
     by_seed: dict[str, FiniteFloat]
 
 
+class Found(Protocol):
+    """What fresh seeds found about a finalist, as a study and as a preset have it."""
+
+    @property
+    def to_identity(self) -> Comparison | None:
+        """Return the difference to identity."""
+
+    @property
+    def to_control(self) -> Comparison | None:
+        """Return that to the scale control."""
+
+    @property
+    def to_uniform(self) -> Comparison | None:
+        """Return that to the uniform mask."""
+
+    @property
+    def failures(self) -> dict[str, int]:
+        """Return by arm on how many seeds it diverged."""
+
+    @property
+    def diverged(self) -> dict[str, list[int]]:
+        """Return by arm on which."""
+
+
 class FinalistVerdict(Part):
     """What is known about one finalist."""
 
@@ -72,7 +97,10 @@ class FinalistVerdict(Part):
     to_uniform: Comparison | None = None
     """To the uniform mask; None as `to_control` is."""
     failures: dict[str, int] = {}
-    """By arm, seeds on which training diverged and the floor stands for the score; none without."""
+    """By arm, on how many seeds training diverged, so that the floor stands for the score."""
+    diverged: dict[str, list[int]] = {}
+    """Which those seeds are. None of an earlier version, which counted them in favour of the
+    finalist where another arm had diverged."""
     compensated: PairedDifference | None = None
     """The compensated arm minus identity: what is left at identity's initial scale."""
     seeds_to_settle: int | None = None
@@ -99,6 +127,18 @@ class Holdout(Part):
     identity: FiniteFloat | None = None
     difference: Comparison | None = None
     """The winner minus identity."""
+
+
+def asked(init: Init, uniform_is_identity: bool) -> tuple[Control, ...]:
+    """Return the controls that `better` asks for.
+
+    Where every weighted convolution feeds a normalisation, a uniform mask trains as identity does,
+    and a scale control is identity at another rate: neither is of use. A finalist that starts at
+    identity's scale has identity as its scale control.
+    """
+    if init == "compensated":
+        return ("uniform",)
+    return () if uniform_is_identity else ("control", "uniform")
 
 
 def by_text(by_seed: Mapping[int, float]) -> dict[str, float]:

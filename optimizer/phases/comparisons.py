@@ -8,13 +8,12 @@ compensated  its densities at identity's initial scale; it informs and has no pa
 A control is of use only where it differs from identity in what it controls (docs/evidence.md).
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from optimizer import arms
-from optimizer.arms import Arm, Init
+from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, sequential_test
 from optimizer.evidence.sequential_test import Finding, Interval, Plan
@@ -24,6 +23,7 @@ from optimizer.evidence.verdicts import (
     FinalistVerdict,
     PairedDifference,
     Verdict,
+    asked,
     by_text,
 )
 from storage.ledger import LedgerRow
@@ -33,6 +33,8 @@ from storage.trials import TrialRow
 
 Values = Mapping[int, Mapping[int, float]]
 """The metric after the full budget, by trial and seed."""
+Lost = Mapping[int, Collection[int]]
+"""By trial, the seeds on which training diverged, and the floor stands for the score."""
 IDENTITY = 0
 """Identity's number in a confirmation."""
 
@@ -92,18 +94,6 @@ def controls(study: Study, config: StudyConfig) -> tuple[Control, ...]:
     return asked(config.init, uniform_is_identity(study))
 
 
-def asked(init: Init, uniform_is_identity: bool) -> tuple[Control, ...]:
-    """Return the controls that `better` asks for.
-
-    Where every weighted convolution feeds a normalisation, a uniform mask trains as identity does,
-    and a scale control is identity at another rate: neither is of use. A finalist that starts at
-    identity's scale has identity as its scale control.
-    """
-    if init == "compensated":
-        return ("uniform",)
-    return () if uniform_is_identity else ("control", "uniform")
-
-
 def uniform_is_identity(study: Study) -> bool:
     """Tell whether `launch` found that a uniform mask trains as identity does in this network."""
     return bool(study.provenance.get("uniform_is_identity", False))
@@ -126,7 +116,9 @@ def beside(study: Study, config: StudyConfig, finalist: TrialRow) -> list[tuple[
     return [(role, *by_role[role]) for role in wanted]
 
 
-def judged(group: Group, asked: Iterable[Control], values: Values, plan: Plan) -> Finding:
+def judged(
+    group: Group, asked: Iterable[Control], values: Values, plan: Plan, lost: Lost
+) -> Finding:
     """Return what a finalist's seeds say, all of which have ended."""
     own = values[group.finalist.number]
     to_controls: dict[Control, Mapping[int, float] | None] = dict.fromkeys(asked)
@@ -134,22 +126,31 @@ def judged(group: Group, asked: Iterable[Control], values: Values, plan: Plan) -
         if arm.jobs == group.finalist.jobs:
             to_controls[name] = differences.paired(own, values[arm.number]).by_seed
     to_identity = differences.paired(own, values[IDENTITY]).by_seed
-    return sequential_test.judge(to_identity, to_controls, plan)
+    return sequential_test.judge(to_identity, to_controls, plan, _diverged(group, values, lost))
 
 
-def diverged(rows: Iterable[LedgerRow]) -> Counter[int]:
-    """Return by trial on how many seeds training diverged, and the floor stands for the score."""
-    return Counter(
-        row.trial for row in rows if row.rung == row.budget and row.extra.get("diverged")
-    )
+def diverged(rows: Iterable[LedgerRow]) -> Lost:
+    """Return by trial the seeds on which training diverged, and the floor stands for the score."""
+    found: dict[int, set[int]] = {}
+    for row in rows:
+        if row.rung == row.budget and row.extra.get("diverged"):
+            found.setdefault(row.trial, set()).add(row.seed)
+    return found
+
+
+def _diverged(group: Group, values: Values, lost: Lost) -> dict[str, list[int]]:
+    """Return by arm on which of the finalist's seeds training diverged, of arms where it did."""
+    trained = {"identity": IDENTITY, **{arm.role: arm.number for arm in group.arms}}
+    own = values[group.finalist.number].keys()
+    found = {arm: sorted(own & set(lost.get(number, ()))) for arm, number in trained.items()}
+    return {arm: seeds for arm, seeds in found.items() if seeds}
 
 
 def verdict(
-    group: Group, said: Verdict, finding: Finding, values: Values, lost: Mapping[int, int]
+    group: Group, said: Verdict, finding: Finding, values: Values, lost: Lost
 ) -> FinalistVerdict:
-    """Return a verdict as it is stored; `lost` are the seeds by trial on which it diverged."""
-    own = values[group.finalist.number]
-    trained = {"identity": IDENTITY, **{arm.role: arm.number for arm in group.arms}}
+    """Return a verdict as it is stored."""
+    own, gone = values[group.finalist.number], _diverged(group, values, lost)
 
     def compared(interval: Interval, to: int) -> Comparison:
         by_seed = by_text(differences.paired(own, values[to]).by_seed)
@@ -167,7 +168,8 @@ def verdict(
         to_identity=compared(finding.to_identity, IDENTITY),
         to_control=to_controls.get("control"),
         to_uniform=to_controls.get("uniform"),
-        failures={role: lost[number] for role, number in trained.items() if lost.get(number)},
+        failures={arm: len(seeds) for arm, seeds in gone.items()},
+        diverged=gone,
         compensated=_compensated(group.compensated, values),
         seeds_to_settle=finding.seeds_to_settle,
     )

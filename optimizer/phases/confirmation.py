@@ -117,7 +117,7 @@ def _judge(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow])
         elif obstacle is not None:
             said[number] = comparisons.failed(group, obstacle)
         else:
-            finding = comparisons.judged(group, asked, values, plan)
+            finding = comparisons.judged(group, asked, values, plan, lost)
             verdict = "dropped" if group.dropped else finding.verdict
             if verdict is None:
                 undecided.append((group, finding))
@@ -220,7 +220,7 @@ def _decide(desk: Desk, optuna: DensityStudy | None, verdicts: Sequence[Finalist
     Optuna's study, if it is still there, is told what to do: its best value is unconfirmed.
     """
     stored, winner, config = [one.model_dump() for one in verdicts], best(verdicts), desk.config
-    told = advice.of_study(winner, config.proxy.family, config.init, decided=True)
+    told = advice.of_study(winner, config, comparisons.controls(desk.study, config), decided=True)
     if optuna is not None:
         verdict = "unconfirmed" if winner is None else winner.verdict
         optuna.conclude({"advice": told, "verdict": verdict})

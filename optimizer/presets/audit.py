@@ -14,11 +14,10 @@ from typing import Any
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.evidence import baseline, differences, race, sequential_test
+from optimizer.evidence import baseline, cautions, differences, race, sequential_test
 from optimizer.evidence.differences import Difference
 from optimizer.evidence.sequential_test import Plan
-from optimizer.evidence.verdicts import Comparison, Control, PairedDifference
-from optimizer.phases import comparisons
+from optimizer.evidence.verdicts import Comparison, Control, PairedDifference, asked
 from optimizer.presets import document, exports
 from optimizer.presets.document import Confirmation, Preset
 
@@ -38,7 +37,8 @@ def check(preset: Preset, content: Mapping[str, Any]) -> None:
             said.append(f"and {len(found) - MOST_SAID} more")
         raise UsageError(
             f"preset {preset.name} does not agree with itself: {'; '.join(said)}; it was altered, "
-            "or another version has judged it: export it again"
+            "or another version wrote it: export it again with this one, and if that does not "
+            "help, confirm it in a new study"
         )
 
 
@@ -110,6 +110,9 @@ def _of_the_confirmation(confirmation: Confirmation, config: StudyConfig) -> Ite
     for arm, seeds in confirmation.failures.items():
         if arm not in ARMS or not 1 <= seeds <= config.confirm.seeds:
             yield f"failures has {seeds} seeds of {arm}, not 1 to {config.confirm.seeds} of an arm"
+    told = {arm: len(seeds) for arm, seeds in confirmation.diverged.items()}
+    if told and told != confirmation.failures:
+        yield "diverged names other seeds than failures counts"
     before = confirmation.extended_from
     if before is not None and not config.confirm.batch <= before < config.confirm.seeds:
         yield f"extended from {before} seeds to {config.confirm.seeds}, which is no extension"
@@ -120,6 +123,8 @@ def _of_the_confirmation(confirmation: Confirmation, config: StudyConfig) -> Ite
     fresh = {str(seed) for seed in config.fresh_seeds[:count]}
     if trained is not None and trained.by_seed.keys() != fresh:
         yield f"the seeds of the confirmation are not the config's first {count} fresh ones"
+    if any(not {str(seed) for seed in seeds} <= fresh for seeds in confirmation.diverged.values()):
+        yield "diverged names seeds that are not those of the confirmation"
 
 
 def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
@@ -132,8 +137,10 @@ def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
         yield from _of_an_interval("to_identity", confirmation.to_identity)
         yield from _of_an_interval("to_control", confirmation.to_control)
         yield from _of_an_interval("to_uniform", confirmation.to_uniform)
+        yield from _of_the_rules(preset, confirmation, config)
+        wanted = _controls(preset, confirmation, config)
         judged = {
-            plan: _judged(confirmation, config, plan) for plan in _plans(confirmation, config)
+            plan: _judged(confirmation, wanted, plan) for plan in _plans(confirmation, config)
         }
         expected = set(judged.values())
         open_looks = [plan.looks for plan, said in judged.items() if said == UNDECIDED]
@@ -143,15 +150,41 @@ def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
     if evidence.verdict not in expected:
         said = "; or ".join(sorted(expected))
         yield f"verdict {evidence.verdict}, but the differences say: {said}"
-    unhealthy = baseline.complaint(config, evidence.floors, evidence.identity) is not None
-    if unhealthy and not evidence.note.startswith(exports.UNHEALTHY):
+    confirmed = None if confirmation is None else confirmation.identity
+    complaint = baseline.complaint(config, evidence.floors, evidence.identity, confirmed)
+    if complaint is not None and not evidence.note.startswith(exports.NOT_SOUND):
         yield "note does not say that identity was no healthy baseline"
-    told = exports.advised(evidence.verdict, preset.by_kernel_size(), config, healthy=not unhealthy)
+    told = exports.advised(
+        evidence.verdict,
+        preset.by_kernel_size(),
+        config,
+        confirmation,
+        () if confirmation is None else asked(config.init, confirmation.uniform_is_identity),
+        healthy=complaint is None,
+    )
     if evidence.advice not in ("", told):  # older presets have none
         yield f"advice is not what follows from the verdict {evidence.verdict}"
 
 
-def _judged(confirmation: Confirmation, config: StudyConfig, plan: Plan) -> str:
+def _of_the_rules(preset: Preset, confirmation: Confirmation, config: StudyConfig) -> Iterator[str]:
+    """Yield what does not fit today's rules; a vgg or resnet may be normalised or not (steps)."""
+    family = config.proxy.family
+    if confirmation.uniform_is_identity and family not in ("vgg", "resnet"):
+        yield f"uniform_is_identity, which no {family} has"
+    wanted = asked(config.init, confirmation.uniform_is_identity)
+    left_open = cautions.left_open(preset.evidence.verdict, confirmation, wanted)
+    if left_open is not None and left_open not in preset.evidence.cautions:
+        yield f"cautions do not say what is so: {left_open}"
+
+
+def _controls(preset: Preset, confirmation: Confirmation, config: StudyConfig) -> list[Control]:
+    """Return the controls by which it was judged; an earlier version had no uniform mask."""
+    wanted = asked(config.init, confirmation.uniform_is_identity)
+    early = confirmation.to_uniform is None and cautions.UNMASKED in preset.evidence.cautions
+    return [name for name in wanted if not (early and name == "uniform")]
+
+
+def _judged(confirmation: Confirmation, wanted: Sequence[Control], plan: Plan) -> str:
     """Return the verdict on what was confirmed, or why there is none."""
     assert confirmation.to_identity is not None  # our caller's case
     recorded: dict[Control, Comparison | None] = {
@@ -159,12 +192,12 @@ def _judged(confirmation: Confirmation, config: StudyConfig, plan: Plan) -> str:
         "uniform": confirmation.to_uniform,
     }
     to_controls: dict[Control, dict[int, float] | None] = {}
-    for name in comparisons.asked(config.init, confirmation.uniform_is_identity):
+    for name in wanted:
         found = recorded[name]
         to_controls[name] = None if found is None else _by_number(found.by_seed)
     try:
         to_identity = _by_number(confirmation.to_identity.by_seed)
-        finding = sequential_test.judge(to_identity, to_controls, plan)
+        finding = sequential_test.judge(to_identity, to_controls, plan, confirmation.diverged)
     except ValueError as error:
         return str(error)
     return finding.verdict or UNDECIDED
@@ -181,8 +214,10 @@ def _of_a_dropped_one(
     assert confirmation.to_identity is not None  # our caller's case
     keep, count = config.confirm.keep, len(confirmation.to_identity.by_seed)
     all_alike = dict.fromkeys(range(confirmation.finalists), 0.0)
-    going_on = race.going_on(all_alike, looks.index(count) + 1, keep)
-    if len(going_on) == len(all_alike):
+    first = looks.index(count) + 1  # or later if extended: the race goes by the most seeds of all
+    last = first if confirmation.extended_from is None else len(looks)
+    kept = [len(race.going_on(all_alike, look, keep)) for look in range(first, last + 1)]
+    if min(kept) == len(all_alike):
         yield f"dropped, but with confirm.keep {list(keep)} all finalists go on after {count} seeds"
     if confirmation.reason != f"dropped after {count} seeds":
         yield f"the reason does not say that it was dropped after {count} seeds"

@@ -63,7 +63,13 @@ class Confirmation(Part):
     """Whether such a mask trains as identity does in this network: every weighted convolution feeds
     a normalisation. There are no controls then."""
     failures: dict[str, int] = Field(default_factory=dict)
-    """By arm, seeds on which training diverged and the floor stands for the score."""
+    """By arm, on how many seeds training diverged, so that the floor stands for the score."""
+    diverged: dict[str, list[int]] = Field(default_factory=dict)
+    """Which those seeds are: what identity or a control loses there counts for nothing towards
+    `better`. Presets of earlier versions do not tell them."""
+    identity: FiniteFloat | None = None
+    """Identity's metric, the mean over all its fresh seeds, which has to be above the floors too.
+    None in presets of earlier versions."""
     compensated: PairedDifference | None
     """The density at identity's initial scale, minus identity; no part of the verdict."""
     seeds_to_settle: int | None

@@ -1,6 +1,6 @@
 """From a study to its preset: which density is handed over, and what is said about it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -8,11 +8,14 @@ from typing import Any
 from densitune.density import Densities
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
-from optimizer.evidence import advice, baseline
+from optimizer.evidence import advice, cautions
+from optimizer.evidence.cautions import UNCOUNTED, UNMASKED
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import (
     MEANING,
+    Control,
     FinalistVerdict,
+    Found,
     Holdout,
     PairedDifference,
     PresetVerdict,
@@ -48,14 +51,14 @@ NOTES: dict[PresetVerdict, str] = {
     ),
     "scale_only": (
         "NOT A REASON TO USE THIS DENSITY: on fresh seeds it is better than the standard "
-        "convolution, but a standard convolution that starts at the same initial scale was not "
-        "shown to be worse. Multiply the initial weights by RMS(phi) instead."
+        "convolution, but not shown to be better than a standard convolution that starts at the "
+        "same initial scale. That does not say that the latter does as well (see advice)."
     ),
     "step_only": (
         "NOT A REASON TO USE THIS DENSITY: on fresh seeds it is better than the standard "
         "convolution, also than one that starts at the same initial scale, but a uniform mask of "
-        "the same RMS, which starts there and takes steps of the same size, was not shown to be "
-        "worse. Smaller steps do as well."
+        "the same RMS, which starts there and takes such steps without any structure, was not "
+        "shown to do worse. That does not say that it does as well (see advice)."
     ),
     "no_evidence": (
         "NOT SHOWN TO HELP: fresh seeds did not show this density to be better than the standard "
@@ -71,11 +74,11 @@ NOTES: dict[PresetVerdict, str] = {
 }
 """What each verdict means, for whoever opens the file."""
 
-UNHEALTHY = (
-    "NOT TO BE RELIED ON: the study was forced to go on although its standard convolution was no "
-    "healthy baseline (see cautions)."
-)
-"""What comes before that where identity was not above every floor."""
+NOT_SOUND = "NOT TO BE RELIED ON"
+"""What a note begins with where identity was not above every floor."""
+UNHEALTHY = f"{NOT_SOUND}: the standard convolution was no healthy baseline (see cautions)."
+EARLIER = "CONFIRMED BY AN EARLIER VERSION ALONE"
+"""What the note on a `better` begins with that the rules of this version would not give."""
 
 
 def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
@@ -99,10 +102,13 @@ def export(
     """Write the preset of a trial, or else of the study's winner; return its path and contents.
 
     UsageError if there is no such result yet, or the folder cannot be written; EvidenceError, with
-    nothing written, if the verdict has to be `better` and is not, or the baseline is not healthy.
+    nothing written, if the verdict has to be `better` and is not, by the rules of this version, or
+    the baseline is not healthy.
     """
     preset = compose(snapshot, chosen(snapshot, trial))
-    complaint = _complaint(snapshot)
+    complaint = snapshot.complaint
+    if require_better and complaint is None and preset.evidence.note.startswith(EARLIER):
+        complaint = next(line for line in (UNMASKED, UNCOUNTED) if line in preset.evidence.note)
     if require_better and complaint is not None:
         raise EvidenceError(
             f"study {preset.name}: {complaint} A sound `better` was required; nothing was written"
@@ -118,9 +124,9 @@ def export(
 def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
     """Return the trial that is handed over: the one asked for, or the study's winner.
 
-    The winner is the best finalist that is `better`, else the one with the largest difference;
-    without finalists, the trial with the largest difference in the search. UsageError if there is
-    no such result yet.
+    The winner is the best finalist that is `better`, else the one with the largest difference of
+    those that were not dropped, else of those (verdicts.best); without finalists, the trial with
+    the largest difference in the search. UsageError if there is no such result yet.
     """
     if trial is None and snapshot.winner is not None:
         trial = snapshot.winner.trial
@@ -162,8 +168,15 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     return Evidence(
         verdict=verdict,
-        advice=advised(verdict, chosen.densities, snapshot.config, healthy=snapshot.healthy),
-        note=_note(snapshot, verdict),
+        advice=advised(
+            verdict,
+            chosen.densities,
+            snapshot.config,
+            finalist,
+            snapshot.controls,
+            healthy=snapshot.healthy,
+        ),
+        note=_note(snapshot, verdict, finalist),
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),
         seeds=sorted(chosen.values),
@@ -203,22 +216,25 @@ def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
 
 
 def advised(
-    verdict: PresetVerdict, densities: Densities, config: StudyConfig, *, healthy: bool
+    verdict: PresetVerdict,
+    densities: Densities,
+    config: StudyConfig,
+    found: Found | None,
+    wanted: Collection[Control],
+    *,
+    healthy: bool,
 ) -> str:
     """Return what to do where a density has this verdict, and identity was healthy or not."""
     if not healthy:
         return advice.UNHEALTHY
-    return advice.line(verdict, densities, config.proxy.family, config.init)
+    return advice.line(verdict, densities, config, found, wanted)
 
 
-def _note(snapshot: Snapshot, verdict: PresetVerdict) -> str:
-    healthy = _complaint(snapshot) is None
-    return NOTES[verdict] if healthy else f"{UNHEALTHY} {NOTES[verdict]}"
-
-
-def _complaint(snapshot: Snapshot) -> str | None:
-    identity = snapshot.results[0].mean
-    return baseline.complaint(snapshot.config, snapshot.floors, identity)
+def _note(snapshot: Snapshot, verdict: PresetVerdict, found: Found | None) -> str:
+    wanted = snapshot.controls
+    left_open = None if found is None else cautions.left_open(verdict, found, wanted)
+    note = NOTES[verdict] if left_open is None else f"{EARLIER}: {left_open}"
+    return note if snapshot.healthy else f"{UNHEALTHY} {note}"
 
 
 def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation:
@@ -232,6 +248,8 @@ def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation
         to_uniform=finalist.to_uniform,
         uniform_is_identity=snapshot.uniform_is_identity,
         failures=finalist.failures,
+        diverged=finalist.diverged,
+        identity=snapshot.confirmed_identity,
         compensated=finalist.compensated,
         seeds_to_settle=finalist.seeds_to_settle,
         reason=finalist.reason,

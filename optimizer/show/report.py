@@ -10,7 +10,7 @@ from xml.etree.ElementTree import Element
 
 from densitune import density
 from optimizer.errors import UsageError
-from optimizer.evidence import differences
+from optimizer.evidence import advice, differences
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict
 from optimizer.phases import calibration
 from optimizer.presets import exports
@@ -85,20 +85,28 @@ def _answer(snapshot: Snapshot) -> tuple[str, list[str]]:
     unit, best, finalists = snapshot.config.unit, snapshot.best, snapshot.verdicts
     if snapshot.study.verdicts is not None:
         lines = [f"{_name(one)}: {words.verdict_with_numbers(one, unit)}" for one in finalists]
-        if any(one.verdict == "better" for one in finalists):
-            if snapshot.healthy:
-                return "better", ["A density helps here.", *lines]
-            return "open", ["A density is better than an identity that learnt too little.", *lines]
-        if not finalists:
-            lines = ["No trial was left to confirm."]
-        all_worse = bool(finalists) and all(one.verdict == "worse" for one in finalists)
-        return "worse" if all_worse else "open", ["No density is shown to help here.", *lines]
+        return _decided(snapshot, lines or ["No trial was left to confirm."])
     if best is None:
         return "open", ["No result yet: identity is not complete."]
     if best.role == "identity":
         return "open", ["Unconfirmed: nothing is above identity so far.", UNCONFIRMED]
     where = f"{words.densities(best.densities)} at {words.to_identity(best)} {unit}"
     return "open", [f"Unconfirmed: {where} to identity.", UNCONFIRMED]
+
+
+def _decided(snapshot: Snapshot, lines: list[str]) -> tuple[str, list[str]]:
+    """Return what kind of answer a decided study has, and its paragraphs before these lines."""
+    said = [one.verdict for one in snapshot.verdicts]
+    if "better" in said and not snapshot.healthy:
+        return "open", ["A density is better than an identity that learnt too little.", *lines]
+    if "better" in said and snapshot.advice == advice.EARLIER:
+        return "open", ["A density is better by the rules of an earlier version.", *lines]
+    if "better" in said:
+        return "better", ["A density helps here.", *lines]
+    if "scale_only" in said or "step_only" in said:
+        return "open", ["No density is shown to help by its structure.", *lines]
+    kind = "worse" if said and set(said) == {"worse"} else "open"
+    return kind, ["No density is shown to help here.", *lines]
 
 
 def _confirmation(snapshot: Snapshot) -> list[Element]:

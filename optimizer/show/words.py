@@ -102,8 +102,11 @@ def preset_verdict(preset: Preset) -> str:
     """Return a preset's verdict and what it means, for a line."""
     stated = preset.evidence.verdict
     text = f"{stated}: {MEANING[stated]}"
-    unhealthy = preset.evidence.note.startswith(exports.UNHEALTHY)
-    return f"{text}; but identity was no healthy baseline" if unhealthy else text
+    if preset.evidence.note.startswith(exports.NOT_SOUND):
+        return f"{text}; but identity was no healthy baseline"
+    if preset.evidence.note.startswith(exports.EARLIER):
+        return f"{text}; but by the rules of an earlier version (see its note)"
+    return text
 
 
 def verdict_with_numbers(finalist: FinalistVerdict, unit: str) -> str:

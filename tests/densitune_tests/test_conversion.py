@@ -1,5 +1,6 @@
 """Models whose convolutions are weighted in place."""
 
+import copy
 import json
 import math
 
@@ -264,6 +265,20 @@ def test_a_scaled_convolution_starts_at_the_scale_of_its_density():
         fresh = nn.Sequential(type(plain)(plain.in_channels, plain.out_channels, 5))
         start = scale_initial_weights(fresh, {5: [0.2, 0.8]})[0].weight.detach()
         assert start.square().mean().sqrt().item() == pytest.approx(dense.item(), rel=0.05)
+
+
+def test_a_compensated_start_is_that_of_the_library_divided_by_rms_phi():
+    """What the convolution sees, phi times the weights, starts at the scale of identity."""
+    layers = nn.Conv2d(16, 64, 3), nn.Conv1d(64, 64, 3), nn.Conv2d(64, 64, 5)
+    both = [nn.Sequential(*copy.deepcopy(layers)) for _ in range(2)]
+    densities = {3: [0.5], 5: [0.2, 0.8]}
+    for model, init in zip(both, ("library", "compensated"), strict=True):
+        torch.manual_seed(1)
+        apply_densities(model, densities, init=init)
+    for drawn, compensated in zip(*both, strict=True):
+        scale = drawn.phi.square().mean().sqrt()
+        torch.testing.assert_close(compensated.weight * scale, drawn.weight)
+        assert compensated.bias.eq(0).all()
 
 
 def test_shared_weights_are_scaled_once_and_drawn_before_that_if_asked():

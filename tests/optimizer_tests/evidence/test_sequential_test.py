@@ -347,3 +347,46 @@ def test_unpaired_or_missing_numbers_are_refused() -> None:
         both[arm][3] = math.nan
         with pytest.raises(ValueError, match="seed 3 is nan"):
             judge(both[0], against(control=both[1]), PLAN)
+
+
+@pytest.mark.parametrize("size", PLAN.looks)
+@pytest.mark.parametrize("arm", ["identity", "control", "uniform"])
+def test_nothing_is_better_by_what_another_arm_failed_at(size: int, arm: str) -> None:
+    """A finalist that is as good where nobody fails, beside an arm that diverges on some seeds."""
+    rng = np.random.default_rng(size)
+    for failures in range(size + 1):
+        lost = dict(enumerate(rng.normal(0, 0.1, size).tolist()))
+        lost |= {seed: 7.0 + lost[seed] for seed in range(failures)}
+        shown = seen(CLEAR, size)
+        to_identity = lost if arm == "identity" else shown
+        controls = {name: lost if arm == name else shown for name in get_args(Control)}
+        found = judge(to_identity, against(**controls), PLAN, {arm: range(failures)})
+        assert found.verdict != "better"
+        assert found.verdict != "worse"
+
+
+def test_such_seeds_would_show_something_if_they_counted() -> None:
+    """The bounds above catch a judge who takes a score of the floor as it is."""
+    lost = dict(enumerate([7.0] * 9 + [0.1, -0.1, 0.0]))
+    assert judge(lost, {}, replace(PLAN, finalists=1)).verdict == "better"
+    assert judge(lost, {}, replace(PLAN, finalists=1), {"identity": range(9)}).verdict != "better"
+
+
+def test_what_helps_by_far_is_better_although_a_control_fails_now_and_then() -> None:
+    sure = seen(CLEAR, 24)
+    lost = {"identity": [3], "control": [5], "uniform": [7]}
+    assert judge(sure, against(control=sure, uniform=sure), PLAN, lost).verdict == "better"
+
+
+def test_what_another_arm_failed_at_speaks_against_harm() -> None:
+    """Worse where identity did not diverge, and by far better where it did: not shown to harm."""
+    half = seen(-CLEAR, 24, 0.1) | dict.fromkeys(range(0, 24, 2), 9.0)
+    assert judge(half, {}, PLAN, {"identity": range(0, 24, 2)}).verdict == "no_evidence"
+
+
+def test_zeros_are_no_signs() -> None:
+    """Seven equal differences of a sign among zeros: once in 2**7, whatever t says of them."""
+    few = {seed: float(seed < 7) for seed in range(24)}
+    plan = Plan(seeds=24, batch=24, finalists=3)
+    assert judge(few, {}, plan).verdict == "better"
+    assert judge({seed: float(seed < 6) for seed in range(24)}, {}, plan).verdict == "no_evidence"

@@ -1,8 +1,10 @@
 """Confirmation: fresh seeds, the right arms, verdicts that follow the truth, whoever trains."""
 
 import contextlib
+import json
 import statistics
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,10 @@ from support.synthetic import configured
 
 from optimizer.arms import Arm
 from optimizer.config.study_file import FRESH, StudyConfig
+from optimizer.errors import EvidenceError
 from optimizer.phases import comparisons, upkeep
 from optimizer.phases.proposer import Proposer
-from optimizer.presets import exports, reruns
+from optimizer.presets import audit, exports, reruns
 from optimizer.snapshot import Snapshot
 from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
@@ -406,15 +409,53 @@ def test_an_arm_that_diverges_scores_the_floor_and_keeps_its_seed(
     [one], values = now.verdicts, values_of(now)
     assert one.to_identity is not None
     assert one.reason is None
-    assert one.failures == {role: 1}
+    assert (one.failures, one.diverged) == ({role: 1}, {role: [FRESH + 3]})
     diverged = [
         arm.role for arm in now.confirm.trials if values[arm.number].get(FRESH + 3) == FLOOR
     ]
     assert diverged == [role]
     assert all(arm.state == "complete" for arm in now.confirm.trials)
-    # One difference far from the others shows nothing, whichever arm it is that failed.
-    shown = {"control": "scale_only", "uniform": "step_only", "compensated": "better"}
-    assert one.verdict == shown.get(role, "no_evidence")
+    # A finalist that failed has one difference far from the others, and so shows nothing; what
+    # another arm lost counts as zero, beside differences that suffice.
+    assert one.verdict == ("no_evidence" if role == "finalist" else "better")
+
+
+@pytest.mark.parametrize("role", ["identity", "control", "uniform"])
+@pytest.mark.parametrize("many", [7, 9, 16, 24])
+def test_no_finalist_is_better_by_what_another_arm_failed_at(
+    database: Engine, role: str, many: int
+) -> None:
+    """It is as good where the other arm does not fail, by the same differences at every seed."""
+
+    def equal(job: ClaimedJob) -> float:
+        if job.phase != "confirm":
+            return helps(job)
+        own = {"identity": job.trial == 0, "control": bool(job.arm["gain"])}
+        own["uniform"] = job.arm["mask"] == "uniform"
+        if own[role] and job.seed - FRESH in range(many):
+            raise ArithmeticError("loss nan")
+        as_good = own[role] or job.trial == 1
+        return 30 + noise(job, SPREAD) - (0 if as_good else 4)
+
+    now = run(database, small(confirm={"finalists": 1, "keep": []}), equal)
+    [one] = now.verdicts
+    assert one.verdict not in ("better", "worse")
+
+
+def test_a_study_whose_identity_diverges_on_every_fresh_seed_is_not_healthy(
+    database: Engine, tmp_path: Path
+) -> None:
+    lost = failing("identity", ArithmeticError("loss nan"), range(100))
+    now = run(database, small(confirm={"finalists": 1}), lost, normalised=True)
+    assert [one.verdict for one in now.verdicts] == ["no_evidence"]
+    assert now.confirmed_identity == FLOOR
+    assert not now.healthy
+    assert "Identity with fresh seeds (0.000 dB) is not above the noisy input" in now.cautions[0]
+    _, preset = exports.export(now, tmp_path)
+    assert preset.evidence.note.startswith("NOT TO BE RELIED ON")
+    audit.check(preset, json.loads(preset.text()))
+    with pytest.raises(EvidenceError, match="Identity with fresh seeds"):
+        exports.export(now, tmp_path, require_better=True)
 
 
 def test_a_study_whose_identity_fails_with_fresh_seeds_stops_and_says_so(

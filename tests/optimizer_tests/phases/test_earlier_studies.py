@@ -5,6 +5,7 @@ calibrated with half of the confirmation's budget, and trained controls from the
 """
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from optimizer import snapshot
 from optimizer.cli import session
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
-from optimizer.errors import UsageError
-from optimizer.evidence import cautions, finalists
+from optimizer.errors import EvidenceError, UsageError
+from optimizer.evidence import advice, cautions, finalists
 from optimizer.phases.proposer import Proposer
-from optimizer.presets import exports
-from optimizer.presets.document import Preset
+from optimizer.presets import audit, exports
+from optimizer.presets.document import Preset, sealed
+from optimizer.show import words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import studies, trials
@@ -151,13 +153,52 @@ def ended(engine: Engine, given: StudyConfig) -> Snapshot:
     return snapshot.of(engine, given.name)
 
 
-def test_a_decided_study_is_shown_with_what_its_better_leaves_open(database: Engine) -> None:
+def test_a_decided_study_is_shown_with_what_its_better_leaves_open(
+    database: Engine, tmp_path: Path
+) -> None:
     now = ended(database, small())
     assert now.verdict == "better"
     assert cautions.UNMASKED in now.cautions
     assert "scale control" in shown(now)
     preset = exports.compose(now, exports.chosen(now))
     assert cautions.UNMASKED in preset.evidence.cautions
+    assert now.advice == preset.evidence.advice == advice.EARLIER
+    assert cautions.UNMASKED in preset.evidence.note
+    assert "smaller steps" not in preset.evidence.note
+    audit.check(preset, json.loads(preset.text()))
+    with pytest.raises(EvidenceError, match="trained no uniform mask"):
+        exports.export(now, tmp_path, require_better=True)
+    told = preset.evidence.model_copy(update={"cautions": []})
+    silent = sealed(preset.model_copy(update={"evidence": told}))
+    with pytest.raises(UsageError, match="cautions do not say what is so: An earlier version"):
+        audit.check(silent, json.loads(silent.text()))
+
+
+def test_a_better_that_counted_failures_of_other_arms_is_marked_too(
+    database: Engine, tmp_path: Path
+) -> None:
+    """An earlier version kept how many seeds there were, and not which."""
+    study_id = run(database, small(), helps).study.id
+    with database.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE densitune.studies SET verdicts = (SELECT jsonb_agg((one - 'diverged') || "
+                """'{"failures": {"control": 2}}') FROM jsonb_array_elements(verdicts) AS one) """
+                "WHERE id = :study"
+            ),
+            {"study": study_id},
+        )
+    now = snapshot.of(database, "a-study")
+    assert now.verdict == "better"
+    assert cautions.UNCOUNTED in now.cautions
+    preset = exports.compose(now, exports.chosen(now))
+    audit.check(preset, json.loads(preset.text()))
+    assert words.preset_verdict(preset).endswith(
+        "by the rules of an earlier version (see its note)"
+    )
+    assert preset.evidence.advice == advice.EARLIER
+    with pytest.raises(EvidenceError, match="took seeds on which another arm diverged"):
+        exports.export(now, tmp_path, require_better=True)
 
 
 def test_a_decided_study_is_extended_only_if_more_seeds_are_written(database: Engine) -> None:

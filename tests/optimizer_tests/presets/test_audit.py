@@ -178,6 +178,27 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     "advice": (lambda c: c["evidence"].update(advice="Use it."), "advice is not what follows"),
     "failures": (lambda c: confirmation(c).update(failures={"control": 99}), "99 seeds of control"),
     "arm": (lambda c: confirmation(c).update(failures={"x": 1}), "1 seeds of x"),
+    "silence": (lambda c: confirmation(c).update(failures={"identity": 1}), "cautions do not say"),
+    "other seeds": (
+        lambda c: confirmation(c).update(failures={"identity": 1}, diverged={"identity": [7]}),
+        "diverged names seeds that are not",
+    ),
+    "other arms": (
+        lambda c: confirmation(c).update(diverged={"identity": [1000000000]}),
+        "diverged names other seeds than failures",
+    ),
+    "divergence": (
+        lambda c: confirmation(c).update(
+            failures={"identity": confirmation(c)["seeds"]},
+            diverged={"identity": [1000000000 + n for n in range(confirmation(c)["seeds"])]},
+        ),
+        "differences say: no_evidence",
+    ),
+    "normalised": (
+        lambda c: confirmation(c).update(uniform_is_identity=True, to_control=None),
+        "uniform_is_identity, which no nafnet has",
+    ),
+    "identity": (lambda c: confirmation(c).update(identity=-1.0), "no healthy baseline"),
     "seed": (
         lambda c: confirmation(c)["to_identity"]["by_seed"].update({"1000000000": 9.0}),
         "its seeds say",

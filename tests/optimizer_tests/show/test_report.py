@@ -117,6 +117,7 @@ def finalist(number: int, verdict: str, **changes: Any) -> dict[str, Any]:
         "reason": None,
         "to_identity": compared(0.5),
         "to_control": compared(0.3),
+        "to_uniform": compared(0.3),
         "compensated": {"mean": 0.05, "standard_error": 0.02, "by_seed": left["by_seed"]},
         "seeds_to_settle": None,
         **changes,
@@ -266,7 +267,8 @@ def test_an_undecided_study_is_called_unconfirmed() -> None:
     [
         (["better"], "A density helps here.", "better"),
         (["scale_only", "better"], "A density helps here.", "better"),
-        (["scale_only"], "No density is shown to help here.", "open"),
+        (["scale_only"], "No density is shown to help by its structure.", "open"),
+        (["step_only", "worse"], "No density is shown to help by its structure.", "open"),
         (["no_evidence", "worse"], "No density is shown to help here.", "open"),
         (["worse", "worse"], "No density is shown to help here.", "worse"),
         ([], "No density is shown to help here.", "open"),
@@ -525,10 +527,10 @@ def test_every_seed_of_a_confirmation_is_drawn_for_every_pair_of_arms() -> None:
         for circle in figure.iter("circle")
         if circle.get("class") == "seed"
     ]
-    assert len(titles) == 8 * (4 + 3)
+    assert len(titles) == 8 * (6 + 5)
     assert len(set(titles)) >= 8 * 3
     bars = [line for line in figure.iter("line") if line.get("class") == "interval"]
-    assert len(bars) == 4
+    assert len(bars) == 6
     # The control's own difference is what is left: 0.5 - 0.3 with every seed.
     control = [text for text in titles if text.startswith("scale control minus identity")]
     assert all(text.endswith("+0.200") for text in control)

@@ -446,11 +446,12 @@ def test_a_study_whose_identity_diverges_on_every_fresh_seed_is_not_healthy(
     database: Engine, tmp_path: Path
 ) -> None:
     lost = failing("identity", ArithmeticError("loss nan"), range(100))
-    now = run(database, small(confirm={"finalists": 1}), lost, normalised=True)
+    vgg = {"task": "cifar100", "proxy": {"family": "vgg", "width": 8, "depth": 3}}
+    now = run(database, small(confirm={"finalists": 1}, **vgg), lost, normalised=True)
     assert [one.verdict for one in now.verdicts] == ["no_evidence"]
     assert now.confirmed_identity == FLOOR
     assert not now.healthy
-    assert "Identity with fresh seeds (0.000 dB) is not above the noisy input" in now.cautions[0]
+    assert "Identity with fresh seeds (0.000 %) is not above the noisy input" in now.cautions[0]
     _, preset = exports.export(now, tmp_path)
     assert preset.evidence.note.startswith("NOT TO BE RELIED ON")
     audit.check(preset, json.loads(preset.text()))

@@ -7,6 +7,7 @@
     │   └── EvidenceError              exit code 4
     ├── StorageError                   exit code 3
     │   ├── StorageUnreachableError    exit code 3
+    │   ├── UnreadableError            exit code 3
     │   └── StorageUrlError            exit code 2
     ├── DivergedError                  fails its job
     ├── StoppedError                   hands its jobs back

@@ -271,8 +271,8 @@ def of(engine: Engine, name: str) -> Snapshot:
 
 
 def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
-    """Read a snapshot of a study."""
-    with engine.connect() as connection:
+    """Read a snapshot of a study; UnreadableError if it holds what Python cannot."""
+    with studies.named(study.name), engine.connect() as connection:
         searched = _phase(connection, study, "search")
         return Snapshot(
             study=study,

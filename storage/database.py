@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Engine,
+    ExceptionContext,
     create_engine,
     event,
     inspect,
@@ -27,7 +28,12 @@ from sqlalchemy import (
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 
 from storage import addresses, exposure
-from storage.errors import StorageError, StorageUnreachableError, StorageUrlError
+from storage.errors import (
+    StorageError,
+    StorageUnreachableError,
+    StorageUrlError,
+    UnreadableError,
+)
 from storage.retry import first_line
 
 CONNECTIONS = 2
@@ -77,6 +83,7 @@ def connect(
         pool_recycle=1800,
         connect_args=_arguments(parsed),
     )
+    event.listen(engine, "handle_error", _name_unreadable)
     if revive is not None:
         _revive_with(engine, revive)
     try:
@@ -215,6 +222,14 @@ def _revive_with(engine: Engine, revive: Callable[[], bool]) -> None:
             if not revive():
                 raise
         return dialect.connect(*arguments, **named)
+
+
+def _name_unreadable(context: ExceptionContext) -> None:
+    """Let a row that the driver cannot read be an error of the storage, not of the program."""
+    fetching = context.statement is None
+    if fetching and isinstance(context.original_exception, ValueError | RecursionError):
+        reason = first_line(context.original_exception)
+        raise UnreadableError(f"a stored value cannot be read: {reason}")
 
 
 def _warn_of_exposure(connection: Connection) -> None:

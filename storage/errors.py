@@ -11,6 +11,10 @@ class StorageUnreachableError(StorageError):
     """No PostgreSQL answers at the address, or it answers no longer."""
 
 
+class UnreadableError(StorageError):
+    """A stored value is beyond what Python can hold; newer schemas refuse it (migration 0007)."""
+
+
 class StorageUrlError(StorageError):
     """The storage URL itself cannot be used."""
 

@@ -134,6 +134,16 @@ def activity(engine: Engine, study_id: int) -> Activity | None:
     return None if row is None else Activity(**row._mapping)
 
 
+def measurements(engine: Engine, study_id: int) -> int:
+    """Return how many measurements a study has, late ones too."""
+    query = text("""
+        SELECT count(*) FROM densitune.measurements
+        JOIN densitune.jobs AS jobs ON jobs.id = job_id WHERE study_id = :study
+    """)
+    with engine.connect() as connection:
+        return int(connection.execute(query, {"study": study_id}).scalar_one())
+
+
 def late(engine: Engine, study_id: int) -> int:
     """Return how many measurements came after their jobs had ended."""
     query = text("""

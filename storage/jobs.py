@@ -208,20 +208,25 @@ def lose(engine: Engine, study_id: int, token: str, error: str) -> int:
     They count as lost, without waiting for their leases to run out, and the worker as ended. Again
     is harmless, and returns 0.
     """
-    stop = text("""
-        UPDATE densitune.workers SET stopped_at = now()
+    dead = text("""
+        SELECT id FROM densitune.workers
         WHERE study_id = :study AND versions ->> 'token' = :token AND stopped_at IS NULL
-        RETURNING id
+    """)
+    # The clock may have gone back since it was seen.
+    stop = text("""
+        UPDATE densitune.workers SET stopped_at = now(), seen_at = least(seen_at, now())
+        WHERE id = ANY(:workers) AND stopped_at IS NULL
     """)
     held = text("""
         SELECT id, epoch FROM densitune.jobs
         WHERE worker_id = ANY(:workers) AND state = 'running' ORDER BY id FOR UPDATE
     """)
     with engine.begin() as connection:
-        ended = connection.scalars(stop, {"study": study_id, "token": token}).all()
-        claims = connection.execute(held, {"workers": list(ended)}).all()
+        workers = list(connection.scalars(dead, {"study": study_id, "token": token}))
+        claims = connection.execute(held, {"workers": workers}).all()
         for job, fence in claims:
             connection.execute(GIVE_BACK, _given_back((job, fence), "lost", _storable(error)))
+        connection.execute(stop, {"workers": workers})  # jobs before workers, as everybody does
     return len(claims)
 
 

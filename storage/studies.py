@@ -1,6 +1,7 @@
 """Studies by name."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, get_args
@@ -9,6 +10,7 @@ from sqlalchemy import Connection, Engine, Row, case, func, select, text, update
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import leases, tables
+from storage.errors import UnreadableError
 from storage.states import Phase, StudyState
 
 
@@ -91,6 +93,18 @@ def find(engine: Engine, name: str) -> Study | None:
     return None if row is None else _study(row)
 
 
+@contextmanager
+def named(name: str) -> Iterator[None]:
+    """Let an UnreadableError inside say which study the value belongs to."""
+    try:
+        yield
+    except UnreadableError as error:
+        raise UnreadableError(
+            f"study {name}: {error}; the owner of the database may remove "
+            f"it; to begin anew: densitune delete {name}"
+        ) from error
+
+
 def numbers(connection: Connection) -> dict[str, int]:
     """Return the numbers of all studies by name."""
     columns = tables.studies.c
@@ -129,15 +143,16 @@ def state(engine: Engine, study_id: int) -> StudyState | None:
         )
 
 
-def set_state(engine: Engine, study_id: int, state: StudyState, failure: str | None = None) -> None:
-    """Set the study's state, and why it cannot go on; `finished` stamps the time."""
-    finished_at = text("now()") if state == "finished" else None
+def stop(engine: Engine, study_id: int) -> bool:
+    """Stop a study; False if it was not running (any more), and stays as it is."""
+    columns = tables.studies.c
     with engine.begin() as connection:
-        connection.execute(
+        stopped = connection.execute(
             update(tables.studies)
-            .where(tables.studies.c.id == study_id)
-            .values(state=state, failure=failure, finished_at=finished_at)
+            .where(columns.id == study_id, columns.state == "running")
+            .values(state="stopped")
         )
+        return stopped.rowcount == 1
 
 
 def go_on(engine: Engine, study_id: int, until: Phase | None, *, force: bool) -> None:

@@ -60,8 +60,20 @@ def _checks(**conditions: str) -> list[CheckConstraint]:
 
 
 def _json(column: str, most_bytes: int) -> str:
-    """A JSON object that no reader chokes on."""
-    return f"jsonb_typeof({column}) = 'object' AND octet_length({column}::text) <= {most_bytes}"
+    """A JSON object that no reader chokes on: its size, its 50 levels and its numbers, as doubles.
+
+    Python refuses whole numbers of very many digits, and nesting beyond its stack.
+    """
+    return f"""
+        jsonb_typeof({column}) = 'object' AND octet_length({column}::text) <= {most_bytes}
+        AND NOT jsonb_path_exists({column}, 'strict $.**{{51}}')
+        AND NOT jsonb_path_exists({column}, 'strict $.** ? (@ > 1.8e308 || @ < -1.8e308)')
+    """
+
+
+def _within(*columns: str) -> str:
+    """Times that Python has, and no others; PostgreSQL knows -4712 and infinity as well."""
+    return " AND ".join(f"{c} BETWEEN '2000-01-01 UTC' AND '9999-01-01 UTC'" for c in columns)
 
 
 def _name(column: str) -> str:
@@ -158,7 +170,7 @@ workers = Table(
         host=_name("host"),
         device=_name("device"),
         versions=_json("versions", 65536),
-        times="isfinite(started_at) AND isfinite(seen_at) AND isfinite(stopped_at)",
+        times=_within("started_at", "seen_at", "stopped_at"),
     ),
 )
 
@@ -197,7 +209,7 @@ jobs = Table(
         holder="state <> 'waiting' OR worker_id IS NULL",
         reason="state <> 'failed' OR kind IS NOT NULL",
         counts="budget >= 1 AND epoch >= losses AND losses >= 0",
-        times="isfinite(lease_until) AND isfinite(started_at) AND isfinite(finished_at)",
+        times=_within("lease_until", "started_at", "finished_at"),
         error="length(error) <= 4000",
     ),
     # What a claim reads; stays as small as the open part of the queue.

@@ -19,6 +19,7 @@ from optimizer.phases import optuna_study, optuna_tables, upkeep
 from optimizer.phases.proposer import Proposer
 from optimizer.show import words
 from storage import database, inspection, jobs, leases, ledger, steps, studies, trials
+from storage.errors import UnreadableError
 from storage.failures import Kind
 from storage.ledger import LedgerRow
 from storage.studies import Study
@@ -126,7 +127,11 @@ def of_study(engine: Engine, study: Study) -> Iterator[Diagnosis]:
         config = study_file.parse(study.config, origin=f"of study {study.name}")
         yield from _at_a_standstill(engine, study, config)
         yield from _projection(engine, study, config)
-    except (UsageError, StudyFailedError) as error:  # of a study that another version began
+    except (
+        UsageError,
+        StudyFailedError,
+        UnreadableError,
+    ) as error:  # of a study that another version began
         yield Diagnosis(where=where, what=str(error), remedy="the other checks were made")
 
 
@@ -230,7 +235,8 @@ def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[D
             yield Diagnosis(
                 where=where,
                 what=f"measurements that trial {row.number} was told with have been deleted",
-                remedy="restore the database from a backup",
+                remedy="restore the database from a backup (pg_restore --data-only takes "
+                "--disable-triggers)",
             )
             continue
         value = differences[max(differences)] if differences else None

@@ -19,7 +19,7 @@ from optimizer.presets.document import Preset
 from optimizer.show import overview, printing, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
-from storage import printable, studies
+from storage import inspection, printable, studies
 
 WATCH_SECONDS = 1.0
 """Between two refreshes of a watched study; ten times as long where there is no terminal."""
@@ -78,10 +78,10 @@ def _status(now: Snapshot) -> RenderableType:
 def stop(name: StudyName, storage: Storage = None) -> None:
     """Stop a study; its workers hand back their jobs."""
     engine = environment.open_storage(storage)
-    study, _ = snapshot.find(engine, name)
-    if study.state != "running":
-        raise UsageError(f"study {name} is {study.state}; only a running study can be stopped")
-    studies.set_state(engine, study.id, "stopped")
+    study = snapshot.stored(engine, name)
+    if not studies.stop(engine, study.id):
+        now = snapshot.stored(engine, name).state
+        raise UsageError(f"study {name} is {now}; only a running study can be stopped")
     printing.say(f"{name} is stopped; continue with: densitune resume {name}")
 
 
@@ -94,10 +94,9 @@ def delete(
     from optimizer.cli import session
 
     engine = environment.open_storage(storage)
-    study, _ = snapshot.find(engine, name)
-    now = snapshot.of(engine, name)
-    measured = sum(len(phase.rows) for phase in now.phases.values())
+    study = snapshot.stored(engine, name)
     if not yes:
+        measured = inspection.measurements(engine, study.id)
         typer.confirm(f"Delete study {name} with {measured} measurements?", abort=True)
     session.delete(engine, study)
     printing.say(f"{name} is deleted")

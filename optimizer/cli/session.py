@@ -32,7 +32,7 @@ STEP_SECONDS = 0.2
 REFRESH_SECONDS = 1.0
 """Between two refreshes of the display."""
 LAST_WORD_SECONDS = 30.0
-"""How long to wait for a storage that has yet to hear how the last worker ended."""
+"""How long to wait for a storage that has yet to hear how the last worker ended, or to delete."""
 
 Result = TypeVar("Result")
 
@@ -105,8 +105,12 @@ def clear(engine: Engine, name: str) -> None:
 
 def delete(engine: Engine, study: Study) -> None:
     """Delete a study with all its measurements, here and in Optuna's tables."""
-    studies.set_state(engine, study.id, "stopped")
-    upkeep.delete(engine, study)
+
+    def attempt() -> None:  # again is harmless
+        studies.stop(engine, study.id)
+        upkeep.delete(engine, study)
+
+    retry.persist(attempt, LAST_WORD_SECONDS)
 
 
 def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:

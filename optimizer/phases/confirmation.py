@@ -225,5 +225,5 @@ def _decide(desk: Desk, optuna: DensityStudy | None, verdicts: Sequence[Finalist
         verdict = "unconfirmed" if winner is None else winner.verdict
         optuna.conclude({"advice": told, "verdict": verdict})
     studies.decide(desk.connection, desk.study.id, stored)
-    if desk.study.holdout is not None or not holdout.is_due(desk.config, verdicts):
+    if desk.study.holdout is not None or holdout.due(desk.config, verdicts) is None:
         studies.finish(desk.connection, desk.study.id)

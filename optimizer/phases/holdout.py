@@ -22,17 +22,26 @@ IDENTITY, WINNER = 0, 1
 """Numbers of the two trials."""
 
 
-def is_due(config: StudyConfig, verdicts: Sequence[FinalistVerdict]) -> bool:
-    """Tell whether there is a test split and a finalist that could be judged."""
+def due(config: StudyConfig, verdicts: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
+    """Return the winner, if there is a test split and it could be judged."""
     winner = best(verdicts)
-    return config.data.has_test and winner is not None and winner.to_identity is not None
+    judged = winner is not None and winner.to_identity is not None
+    return winner if judged and config.data.has_test else None
 
 
 def step(desk: Desk) -> bool:
-    """Take the next step if there is one now: queue both trials, or end the study with them."""
+    """Take the next step if there is one now: queue both trials, or end the study.
+
+    It also ends one that has nothing to be read: an older version may have stopped it at its end.
+    """
     pair = desk.trials("decided")
     if not pair:
-        _queue(desk)
+        verdicts = [FinalistVerdict.model_validate(stored) for stored in desk.study.verdicts or []]
+        winner = due(desk.config, verdicts)
+        if winner is None:
+            studies.finish(desk.connection, desk.study.id)
+        else:
+            _queue(desk, winner)
         return True
     if desk.waits_for(pair):
         return False
@@ -43,11 +52,8 @@ def step(desk: Desk) -> bool:
     return True
 
 
-def _queue(desk: Desk) -> None:
+def _queue(desk: Desk, winner: FinalistVerdict) -> None:
     confirmed, config = desk.trials("confirm"), desk.config
-    verdicts = [FinalistVerdict.model_validate(stored) for stored in desk.study.verdicts or []]
-    winner = best(verdicts)
-    assert winner is not None  # is_due said so when the study was decided
     chosen = {
         IDENTITY: next(trial for trial in confirmed if trial.role == "identity"),
         WINNER: next(
@@ -74,7 +80,11 @@ def _said(pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
     if failed is not None:
         reason = f"{failed.label} could not be measured with every seed: {failed.failure}"
         return Holdout(trial=origin, reason=reason)
-    prints = {row.extra["test"] for row in rows}
+    told = [row.extra.get("test") for row in rows]
+    prints = {fingerprint for fingerprint in told if isinstance(fingerprint, str)}
+    if not all(isinstance(fingerprint, str) for fingerprint in told):
+        reason = "a worker did not say on which test images it had measured"
+        return Holdout(trial=origin, reason=reason)
     if len(prints) > 1:
         reason = f"workers had different test images ({', '.join(sorted(prints))})"
         return Holdout(trial=origin, reason=reason)

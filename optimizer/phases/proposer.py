@@ -47,7 +47,10 @@ class Proposer:
             if self._creates:
                 optuna_tables.make(self._engine)
             self._tables = optuna_tables.joined(self._engine)
-        with steps.begun(self._engine, self._study_id) as connection:
+        with (
+            studies.named(self._config.name),
+            steps.begun(self._engine, self._study_id) as connection,
+        ):
             study = None if connection is None else studies.read(connection, self._study_id)
             if connection is None or study is None or study.state != "running":
                 return False

@@ -13,6 +13,7 @@ from optimizer.evidence import verdicts
 from optimizer.evidence.verdicts import FinalistVerdict, PresetVerdict
 from optimizer.show import words
 from storage import printable, studies
+from storage.errors import UnreadableError
 from storage.studies import StudyOverview
 
 _WIDTHS = {"state": 8, "phase or verdict": 11, "trials": 9, "now": 12, "created (UTC)": 10}
@@ -68,7 +69,7 @@ def _seconds_left(engine: Engine, study: StudyOverview) -> float | None:
         return None
     try:
         return snapshot.of(engine, study.name).seconds_left
-    except UsageError:  # deleted just now, or begun by another version
+    except (UsageError, UnreadableError):  # deleted just now, or begun by another version
         return None
 
 

@@ -140,7 +140,7 @@ def about_test_split(snapshot: Snapshot) -> str | None:
         return None
     if tested is None and not config.data.has_test:
         return "no test split"
-    if tested is None and not holdout.is_due(config, snapshot.verdicts):
+    if tested is None and holdout.due(config, snapshot.verdicts) is None:
         return "test split: not read, for no finalist could be judged"
     if tested is None:
         counted = snapshot.decided.jobs

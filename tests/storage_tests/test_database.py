@@ -17,6 +17,7 @@ from optuna.storages import RDBStorage
 from sqlalchemy import Connection, Engine, event, make_url, text
 from sqlalchemy.exc import IntegrityError
 from support.databases import administer, within
+from support.queued import set_state
 
 from optimizer.arms import Arm
 from optimizer.phases import optuna_tables
@@ -284,6 +285,68 @@ def test_an_older_database_with_data_is_brought_up_to_date(empty_url: str) -> No
     engine.dispose()
 
 
+OLDER = """
+    INSERT INTO densitune.studies (name, config, data_fingerprint) VALUES ('old', '{}', 'f');
+    INSERT INTO densitune.trials (study_id, number, optuna_number, role, label, densities, arm)
+        VALUES (1, 0, 0, 'identity', 'identity', '{"3": [1.0]}', '{}');
+    INSERT INTO densitune.workers (study_id, host, pid, device, versions, seen_at, stopped_at)
+        VALUES (1, E'h\\x1b', 1, repeat('c', 300), '{}', 'infinity', NULL),
+               (1, 'h', 2, 'cpu', ('{"a": ' || repeat('9', 5000) || '}')::jsonb, now(), NULL),
+               (1, 'h', 3, 'cpu', '[]', '0044-03-15 BC', '9000-01-01'),
+               (1, 'h', 4, 'cpu', '{"torch": "2"}', '2020-02-02', '2020-02-03');
+    INSERT INTO densitune.jobs (study_id, trial, seed, budget, state, worker_id, epoch, losses,
+                                lease_until, started_at, finished_at, kind, error)
+        VALUES (1, 0, 1, 4, 'waiting', 1, 1, 9, 'infinity', NULL, now(), 'code', repeat('x', 5000)),
+               (1, 0, 2, 4, 'running', 1, 2, 2, '9000-01-01', '0044-03-15 BC', NULL, NULL, NULL),
+               (1, 0, 3, 4, 'running', 1, 0, 0, NULL, '-infinity', NULL, NULL, NULL),
+               (1, 0, 4, 4, 'done', 2, 1, 5, NULL, now(), 'infinity', NULL, NULL),
+               (1, 0, 5, 4, 'failed', 3, 1, 0, NULL, '2020-02-02', NULL, NULL, repeat('y', 5000)),
+               (1, 0, 6, 4, 'failed', 4, 1, 1, NULL, '2020-02-02', '2020-02-02', 'code', 'kept');
+    INSERT INTO densitune.measurements (job_id, rung, value, seconds)
+        VALUES (4, 4, 1, 1), (4, 9, 1, 1), (2, 1, 'NaN', 1);
+"""
+"""What the checks of before did not keep out: `0006`, whoever wrote it."""
+
+
+def test_rows_of_an_older_database_that_no_check_would_let_change_are_mended(
+    empty_url: str,
+) -> None:
+    """PostgreSQL checks a row with every change of it, so its job and worker would be stuck."""
+    engine = connect(empty_url)
+    migrations = Config()
+    migrations.set_main_option("script_location", "storage:migrations")
+    with engine.begin() as connection:
+        connection.execute(text("CREATE SCHEMA densitune"))
+        migrations.attributes["connection"] = connection
+        command.upgrade(migrations, "0006")
+        connection.exec_driver_sql(OLDER)
+    prepare(engine)
+    with engine.begin() as connection:
+        query = "SELECT conname FROM pg_constraint WHERE NOT convalidated"
+        assert list(connection.scalars(text(query))) == ["ck_measurements_value"]
+        query = "SELECT worker_id, epoch, losses, kind, length(error) FROM densitune.jobs"
+        assert connection.execute(text(f"{query} ORDER BY id")).all() == [
+            (None, 1, 1, "code", 4000),
+            (1, 2, 1, None, None),
+            (1, 1, 0, None, None),
+            (2, 1, 1, None, None),
+            (3, 1, 0, "code", 4000),
+            (4, 1, 1, "code", 4),
+        ]
+        kept = connection.execute(text("SELECT versions FROM densitune.workers ORDER BY id"))
+        assert list(kept.scalars()) == [{}, {}, {}, {"torch": "2"}]
+        assert [row.host for row in roster.read(connection, 1)] == ["h?", "h", "h", "h"]
+    for worker in (1, 2, 3, 4):
+        jobs.heartbeat(engine, worker, 60)
+        roster.retire(engine, worker)
+    jobs.release(engine, [(2, 2), (3, 1)], "lost")
+    new = roster.register(engine, 1, "host", 1, "cpu", {})
+    assert [job.id for job in jobs.claim(engine, 1, new, 9, 60)] == [1, 2, 3]
+    with engine.begin() as connection:
+        studies.delete(connection, 1)
+    engine.dispose()
+
+
 def test_the_database_takes_the_words_of_the_closed_sets_and_no_others(database: Engine) -> None:
     sets = {
         "ck_studies_state": StudyState, "ck_studies_phase": Phase, "ck_trials_phase": Phase,
@@ -339,7 +402,7 @@ def test_optuna_lives_beside_in_the_same_database(empty_url: str, optuna_first: 
 
 def test_unknown_state_is_refused(study: studies.Study, database: Engine) -> None:
     with pytest.raises(IntegrityError, match="ck_studies_state"):
-        studies.set_state(database, study.id, "asleep")  # type: ignore[arg-type]
+        set_state(database, study.id, "asleep")  # type: ignore[arg-type]
 
 
 def test_only_one_holds_the_proposers_role(database: Engine, database_url: str) -> None:

@@ -1,14 +1,16 @@
 """Failures: each is kept, and what follows depends on its kind and on nobody's name."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import islice
 
 import optuna
 import pytest
 from sqlalchemy import Engine, text
-from support.queued import add_trial, enter, expire_leases, lose_often, states
+from support.queued import add_trial, enter, expire_leases, lose_often, states, unruled
 from support.searches import contents, create, finish, make_config
+from support.waiting import wait_for
 
 from optimizer import snapshot
 from optimizer.phases import optuna_tables
@@ -96,6 +98,33 @@ def test_jobs_of_a_process_that_died_are_taken_back_at_once_with_how_it_died(
     assert (told.kind, told.times, told.error) == ("lost", 2, how)
     assert jobs.heartbeat(database, living, 60).held == {other.claim}
     assert {job.id for job in claim(database, study, living)} == {job.id for job in mine}
+
+
+def test_a_dead_process_is_reported_although_the_clock_has_gone_back(
+    database: Engine, study: studies.Study
+) -> None:
+    queue(database, study)
+    claim(database, study, enter(database, study, token="mine"))
+    with unruled(database) as connection:
+        connection.execute(text("UPDATE densitune.workers SET seen_at = now() + interval '3 s'"))
+    assert jobs.lose(database, study.id, "mine", "killed") == 1
+
+
+def test_to_report_a_dead_process_while_its_study_is_deleted_is_no_deadlock(
+    database: Engine, study: studies.Study
+) -> None:
+    """Whoever locks jobs and workers locks jobs first; the report waits for those, holding none."""
+    queue(database, study)
+    worker = enter(database, study, token="mine")
+    claim(database, study, worker)
+    with ThreadPoolExecutor(1) as pool, database.connect() as connection:
+        connection.execute(text("SELECT FROM densitune.jobs FOR UPDATE"))
+        report = pool.submit(jobs.lose, database, study.id, "mine", "killed")
+        wait_for(lambda: connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+        connection.execute(text("SELECT FROM densitune.workers FOR UPDATE NOWAIT"))
+        studies.delete(connection, study.id)
+        connection.commit()
+        assert report.result() == 0
 
 
 def test_a_job_that_kills_every_worker_is_failed_with_how_they_died(

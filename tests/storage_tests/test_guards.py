@@ -1,11 +1,12 @@
 """The schema holds everybody to what the queue and the ledger promise, whoever writes."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError, ProgrammingError
-from support.queued import add_trial, enter, expire_leases, states, unruled
+from support.queued import add_trial, enter, expire_leases, lose_often, states, unruled
 
 from storage import failures, jobs, ledger, roles, studies
 from storage.database import connect
@@ -62,11 +63,24 @@ REFUSED = [
     MEASURE + "(1, 2, 1, '[]', 1)",
     MEASURE + "(1, 2, 1, to_jsonb(repeat('x', 300000)), 1)",
     MEASURE + "(1, 2, 1, jsonb_build_object('x', repeat('x', 300000)), 1)",
+    # JSON that Python does not read: a number of too many digits, nesting beyond its stack.
+    MEASURE + """(1, 2, 1, ('{"a": ' || repeat('9', 5000) || '}')::jsonb, 1)""",
+    MEASURE + """(1, 2, 1, ('{"a": [-1e400]}')::jsonb, 1)""",
+    MEASURE + """(1, 2, 1, (repeat('{"a": ', 3000) || '1' || repeat('}', 3000))::jsonb, 1)""",
+    MEASURE + """(1, 2, 1, (repeat('{"a": [', 26) || repeat(']}', 26))::jsonb, 1)""",
+    ENTER + """(1, 'a', 1, 'cpu', ('{"a": ' || repeat('9', 5000) || '}')::jsonb)""",
+    ENTER + """(1, 'a', 1, 'cpu', (repeat('{"a": ', 3000) || '1' || repeat('}', 3000))::jsonb)""",
     ENTER + "(1, E'a\\x1b]0;x\\x07', 1, 'cpu', '{}')",
     ENTER + "(1, 'a', 1, E'c\\u009bpu', '{}')",
     ENTER + "(1, repeat('a', 256), 1, 'cpu', '{}')",
     ENTER + "(1, 'a', 1, 'cpu', '[]')",
     "UPDATE densitune.workers SET seen_at = 'infinity'",
+    "UPDATE densitune.workers SET seen_at = '0044-03-15 BC'",  # Python has no such years
+    "UPDATE densitune.workers SET stopped_at = '1999-12-31'",
+    "UPDATE densitune.jobs SET lease_until = '10000-01-01' WHERE id = 1",
+    "UPDATE densitune.jobs SET started_at = '0044-03-15 BC' WHERE id = 1",
+    "UPDATE densitune.jobs SET state = 'failed', kind = 'code', lease_until = NULL, "
+    "finished_at = '0044-03-15 BC' WHERE id = 1",
     "UPDATE densitune.workers SET seen_at = now() + interval '1 min'",
     "UPDATE densitune.workers SET stopped_at = now() + interval '1 min'",
     "UPDATE densitune.jobs SET lease_until = 'infinity' WHERE id = 1",
@@ -86,6 +100,8 @@ REFUSED = [
     "UPDATE densitune.jobs SET state = 'failed', kind = 'code' WHERE id = 4",
     "UPDATE densitune.jobs SET state = 'done' WHERE id = 5",
     "UPDATE densitune.jobs SET kind = 'code' WHERE id = 4",
+    "UPDATE densitune.jobs SET started_at = now() WHERE id = 4",
+    "UPDATE densitune.jobs SET worker_id = 2 WHERE id = 4",
     # What a number may not become.
     "UPDATE densitune.jobs SET epoch = 2147483647 WHERE id = 1",
     "UPDATE densitune.jobs SET epoch = 2147483647 WHERE id = 3",
@@ -95,6 +111,25 @@ REFUSED = [
     "UPDATE densitune.jobs SET worker_id = 2 WHERE id = 1",
     "UPDATE densitune.jobs SET losses = 5, epoch = epoch + 1 WHERE id = 1",
     "UPDATE densitune.jobs SET losses = 1, epoch = 0 WHERE id = 1",
+    "UPDATE densitune.jobs SET losses = losses + 1 WHERE id = 1",  # nobody has lost it
+    "UPDATE densitune.jobs SET losses = losses + 1 WHERE id = 3",
+    "UPDATE densitune.jobs SET state = 'running', worker_id = 2, epoch = epoch + 1, "
+    "losses = losses + 1, lease_until = now() WHERE id = 3",
+    "UPDATE densitune.jobs SET state = 'waiting', worker_id = NULL, lease_until = NULL, "
+    "losses = losses + 1, kind = 'code' WHERE id = 1",
+    "UPDATE densitune.jobs SET state = 'waiting', worker_id = NULL, lease_until = NULL, "
+    "losses = losses + 1 WHERE id = 1",
+]
+
+QUEUE = "INSERT INTO densitune.jobs (study_id, trial, seed, budget, state, epoch, losses"
+REFUSED_TO_PROPOSERS = [
+    QUEUE + ", finished_at) VALUES (1, 0, 9, 4, 'done', 0, 0, now())",
+    QUEUE + ", finished_at) VALUES (1, 0, 9, 4, 'cut', 0, 0, now())",
+    QUEUE + ", finished_at, kind) VALUES (1, 0, 9, 4, 'failed', 0, 0, now(), 'code')",
+    QUEUE + ", lease_until) VALUES (1, 0, 9, 4, 'running', 1, 0, now() + interval '9 years')",
+    QUEUE + ", lease_until) VALUES (1, 0, 9, 4, 'waiting', 0, 0, now())",
+    QUEUE + ") VALUES (1, 0, 9, 4, 'waiting', 2147483647, 0)",
+    QUEUE + ") VALUES (1, 0, 9, 4, 'waiting', 1, 1)",
 ]
 
 
@@ -104,10 +139,61 @@ def test_what_no_worker_of_ours_writes_is_refused(
     enter(database, study, 2)
     for attempt in REFUSED:
         for engine in (worker, database):
-            with engine.connect() as connection:
-                with pytest.raises(IntegrityError) as refused:
-                    connection.exec_driver_sql(attempt)
-                assert getattr(refused.value.orig, "pgcode", None) == "23514", attempt
+            assert refused(engine, attempt) == "23514", attempt
+
+
+def test_a_job_begins_in_the_queue(database: Engine, held: list[ClaimedJob]) -> None:
+    for attempt in REFUSED_TO_PROPOSERS:
+        assert refused(database, attempt) == "23514", attempt
+
+
+def refused(engine: Engine, attempt: str) -> str | None:
+    """PostgreSQL's code for why a statement is refused."""
+    with engine.connect() as connection, pytest.raises(IntegrityError) as raised:
+        connection.exec_driver_sql(attempt)
+    return getattr(raised.value.orig, "pgcode", None)
+
+
+def test_numbers_and_levels_of_every_measurement_of_ours_are_taken(
+    database: Engine, study: studies.Study, held: list[ClaimedJob], worker: Engine
+) -> None:
+    """The largest double, the least one, and the levels that a spooled file may have."""
+    deep: Any = 1.0
+    for _ in range(49):
+        deep = [deep]
+    extra = {"most": 1.7976931348623157e308, "least": 5e-324, "deep": deep, "text": "9" * 5000}
+    entry = Entry(job_id=held[0].id, rung=2, value=60.0, extra=extra, seconds=1.0)
+    ledger.record(worker, 1, [entry], [])
+    with database.connect() as connection:
+        [row] = [row for row in ledger.read(connection, study.id, "search") if row.seed == 0]
+    assert {**row.extra, "most": float(row.extra["most"])} == extra  # jsonb writes it out
+
+
+def test_every_way_to_be_lost_counts(
+    database: Engine, study: studies.Study, held: list[ClaimedJob], worker: Engine
+) -> None:
+    one, two = held
+    jobs.release(worker, [one.claim], "lost")
+    expire_leases(database)
+    jobs.claim(worker, study.id, enter(database, study), 5, 60)
+    with database.connect() as connection:
+        query = "SELECT losses FROM densitune.jobs WHERE id IN (1, 2) ORDER BY id"
+        assert list(connection.scalars(text(query))) == [1, 1]
+    lose_often(database, failures.MAX_LOSSES - 1, seed=two.seed)
+    expire_leases(database)
+    with worker.begin() as connection:
+        assert jobs.fail_lost(connection, study.id) == 1
+
+
+def test_a_study_is_deleted_with_its_ended_jobs_and_their_workers(
+    database: Engine, study: studies.Study, held: list[ClaimedJob]
+) -> None:
+    """PostgreSQL strikes out the workers of jobs first."""
+    with database.begin() as connection:
+        connection.execute(text("DELETE FROM densitune.workers"))
+        query = "SELECT count(worker_id) FROM densitune.jobs"
+        assert connection.scalar(text(query)) == 0
+        studies.delete(connection, study.id)
 
 
 def test_a_worker_cannot_block_claims_with_failures_of_the_future(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Engine, text
-from support.queued import add_trial, enter, expire_leases, states
+from support.queued import add_trial, enter, expire_leases, set_state, states
 
 from storage import jobs, ledger, roster, studies, trials
 from storage.failures import MAX_LOSSES
@@ -103,10 +103,10 @@ def test_nothing_is_claimed_unless_the_study_runs(
 ) -> None:
     worker = enter(database, study)
     add_trial(database, study, 0, [0])
-    studies.set_state(database, study.id, state)
+    set_state(database, study.id, state)
     assert jobs.claim(database, study.id, worker, 1, 60) == []
     assert jobs.heartbeat(database, worker, 60).study_state == state
-    studies.set_state(database, study.id, "running")
+    set_state(database, study.id, "running")
     assert len(jobs.claim(database, study.id, worker, 1, 60)) == 1
 
 

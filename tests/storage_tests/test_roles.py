@@ -117,7 +117,7 @@ WORKER_MUST_NOT = [
 ]
 
 READER_MUST_NOT = [
-    "UPDATE densitune.jobs SET started_at = now()",
+    "UPDATE densitune.jobs SET lease_until = now() WHERE state = 'running'",
     "UPDATE densitune.workers SET seen_at = now()",
     "INSERT INTO densitune.measurements (job_id, rung, value, seconds) VALUES (1, 1, 9, 1)",
     "INSERT INTO densitune.failures (job_id, epoch, kind) VALUES (1, 9, 'code')",

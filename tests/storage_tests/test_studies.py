@@ -36,16 +36,41 @@ def test_name_is_created_once(database: Engine, database_url: str) -> None:
 
 
 def test_state_changes_are_seen(database: Engine, study: studies.Study) -> None:
-    studies.set_state(database, study.id, "stopped", "identity is at chance level")
+    with database.begin() as connection:
+        studies.halt(connection, study.id, "identity is at chance level")
     found = studies.find(database, study.name)
     assert found is not None
     assert (found.state, found.failure) == ("stopped", "identity is at chance level")
     assert found.finished_at is None
-    studies.set_state(database, study.id, "finished")
+    studies.go_on(database, study.id, None, force=False)
+    with database.begin() as connection:
+        studies.finish(connection, study.id)
     found = studies.find(database, study.name)
     assert found is not None
     assert (found.state, found.failure) == ("finished", None)
     assert found.finished_at is not None
+
+
+def test_only_a_running_study_can_be_stopped(database: Engine, study: studies.Study) -> None:
+    """Its last step may commit between a look at its state and the stop."""
+    assert studies.stop(database, study.id)
+    assert not studies.stop(database, study.id)
+    studies.go_on(database, study.id, None, force=False)
+    with database.begin() as connection:
+        studies.finish(connection, study.id)
+    assert not studies.stop(database, study.id)
+    assert studies.state(database, study.id) == "finished"
+    with pytest.raises(IntegrityError, match="a finished study goes on with its confirmation"):
+        unfinish(database)
+    studies.reopen(database, study.id, study.config, {})
+    assert studies.state(database, study.id) == "stopped"
+
+
+def unfinish(database: Engine) -> None:
+    with database.begin() as connection:
+        connection.execute(
+            text("UPDATE densitune.studies SET state = 'running', finished_at = NULL")
+        )
 
 
 def test_trials_of_a_study_are_unique(database: Engine, study: studies.Study) -> None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from sqlalchemy import Connection, Engine, text
 
 from storage import roster, studies, trials
+from storage.states import StudyState
 
 EXPIRE = """
     UPDATE densitune.jobs SET lease_until = now() - interval '1 s' WHERE state = 'running'
@@ -47,6 +48,21 @@ def unruled(database: Engine) -> Iterator[Connection]:
     with database.begin() as connection:
         connection.execute(text("SET LOCAL session_replication_role = replica"))
         yield connection
+
+
+def set_state(
+    database: Engine, study_id: int, state: StudyState, failure: str | None = None
+) -> None:
+    """Let a study be in a state, however it came to that."""
+    with unruled(database) as connection:
+        connection.execute(
+            text("""
+                UPDATE densitune.studies SET state = :state, failure = :failure,
+                    finished_at = CASE WHEN :state = 'finished' THEN now() END
+                WHERE id = :id
+            """),
+            {"state": state, "failure": failure, "id": study_id},
+        )
 
 
 def expire_leases(database: Engine) -> None:

@@ -17,6 +17,7 @@ from storage import ledger, studies, trials
 from storage.ledger import LedgerRow
 from storage.studies import Study
 from storage.trials import TrialRow
+from support.queued import set_state
 from workers import preparation
 from workers.preparation import Bench
 from workers.service import loop
@@ -114,7 +115,7 @@ def work(
             pack=pack,
             packs=bench.folder / "packs",
             stop=stop or threading.Event(),
-            when_idle=when_idle or (lambda: studies.set_state(engine, bench.study_id, "finished")),
+            when_idle=when_idle or (lambda: set_state(engine, bench.study_id, "finished")),
             idle_exit=idle_exit,
             outage_limit=outage_limit,
         )

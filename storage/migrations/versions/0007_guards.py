@@ -1,8 +1,9 @@
 """The database itself keeps what the queue and the ledger promise, whoever writes to it.
 
-What is there already and can be mended is mended. What else an older version let in stays where it
-is, for reading to find (storage.ledger): a check that it fails holds for what is written from now
-on (NOT VALID).
+What rows that change hold already is mended: PostgreSQL checks a row anew with every change, so
+that one bad value would keep its job from ending and its worker from beating. Measurements never
+change. What an older version let in among them stays, for reading to find: a check that it fails
+holds for what is written from now on (NOT VALID).
 """
 
 from alembic import op
@@ -12,13 +13,26 @@ down_revision = "0006"
 
 CONTROL = r"'[\u0001-\u001f\u007f-\u009f]'"
 
+
+def _json(column: str, most_bytes: int) -> str:
+    return f"""
+        jsonb_typeof({column}) = 'object' AND octet_length({column}::text) <= {most_bytes}
+        AND NOT jsonb_path_exists({column}, 'strict $.**{{51}}')
+        AND NOT jsonb_path_exists({column}, 'strict $.** ? (@ > 1.8e308 || @ < -1.8e308)')
+    """
+
+
+def _within(*columns: str) -> str:
+    return " AND ".join(f"{c} BETWEEN '2000-01-01 UTC' AND '9999-01-01 UTC'" for c in columns)
+
+
 CHECKS = {
     "studies": {"finished": "(state = 'finished') = (finished_at IS NOT NULL)"},
     "workers": {
         "host": f"length(host) <= 255 AND host !~ {CONTROL}",
         "device": f"length(device) <= 255 AND device !~ {CONTROL}",
-        "versions": "jsonb_typeof(versions) = 'object' AND octet_length(versions::text) <= 65536",
-        "times": "isfinite(started_at) AND isfinite(seen_at) AND isfinite(stopped_at)",
+        "versions": _json("versions", 65536),
+        "times": _within("started_at", "seen_at", "stopped_at"),
     },
     "jobs": {
         "lease": "(state = 'running') = (lease_until IS NOT NULL)",
@@ -26,20 +40,26 @@ CHECKS = {
         "holder": "state <> 'waiting' OR worker_id IS NULL",
         "reason": "state <> 'failed' OR kind IS NOT NULL",
         "counts": "budget >= 1 AND epoch >= losses AND losses >= 0",
-        "times": "isfinite(lease_until) AND isfinite(started_at) AND isfinite(finished_at)",
+        "times": _within("lease_until", "started_at", "finished_at"),
         "error": "length(error) <= 4000",
     },
     "measurements": {
         "rung": "rung >= 1",
         "value": "value >= -1e6 AND value <= 1e6",
         "seconds": "seconds >= 0 AND seconds <= 1e9",
-        "extra": "jsonb_typeof(extra) = 'object' AND octet_length(extra::text) <= 262144",
+        "extra": _json("extra", 262144),
     },
 }
 
 # What a row may become. Conditions alone, which cost a heartbeat next to nothing; `refuse` says
 # the text behind them.
 RULES = {
+    "studies": [
+        (
+            "OLD.state = 'finished' AND NEW.state <> 'finished' AND NEW.phase <> 'confirm'",
+            "a finished study goes on with its confirmation or not at all",
+        ),
+    ],
     "workers": [
         (
             "NEW.seen_at > now() OR NEW.stopped_at > now()",
@@ -55,9 +75,11 @@ RULES = {
     "jobs": [
         (
             "OLD.state IN ('done', 'cut', 'failed') AND "
-            "(NEW.state, NEW.epoch, NEW.losses, NEW.finished_at, NEW.kind, NEW.error) "
-            "IS DISTINCT FROM "
-            "(OLD.state, OLD.epoch, OLD.losses, OLD.finished_at, OLD.kind, OLD.error)",
+            "((NEW.state, NEW.epoch, NEW.losses, NEW.started_at, NEW.finished_at, NEW.kind, "
+            "NEW.error) IS DISTINCT FROM "
+            "(OLD.state, OLD.epoch, OLD.losses, OLD.started_at, OLD.finished_at, OLD.kind, "
+            "OLD.error) OR NEW.worker_id IS DISTINCT FROM OLD.worker_id "
+            "AND NEW.worker_id IS NOT NULL)",  # NULL: the study is deleted, its workers first
             "a job that has ended stays as it ended",
         ),
         (
@@ -75,8 +97,10 @@ RULES = {
             "a claim raises the epoch",
         ),
         (
-            "NEW.losses NOT IN (OLD.losses, OLD.losses + 1)",
-            "a job is lost once at a time",
+            "NEW.losses <> OLD.losses AND NOT (NEW.losses = OLD.losses + 1 "
+            "AND OLD.state = 'running' AND (NEW.epoch = OLD.epoch + 1 "
+            "OR NEW.state IN ('waiting', 'failed') AND NEW.kind IS NOT DISTINCT FROM 'lost'))",
+            "a job is lost when another takes it over or its holder is reported gone",
         ),
         (
             "NEW.lease_until > now() + interval '1 day'",
@@ -91,6 +115,12 @@ REFUSE = """
     BEGIN
         RAISE EXCEPTION '%', TG_ARGV[0] USING ERRCODE = 'check_violation', TABLE = TG_TABLE_NAME;
     END $$
+"""
+
+BEGIN_WAITING = """
+    CREATE TRIGGER begin_waiting BEFORE INSERT ON densitune.jobs FOR EACH ROW
+        WHEN ((NEW.state, NEW.epoch, NEW.losses) IS DISTINCT FROM ('waiting', 0, 0))
+        EXECUTE FUNCTION densitune.refuse('a job begins as one that waits and was never held')
 """
 
 # Whoever ends a job need not be allowed to read measurements, nor to write failures. What a job is
@@ -174,7 +204,7 @@ def upgrade() -> None:
                 f"CREATE TRIGGER rule_{number} BEFORE UPDATE ON densitune.{table} FOR EACH ROW "
                 f"WHEN ({condition}) EXECUTE FUNCTION densitune.refuse('{text}')"
             )
-    for statement in (CHECK_RESULT, NOTE_FAILURE, CHECK_MEASUREMENT):
+    for statement in (BEGIN_WAITING, CHECK_RESULT, NOTE_FAILURE, CHECK_MEASUREMENT):
         op.execute(statement)
     # Or a role could have its own temporary table call what runs with the owner's rights.
     op.execute("""
@@ -183,20 +213,41 @@ def upgrade() -> None:
 
 
 def _mend() -> None:
-    op.execute("""
+    """Change what a row of a table that changes holds to what its checks and rules allow."""
+    ended, lived = "state IN ('done', 'cut', 'failed')", "state <> 'waiting'"
+    op.execute(f"""
         UPDATE densitune.jobs SET
-            lease_until = CASE WHEN state = 'running' AND isfinite(lease_until)
-                               THEN lease_until
-                               WHEN state = 'running' THEN now() END,
-            finished_at = CASE WHEN state IN ('done', 'cut', 'failed')
-                               THEN coalesce(finished_at, started_at, created_at) END,
-            worker_id = CASE WHEN state <> 'waiting' THEN worker_id END,
-            kind = CASE WHEN state = 'failed' THEN coalesce(kind, 'code') ELSE kind END
-        WHERE (state = 'running') <> (lease_until IS NOT NULL) OR NOT isfinite(lease_until)
-           OR (state IN ('done', 'cut', 'failed')) <> (finished_at IS NOT NULL)
-           OR state = 'waiting' AND worker_id IS NOT NULL OR state = 'failed' AND kind IS NULL;
+            lease_until = CASE WHEN state = 'running' THEN CASE
+                WHEN lease_until BETWEEN '2000-01-01 UTC' AND now() + interval '1 day'
+                THEN lease_until ELSE now() END END,
+            started_at = {_clamped("started_at")},
+            finished_at = CASE WHEN {ended}
+                THEN {_clamped("coalesce(finished_at, started_at, created_at)")} END,
+            worker_id = CASE WHEN {lived} THEN worker_id END,
+            kind = CASE WHEN state = 'failed' THEN coalesce(kind, 'code') ELSE kind END,
+            error = right(error, 4000),
+            epoch = greatest(epoch, ({lived})::int),
+            -- one that is held may be lost once more before its next claim
+            losses = greatest(0, least(losses, greatest(epoch, ({lived})::int)
+                                               - (state = 'running')::int))
+        WHERE NOT (({") AND (".join(CHECKS["jobs"].values())})) IS TRUE
+           OR lease_until > now() + interval '1 day' OR state = 'running' AND losses >= epoch;
         UPDATE densitune.studies SET
             finished_at = CASE WHEN state = 'finished' THEN coalesce(finished_at, now()) END
         WHERE (state = 'finished') <> (finished_at IS NOT NULL);
-        UPDATE densitune.workers SET seen_at = now() WHERE seen_at > now();
+        UPDATE densitune.workers SET
+            host = left(regexp_replace(host, {CONTROL}, '?', 'g'), 255),
+            device = left(regexp_replace(device, {CONTROL}, '?', 'g'), 255),
+            versions = CASE WHEN {CHECKS["workers"]["versions"]} THEN versions ELSE '{{}}' END,
+            started_at = {_clamped("started_at")},
+            seen_at = {_clamped("seen_at")},
+            stopped_at = {_clamped("stopped_at")}
+        WHERE NOT (({") AND (".join(CHECKS["workers"].values())})) IS TRUE
+           OR seen_at > now() OR stopped_at > now();
     """)
+
+
+def _clamped(moment: str) -> str:
+    """Return a time of the past, or NULL."""
+    within = f"least(greatest({moment}, '2000-01-01 UTC'), now())"
+    return f"CASE WHEN {moment} IS NOT NULL THEN {within} END"

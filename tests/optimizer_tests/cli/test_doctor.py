@@ -17,7 +17,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, create_engine, text
 from support import simulated
-from support.queued import EXPIRE, unruled
+from support.queued import EXPIRE, set_state, unruled
 from typer.testing import CliRunner
 
 from optimizer.cli import doctor, main
@@ -219,7 +219,7 @@ def test_an_honest_stop_is_a_note(database: Engine, opened: Open, home: Path) ->
         ("Identity is weak.", "it cannot go on: Identity is weak."),
         (None, "it is stopped, phase search is next or has begun; to go on: densitune resume"),
     ):
-        studies.set_state(database, opened.study.id, "stopped", failure)
+        set_state(database, opened.study.id, "stopped", failure)
         [note] = doctor.examine(database, home, None)
         assert note.note
         assert said in note.line

@@ -1,16 +1,22 @@
 """Creating a study: what is stored for good, and what counts as another study."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine
+from psycopg2.errors import DeadlockDetected
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
+from support.queued import set_state
 from support.synthetic import configured
+from support.waiting import wait_for
 
 from optimizer import snapshot
-from optimizer.cli import session
+from optimizer.cli import look, session
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from storage import studies
+from optimizer.phases import upkeep
+from storage import retry, studies
 from storage.studies import Study
 
 
@@ -84,11 +90,49 @@ def test_only_a_study_that_cannot_go_on_is_begun_again(database: Engine) -> None
     session.clear(database, given.name)  # nothing to clear
     study = create(database, given)
     for state in ("running", "stopped", "finished"):
-        studies.set_state(database, study.id, state)
+        set_state(database, study.id, state)
         with pytest.raises(UsageError, match=f"is {state} and can go on.*densitune delete"):
             session.clear(database, given.name)
-    studies.set_state(database, study.id, "stopped", "Identity is weak.")
+    set_state(database, study.id, "stopped", "Identity is weak.")
     session.clear(database, given.name)
     assert studies.find(database, given.name) is None
     longer = configured(training={"budget": 40})
     assert create(database, longer).config["training"]["budget"] == 40
+
+
+def test_a_stop_that_meets_the_last_step_says_that_the_study_is_finished(
+    database: Engine, database_url: str
+) -> None:
+    """The step commits after the stop has looked, and before it writes."""
+    study = create(database, configured())
+    with ThreadPoolExecutor(1) as pool, database.connect() as connection:
+        studies.finish(connection, study.id)
+        stopping = pool.submit(look.stop, study.name, database_url)
+        wait_for(lambda: connection.scalar(text("SELECT count(*) FROM pg_locks WHERE NOT granted")))
+        connection.commit()
+        with pytest.raises(UsageError, match="is finished; only a running study can be stopped"):
+            stopping.result()
+    assert studies.state(database, study.id) == "finished"
+
+
+def test_a_deletion_that_a_lock_keeps_from_its_end_is_tried_again(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL ends one of two that wait for each other, and it may be the deletion."""
+    study = create(database, configured())
+    with database.begin() as connection:
+        studies.finish(connection, study.id)
+    attempts, delete = list[str](), upkeep.delete
+
+    def deadlocked(engine: Engine, study: Study) -> None:
+        found = studies.state(engine, study.id)
+        attempts.append(str(found))
+        if len(attempts) == 1:
+            raise OperationalError("", {}, DeadlockDetected())
+        delete(engine, study)
+
+    monkeypatch.setattr(retry, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(upkeep, "delete", deadlocked)
+    session.delete(database, study)
+    assert attempts == ["finished", "finished"]
+    assert studies.find(database, study.name) is None

@@ -8,6 +8,7 @@ import pytest
 import scipy.stats
 from rich.console import Console
 from sqlalchemy import Engine
+from support.queued import set_state
 from support.simulated import TESTED, create, go_on, noise, run, small
 
 from optimizer.phases.proposer import Proposer
@@ -173,6 +174,35 @@ def test_measurements_on_different_images_are_not_compared(database: Engine) -> 
     assert now.holdout is not None
     assert now.holdout.difference is None
     assert now.holdout.reason == "workers had different test images (other, print)"
+
+
+@pytest.mark.parametrize("said", [None, 7, ["print"]])
+def test_a_measurement_that_does_not_say_its_images_is_not_compared(
+    database: Engine, said: Any
+) -> None:
+    """Nothing of ours writes that, but whoever has a worker's rights may."""
+
+    def measure(job: ClaimedJob) -> float | tuple[float, dict[str, Any]]:
+        return (helps(job), {"test": said}) if job.phase == "decided" else helps(job)
+
+    now = run(database, small(**TESTED), measure)
+    assert (now.study.state, now.verdict) == ("finished", "better")
+    assert now.holdout is not None
+    assert now.holdout.difference is None
+    assert now.holdout.reason == "a worker did not say on which test images it had measured"
+
+
+@pytest.mark.parametrize("sections", [{}, TESTED])
+def test_a_study_that_an_older_version_stopped_at_its_end_ends_as_it_did(
+    database: Engine, sections: dict[str, Any]
+) -> None:
+    now = run(database, small(**sections), helps)
+    set_state(database, now.study.id, "stopped")
+    studies.go_on(database, now.study.id, None, force=False)
+    Proposer(database, now.study.id, now.config).advance()
+    again = of(database, now.study.name)
+    assert (again.study.state, again.holdout) == ("finished", now.holdout)
+    assert again.decided.trials == now.decided.trials
 
 
 def test_the_words_say_how_far_it_is_and_what_came_out(database: Engine) -> None:

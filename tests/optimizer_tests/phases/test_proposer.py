@@ -10,6 +10,7 @@ import optuna
 import pytest
 from sqlalchemy import Engine
 from support.checkout import ROOT
+from support.queued import set_state
 from support.searches import contents, create, enlist, finish, make_config, run
 
 from optimizer.config import study_file
@@ -220,7 +221,7 @@ def test_a_study_stops_with_the_reason_if_identity_fails(database: Engine) -> No
 def test_a_stopped_study_proposes_nothing(database: Engine) -> None:
     given = make_config("stopped")
     study_id = create(database, given)
-    studies.set_state(database, study_id, "stopped")
+    set_state(database, study_id, "stopped")
     Proposer(database, study_id, given).advance()
     assert contents(database, study_id) == ([], [])
 

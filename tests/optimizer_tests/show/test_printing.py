@@ -18,6 +18,7 @@ from rich.console import RenderableType
 from rich.text import Text
 from sqlalchemy import Engine
 from support import shell, simulated
+from support.queued import set_state
 from support.synthetic import WHEN, decided, usual
 
 from optimizer.cli import main
@@ -26,7 +27,7 @@ from optimizer.show import overview, printing, report, terminal
 from optimizer.show.confirmation_table import arms_table
 from optimizer.show.overview import Entry
 from optimizer.snapshot import Snapshot
-from storage import jobs, printable, roster, studies
+from storage import jobs, printable, roster
 from storage.failures import FailureCount
 from storage.studies import StudyOverview
 
@@ -216,7 +217,7 @@ def test_a_real_terminal_gets_no_command_of_a_failed_job(database: Engine, tmp_p
     worker = roster.register(database, study, "host", 1, "CPU", {})
     for job in jobs.claim(database, study, worker, 1, 60):
         jobs.fail(database, job.claim, f"ValueError: {EVIL[:-1]}", "code")
-    studies.set_state(database, study, "stopped")
+    set_state(database, study, "stopped")
     ours, theirs = pty.openpty()
     done = subprocess.run(
         shell.command("status", given.name),

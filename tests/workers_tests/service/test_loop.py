@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from sqlalchemy import Engine, create_engine, text
-from support.queued import EXPIRE, unruled
+from support.queued import EXPIRE, set_state, unruled
 from support.shell import query
 from support.stations import Station, add, contents, make_bench, make_config, without_time, work
 from support.waiting import wait_for
@@ -324,7 +324,7 @@ def test_a_stopped_study_ends_training_and_goes_on_from_there(
 
     def stop_and_wait(number: int) -> None:
         if number == 2:
-            studies.set_state(database, bench.study_id, "stopped")
+            set_state(database, bench.study_id, "stopped")
         if number >= 2:
             time.sleep(0.05)  # until the heart has noticed
 
@@ -332,7 +332,7 @@ def test_a_stopped_study_ends_training_and_goes_on_from_there(
     work(database, bench.with_task(first[0]))
     trial = contents(database, bench)[0][0]
     assert (trial.waiting, trial.running) == (2, 0)
-    studies.set_state(database, bench.study_id, "running")
+    set_state(database, bench.study_id, "running")
     second = Watched(bench.bench.task, lambda _: None)
     work(database, bench.with_task(second))
     assert first[0].batches + second.batches == batches
@@ -352,7 +352,7 @@ def test_a_study_that_is_over_ends_training_and_leaves_nothing(
             with database.begin() as connection:
                 studies.delete(connection, bench.study_id)
         elif number == 2:
-            studies.set_state(database, bench.study_id, "finished")
+            set_state(database, bench.study_id, "finished")
         if number >= 2:
             time.sleep(0.05)  # until the heart has noticed
 
@@ -612,7 +612,7 @@ def test_a_claimed_job_that_was_finished_by_another_is_not_counted_twice(
                 "UPDATE densitune.jobs SET state = 'waiting', worker_id = NULL, finished_at = NULL"
             )
         )
-    studies.set_state(database, bench.study_id, "running")
+    set_state(database, bench.study_id, "running")
     work(database, bench)
     assert contents(database, bench)[1] == rows
     assert jobs.claim(database, bench.study_id, 1, 1, 60.0) == []

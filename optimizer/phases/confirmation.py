@@ -53,8 +53,12 @@ def _begin(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow])
     `trained` is the trainable arm, if there is one.
     """
     chosen = _chosen(desk, trained)
+    rows = desk.measured("confirm")
     for done in trained:
-        desk.close(done)
+        if done.failed or learned.densities(desk.config, done, rows) is not None:
+            desk.close(done)
+        else:
+            desk.finish(done, "failed", "a worker did not tell what was learned")
     if not chosen:
         _decide(desk, optuna, [])
         return

@@ -130,6 +130,22 @@ def shown(now: Snapshot) -> str:
     return captured.get()
 
 
+@pytest.mark.parametrize("told", [{}, {"den": {"3": [[0.3, 0.4]]}}, {"den": [[0.3]]}])
+def test_an_arm_whose_worker_does_not_tell_its_densities_is_failed_with_a_reason(
+    database: Engine, told: dict[str, Any]
+) -> None:
+    """Nothing of ours writes that, but whoever has a worker's rights may."""
+
+    def measure(job: ClaimedJob) -> tuple[float, dict[str, Any]]:
+        right = {"den": {"3": [[0.3]]}} if job.seed else told
+        return helps(job), right if job.arm["trainable"] else {}
+
+    now = run(database, asked(confirm={"seeds": 8}), measure)
+    assert (now.study.state, now.learned) == ("finished", None)
+    [arm] = [arm for arm in now.confirm.trials if arm.role == "trainable"]
+    assert (arm.state, arm.reason) == ("failed", "a worker did not tell what was learned")
+
+
 def test_an_arm_that_diverges_leaves_the_others_as_they_are(database: Engine) -> None:
     def measure(job: ClaimedJob) -> float:
         if job.arm["trainable"] and job.seed == 1:

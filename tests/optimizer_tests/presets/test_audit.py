@@ -87,6 +87,13 @@ def test_that_others_were_ahead_is_taken_from_the_plan_as_far_as_it_goes(study: 
         forge(forged)
         with pytest.raises(UsageError, match=said):
             check(sealed(forged))
+    # In an extended study the race counts the most seeds of all, which may be more than its own.
+    late = copy.deepcopy(left)
+    late["provenance"]["config"]["confirm"].update(keep=[2, 2, 1])
+    with pytest.raises(UsageError, match="all finalists go on after"):
+        check(sealed(copy.deepcopy(late)))
+    confirmation(late).update(extended_from=16)
+    check(sealed(late))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Sections run one after the other, each in a process of its own with a time limit. results.json is
 written anew after each, so that a run that is cut short leaves what it has found. At most 450 s on
-an H100 or H200; needs torch, torchvision, numpy and scipy only.
+an H100 or H200; needs torch, torchvision, numpy and scipy only. Where densitune itself is not
+installed, PYTHONPATH has to name the repository's root.
 
     python benchmarks/device_check.py --out device-check
     python benchmarks/device_check.py --quick --device cpu    # only whether it runs, in a minute

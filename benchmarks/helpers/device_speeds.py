@@ -165,14 +165,14 @@ def rival(plan: Plan) -> Figures:
     figures: Figures = {}
     name, images = str(plan.device), throughput.IMAGES[plan.device.type]
     with (
-        throughput.Crew(partial(throughput.plain_step, seconds=1.5), name, 1) as other,
+        throughput.Crew(partial(throughput.plain_step, seconds=1.0), name, 1) as other,
         throughput.Crew(throughput.densitune_step, name, 1) as engine_crew,
     ):
         for family in ("vgg", "nafnet"):
             case = Case(family, 3, images=images)
             other.load(case)
             engine_crew.load(case)
-            rates = throughput.measure(other, engine_crew, rounds=2, seconds=1.5)
+            rates = throughput.measure(other, engine_crew, rounds=2, seconds=1.0)
             figures[f"{family} k=3"] = {
                 "plain steps/s": round(min(theirs for theirs, _ in rates), 2),
                 "densitune steps/s": round(min(ours for _, ours in rates), 2),

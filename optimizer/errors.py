@@ -15,7 +15,7 @@
     ├── SpoolError                     is logged: a measurement could not be kept on this machine
     └── DamagedError                   sets a spooled measurement aside
 
-The others live where they are raised: storage.errors, workers.training, workers.service.spool. What
+The others live where they are raised: storage.errors, workers.training, workers.service. What
 the driver raises ends a command with 3, an interruption with 130 (optimizer.cli.main).
 """
 

@@ -231,7 +231,7 @@ def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[D
             continue
         try:
             differences = _differences(measured, row)
-        except (KeyError, ValueError):
+        except KeyError:
             yield Diagnosis(
                 where=where,
                 what=f"measurements that trial {row.number} was told with have been deleted",
@@ -280,10 +280,11 @@ def _jobs(number: int) -> str:
 
 
 def _differences(measured: list[LedgerRow], trial: TrialRow) -> dict[int, float]:
-    """Return what Optuna is told of a trial by rung; KeyError or ValueError if that is lost."""
+    """Return what Optuna is told of a trial by rung; KeyError if that is lost."""
     if trial.state == "failed":
         return {}
     by_rung = differences.by_rung(measured, trial.number)
-    if not by_rung:
+    reached = any(row.trial == trial.number for row in measured)
+    if not reached or (trial.state == "complete" and not by_rung):
         raise KeyError(trial.number)
     return by_rung

@@ -69,14 +69,17 @@ def final_values(rows: Iterable[LedgerRow]) -> dict[int, dict[int, float]]:
 
 
 def by_rung(rows: Iterable[LedgerRow], trial: int) -> dict[int, float]:
-    """Return {rung: mean paired difference against identity, trial 0}: what Optuna is told."""
+    """Return {rung: mean paired difference against identity, trial 0}: what Optuna is told.
+
+    Rungs that no seed of identity has been measured at are left out.
+    """
     values: dict[tuple[int, int], dict[int, float]] = {}
     for row in rows:
         values.setdefault((row.trial, row.rung), {})[row.seed] = row.value
     return {
-        rung: paired(by_seed, values[0, rung]).mean
+        rung: paired(by_seed, identity).mean
         for (number, rung), by_seed in values.items()
-        if number == trial
+        if number == trial and by_seed.keys() & (identity := values.get((0, rung), {}))
     }
 
 
@@ -109,10 +112,15 @@ def interval(difference: Difference) -> tuple[float, float]:
 def results(trials: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> list[TrialResult]:
     """Return the complete trials of a study in the order of their numbers.
 
-    Empty as long as identity, trial 0, is not complete: there is nothing to compare with.
+    Empty as long as identity, trial 0, is not complete: there is nothing to compare with. Trials
+    of which no seed is left that identity has, too, are passed over (`doctor` says so).
     """
     values = final_values(rows)
-    complete = [trial for trial in trials if trial.state == "complete"]
+    complete = [
+        trial
+        for trial in trials
+        if trial.state == "complete" and values.get(trial.number, {}).keys() & values.get(0, {})
+    ]
     if not any(trial.number == 0 for trial in complete):
         return []
     return [

@@ -77,7 +77,7 @@ def _tell(desk: Desk, optuna: DensityStudy, trial: TrialRow) -> None:
         return
     rows = desk.measured("search")
     by_rung = differences.by_rung(rows, trial.number)
-    last = max(by_rung)
+    last = max(row.rung for row in rows if row.trial == trial.number)
     own = [row for row in rows if row.trial == trial.number and row.rung == last]
     mean = statistics.fmean(row.value for row in own)
     by_seed = {str(row.seed): row.value for row in own}

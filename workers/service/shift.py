@@ -165,6 +165,7 @@ class Shift:
         except SQLAlchemyError as error:
             log.warning("a measurement goes to the spool: %s", first_line(error))
             return False
+        self._spool.settle(deliveries)
         return True
 
     def _delivery(self, job: ClaimedJob, made: Measurement) -> Delivery:

@@ -9,10 +9,9 @@ finds a file delivers it, also a worker that was started later.
 import hashlib
 import json
 import logging
-import os
 import threading
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC
@@ -27,20 +26,17 @@ from optimizer.config import documents
 from storage import durable, ledger, retry, studies
 from storage.ledger import Entry
 from storage.studies import Study
-from workers.service.spooled import left_aside, set_aside, taken
+from workers.service.spooled import (
+    SpoolError,
+    aside_of,
+    check_bounds,
+    left_aside,
+    set_aside,
+    taken,
+)
 from workers.training.recipe import Ending
 
-MOST_FILES = 10_000
-"""How many measurements a folder may hold: days of a busy host."""
-MOST_BYTES = 64 * 2**20
-"""How large they may be together; one takes less than a kilobyte, or up to 130 if it tells the
-scores of very many images (storage.image_scores)."""
-
 log = logging.getLogger("densitune.worker")
-
-
-class SpoolError(Exception):
-    """A measurement cannot be written to the spool; the message says why and what to do."""
 
 
 class DamagedError(Exception):
@@ -104,7 +100,8 @@ class Spool:
     def __init__(self, folder: Path, study: Study) -> None:
         self._folder, self._key = folder, key_of(study)
         self._held: list[Delivery] = []
-        self._lock = threading.Lock()  # of what is held
+        self._dropped = frozenset[Path]()  # of what was held and refused, as if it were aside
+        self._lock = threading.RLock()  # of what is held and dropped
 
     def put(self, delivery: Delivery) -> None:
         """Keep a measurement until it is delivered; logs one line if that is in memory only."""
@@ -141,12 +138,29 @@ class Spool:
             return 0
         delivered = sum(self._deliver_file(path, engine) for path in files)
         with self._lock:
-            while self._held:
-                if refusal := _refusal(engine, self._held[0]):
-                    log.error("a measurement is refused and dropped: %s", refusal)
-                delivered += not refusal
-                del self._held[0]
-        return delivered
+            return delivered + sum(self._deliver_held(one, engine) for one in [*self._held])
+
+    def settle(self, deliveries: Iterable[Delivery]) -> None:
+        """Forget what is aside of these measurements, which have been recorded since."""
+        for aside in (name for one in deliveries for name in aside_of(self._path(one))):
+            with suppress(OSError), self._lock:
+                self._dropped -= {aside}
+                aside.unlink(missing_ok=True)
+
+    def _deliver_held(self, delivery: Delivery, engine: Engine) -> bool:
+        """Record a measurement that is in memory only, as `_deliver_file` does."""
+        path = self._path(delivery)
+        earlier = self._earlier(path)
+        if any(other.suffix == ".json" for other in earlier):
+            return False
+        refusal = _refusal(engine, replace(delivery, ending=None) if earlier else delivery)
+        self._held.remove(delivery)
+        if refusal:
+            log.error("a measurement is refused and dropped: %s", refusal)
+            self._dropped |= {path.with_suffix(".json.refused")}
+        else:
+            self.settle([delivery])
+        return not refusal
 
     def _deliver_file(self, path: Path, engine: Engine) -> bool:
         """Record one file's measurement, unless another process has taken it or it is of no use.
@@ -171,6 +185,7 @@ class Spool:
                     set_aside(path, "refused", refusal)
                     return False
                 path.unlink(missing_ok=True)
+                self.settle([delivery])
         except OSError as error:
             log.error("cannot take the spooled measurement %s: %s", path, error.strerror)
             return False
@@ -179,8 +194,12 @@ class Spool:
     def _earlier(self, path: Path) -> list[Path]:
         """Return what is left, or aside, of the measurements that the job made before."""
         job = path.name.rpartition("-")[0]
-        left = (*self._folder.glob(f"{job}-*.json"), *left_aside(self._folder, f"{job}-"))
-        return [other for other in left if other.name < path.name]
+        aside = {*left_aside(self._folder, f"{job}-"), *self._dropped}
+        left = (*self._folder.glob(f"{job}-*.json"), *aside)
+        return [one for one in left if one.name.startswith(f"{job}-") and one.name < path.name]
+
+    def _path(self, delivery: Delivery) -> Path:
+        return _path(self._folder, self._key, delivery.entry)
 
     def _own(self, content: bytes) -> Delivery:
         """Return a file's measurement; DamagedError if it is of another study, despite its name."""
@@ -229,11 +248,10 @@ def _write(folder: Path, key: StudyKey, delivery: Delivery) -> None:
 
     SpoolError if the folder is full, by the bounds above or on the disk, or cannot be used.
     """
-    new = delivery.entry
-    path = folder / f"{key.short}-{new.job_id:012d}-{new.rung:06d}.json"
+    path = _path(folder, key, delivery.entry)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _check_bounds(folder)
+        check_bounds(folder)
         durable.write(path, _encoded(key, delivery))
     except OSError as error:
         raise SpoolError(
@@ -242,19 +260,9 @@ def _write(folder: Path, key: StudyKey, delivery: Delivery) -> None:
         ) from error
 
 
-def _check_bounds(folder: Path) -> None:
-    """Raise SpoolError if the folder is full; several processes may overshoot by one file each."""
-    files, size = 0, 0
-    for entry in os.scandir(folder):
-        with suppress(FileNotFoundError):  # delivered just now
-            size += entry.stat().st_size
-            files += 1
-    if files >= MOST_FILES or size >= MOST_BYTES:
-        raise SpoolError(
-            f"the spool {folder} is full: {files} files of at most {MOST_FILES}, "
-            f"{size / 2**20:.1f} of at most {MOST_BYTES / 2**20:.0f} MiB; once the database is "
-            "back: densitune doctor --fix"
-        )
+def _path(folder: Path, key: StudyKey, entry: Entry) -> Path:
+    """Return the file of a measurement: of one study by job, of a job by rung."""
+    return folder / f"{key.short}-{entry.job_id:012d}-{entry.rung:06d}.json"
 
 
 def _encoded(key: StudyKey, delivery: Delivery) -> bytes:

@@ -58,6 +58,15 @@ def test_what_is_told_are_differences_at_every_rung_over_the_seeds_that_both_hav
     assert differences.by_rung(rows, 5) == {RUNG: 3.0}
 
 
+def test_a_rung_at_which_identity_shares_no_seed_is_left_out() -> None:
+    """A worker recorded identity's last rung alone, or another seed's."""
+    identity = [row for row in measured(0, {0: 20.0, 1: 22.0}) if row.rung == BUDGET]
+    other = [*measured(3, {0: 20.5}), *measured(4, {7: 99.0})]
+    rows = [*identity, *other]
+    assert differences.by_rung(rows, 3) == {BUDGET: 0.5}
+    assert differences.by_rung(rows, 4) == {}
+
+
 def test_nothing_is_compared_before_identity_is_complete() -> None:
     rows = measured(0, {0: 20.0}) + measured(1, {0: 21.0})
     later = trial(1, {5: (0.2, 0.8)})

@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy import Engine
 from support.checkout import ROOT
 from support.queued import set_state
-from support.searches import contents, create, enlist, finish, make_config, run
+from support.searches import contents, create, enlist, finish, make_config, run, value
 
+from optimizer.cli import doctor_checks
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.phases import optuna_tables
@@ -218,6 +219,28 @@ def test_a_study_stops_with_the_reason_if_identity_fails(database: Engine) -> No
     assert "diverged: loss nan" in stopped.failure
 
 
+def test_a_search_goes_on_although_a_worker_left_out_rungs_of_identity(database: Engine) -> None:
+    """Nothing of ours does so, but whoever has a worker's rights may."""
+    given = make_config("gaps", trial_count=12)
+    study_id = create(database, given)
+    proposer, worker = Proposer(database, study_id, given), enlist(database, study_id)
+    while studies.state(database, study_id) == "running":
+        proposer.advance()
+        for job in jobs.claim(database, study_id, worker, 8, 60):
+            if job.trial:
+                finish(database, worker, job)
+            else:
+                last = Entry(job_id=job.id, rung=4, value=value(job, 4), extra={}, seconds=1)
+                ledger.record(database, worker, [last], [job.id])
+    found, _ = contents(database, study_id)
+    assert {trial.state for trial in found} == {"complete", "pruned"}
+    plain = optuna.load_study(study_name="gaps", storage=optuna_tables.alone(database))
+    assert [trial.state.name.lower() for trial in plain.trials] == [row.state for row in found]
+    assert all(set(trial.intermediate_values) <= {4} for trial in plain.trials)
+    [study] = [study for study in [studies.find(database, "gaps")] if study is not None]
+    assert [one.what for one in doctor_checks.of_study(database, study) if not one.note] == []
+
+
 def test_a_stopped_study_proposes_nothing(database: Engine) -> None:
     given = make_config("stopped")
     study_id = create(database, given)
@@ -228,6 +251,7 @@ def test_a_stopped_study_proposes_nothing(database: Engine) -> None:
 
 RIVAL = """
 import sys, time
+from optimizer.cli import doctor_checks
 from optimizer.config import study_file
 from optimizer.phases.proposer import Proposer
 from storage import database, jobs, roster, studies

@@ -7,7 +7,7 @@ import resource
 import stat
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sqlalchemy.exc import OperationalError, ProgrammingError
 from storage import jobs, ledger, roster, studies, trials
 from storage.ledger import Entry
 from storage.studies import Study
-from workers.service import spool
+from workers.service import spool, spooled
 from workers.service.spool import DamagedError, Delivery, Spool, StudyKey
 
 TOKYO = timezone(timedelta(hours=9))
@@ -381,7 +381,7 @@ def test_a_spool_is_bounded_and_says_where_it_is(
     most: int,
 ) -> None:
     """A file has about 450 bytes."""
-    monkeypatch.setattr(spool, bound, most)
+    monkeypatch.setattr(spooled, bound, most)
     queue = Spool(folder, study)
     for claim in claims:
         queue.put(delivery(claim))
@@ -443,6 +443,69 @@ def test_what_the_database_will_never_take_is_set_aside_and_the_others_arrive(
     assert sum(str(path) in caplog.text for path in aside) == len(aside) >= 2
     assert states(database)[0] == "running"  # with its rung 2 missing it does not end
     assert queue.deliver(database) == 0
+
+
+@pytest.mark.parametrize("how", ["damaged", "refused", "left"])
+def test_a_job_ends_from_memory_only_if_nothing_of_it_is_aside_or_left(
+    database: Engine,
+    study: Study,
+    claims: list[jobs.Claim],
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
+    """The disk is full after the first measurement; its file is damaged, refused or taken."""
+    queue = Spool(folder, study)
+    queue.put(delivery(claims[0], rung=1, note="a\0b" if how == "refused" else "ab"))
+    monkeypatch.setattr(spooled, "MOST_FILES", 1)
+    queue.put(delivery(claims[0], rung=2))
+    queue.put(delivery(claims[0]))
+    [path] = queue.pending()
+    if how == "damaged":
+        path.write_bytes(b"x")
+    with spooled.taken(path) if how == "left" else nullcontext():
+        assert queue.deliver(database) == (0 if how == "left" else 2)
+    assert (states(database)[0], queue.held) == ("running", 2 if how == "left" else 0)
+    assert queue.deliver(database) == (3 if how == "left" else 0)
+    assert states(database)[0] == ("done" if how == "left" else "running")
+
+
+def test_a_job_of_which_a_measurement_was_refused_in_memory_does_not_end(
+    database: Engine, study: Study, claims: list[jobs.Claim], folder: Path
+) -> None:
+    folder.parent.mkdir()
+    folder.write_text("no folder")
+    queue = Spool(folder, study)
+    queue.put(delivery(claims[0], rung=2, note="a\0b"))
+    queue.put(delivery(claims[0]))
+    queue.put(delivery(claims[1]))
+    assert queue.deliver(database) == 2
+    assert states(database) == ["running", "done", "running"]
+    queue.put(delivery(claims[0], rung=2))
+    queue.put(delivery(claims[0]))
+    queue.deliver(database)
+    assert states(database) == ["done", "done", "running"]
+
+
+@pytest.mark.parametrize("spooled_again", [True, False])
+def test_a_measurement_that_was_aside_and_is_delivered_since_keeps_no_job_from_its_end(
+    database: Engine, study: Study, claims: list[jobs.Claim], folder: Path, spooled_again: bool
+) -> None:
+    """The job is trained again, in another outage, or with its first rung between two."""
+    queue, first = Spool(folder, study), delivery(claims[0], rung=2)
+    queue.put(first)
+    [path] = queue.pending()
+    path.write_bytes(b"x")
+    assert (queue.deliver(database), len(list(folder.iterdir()))) == (0, 1)
+    if spooled_again:
+        queue.put(first)
+    else:
+        spool.record(database, [first])
+        queue.settle([first])
+    queue.put(delivery(claims[0]))
+    queue.deliver(database)
+    assert states(database)[0] == "done"
+    assert list(folder.iterdir()) == []
 
 
 def test_what_is_the_databases_fault_stays(

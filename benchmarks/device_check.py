@@ -20,7 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
@@ -76,18 +78,26 @@ def run(name: str, plan: Plan) -> dict[str, Any]:
             figures = ours.recv()
         else:
             figures = {"error": f"not done after {limit:.0f} s"}
-            process.kill()
+            _kill(process)
     except EOFError:
         process.join()
         figures = {"error": f"its process ended with code {process.exitcode}"}
     process.join(5)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    _kill(process)
+    process.join()
     return {"seconds": round(time.perf_counter() - started, 1), **figures}
 
 
+def _kill(process: ForkProcess) -> None:
+    """Kill a section with all that it started: what is left would take part in the next section."""
+    assert process.pid is not None
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
+
+
 def _section(name: str, plan: Plan, end: "Connection[Any, Any]") -> None:
+    os.setpgid(0, 0)
     devices.make_repeatable(plan.device)
     if plan.quick:
         packing.SECONDS = 0.01

@@ -1,21 +1,23 @@
 """The sections of device_check.py, in the order in which a device is found out about."""
 
 from collections.abc import Callable
+from functools import partial
 
 from helpers import device_correctness, device_speeds
 from helpers.device_plan import Figures, Plan
 
 SECTIONS: dict[str, tuple[Callable[[Plan], Figures], float]] = {
-    "ceilings": (device_speeds.ceilings, 25),
-    "captured": (device_correctness.captured, 60),
-    "packs": (device_correctness.packs, 50),
-    "steps": (device_speeds.steps, 35),
-    "sweep": (device_speeds.sweep, 55),
+    "ceilings": (device_speeds.ceilings, 15),
+    "captured": (device_correctness.captured, 45),
+    "packs": (device_correctness.packs, 30),
+    "steps": (device_speeds.steps, 45),
+    "sweep": (device_speeds.sweep, 50),
     "job": (device_speeds.job, 50),
-    "rival": (device_speeds.rival, 80),
+    "rival vgg": (partial(device_speeds.rival, family="vgg"), 65),
+    "rival nafnet": (partial(device_speeds.rival, family="nafnet"), 65),
     "resume": (device_correctness.resume, 20),
-    "memory": (device_correctness.memory, 25),
+    "memory": (device_correctness.memory, 20),
     "operator": (device_correctness.operator, 20),
-    "hot spots": (device_speeds.hot_spots, 30),
+    "hot spots": (device_speeds.hot_spots, 25),
 }
 """By name, in the order in which they are run: what is found out, and in how many seconds."""

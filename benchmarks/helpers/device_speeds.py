@@ -155,30 +155,34 @@ def _parts(plan: Plan, slots: Slots, case: Case) -> Figures:
     return parts | {"steps": total}
 
 
-def rival(plan: Plan) -> Figures:
+def rival(plan: Plan, family: Family) -> Figures:
     """The engine beside plain_search.py's, in turns."""
     if plan.quick:
-        case = plan.case("vgg")
+        case = plan.case(family)
         plain = throughput.plain_loop(case, plan.device, loader_workers=0)
         engine = throughput.densitune_step(case, plan.device)
-        return {"vgg k=3": {"ratios": [seconds_of(plan, plain) / seconds_of(plan, engine)]}}
-    figures: Figures = {}
+        return {"ratios": [seconds_of(plan, plain) / seconds_of(plan, engine)]}
     name, images = str(plan.device), throughput.IMAGES[plan.device.type]
+    started = time.perf_counter()
     with (
         throughput.Crew(partial(throughput.plain_step, seconds=1.0), name, 1) as other,
         throughput.Crew(throughput.densitune_step, name, 1) as engine_crew,
     ):
-        for family in ("vgg", "nafnet"):
-            case = Case(family, 3, images=images)
-            other.load(case)
-            engine_crew.load(case)
-            rates = throughput.measure(other, engine_crew, rounds=2, seconds=1.0)
-            figures[f"{family} k=3"] = {
-                "plain steps/s": round(min(theirs for theirs, _ in rates), 2),
-                "densitune steps/s": round(min(ours for _, ours in rates), 2),
-                "ratios": [round(ours / theirs, 2) for theirs, ours in rates],
-            }
-    return figures | {"images": images, "loaders tried": throughput.loader_workers(plan.device)}
+        case = Case(family, 3, images=images)
+        other.load(case)
+        loaded = time.perf_counter()
+        engine_crew.load(case)
+        ready = time.perf_counter()
+        rates = throughput.measure(other, engine_crew, rounds=2, seconds=1.0)
+    return {
+        "plain steps/s": round(min(theirs for theirs, _ in rates), 2),
+        "densitune steps/s": round(min(ours for _, ours in rates), 2),
+        "ratios": [round(ours / theirs, 2) for theirs, ours in rates],
+        "images": images,
+        "loaders tried": throughput.loader_workers(plan.device),
+        "plain ready in s": round(loaded - started, 1),
+        "densitune ready in s": round(ready - loaded, 1),
+    }
 
 
 def hot_spots(plan: Plan) -> Figures:

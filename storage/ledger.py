@@ -10,14 +10,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, Row, text
 from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
+from storage.errors import UnreadableError
 from storage.states import Phase
 
 RECENT_SECONDS = 1800.0
 """The window over which the current rate of finished jobs is taken."""
+MOST_VALUE, MOST_SECONDS = 1e6, 1e9
+"""What the schema lets in (migration 0007); older ones let in NaN, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,10 @@ def record(
 
 
 def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]:
-    """Return the measurements of a study's phase by trial, seed, budget and rung, but late ones."""
+    """Return the measurements of a study's phase by trial, seed, budget and rung, but late ones.
+
+    UnreadableError if one is none: an older schema let it in.
+    """
     query = text("""
         SELECT trial, seed, budget, rung, value, extra, seconds
         FROM densitune.measurements AS measurements
@@ -84,7 +90,21 @@ def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]
         ORDER BY trial, seed, budget, rung
     """)
     rows = connection.execute(query, {"study": study_id, "phase": phase})
-    return [LedgerRow(**row._mapping) for row in rows]
+    return [_readable(row) for row in rows]
+
+
+def lacking(connection: Connection, study_id: int, phase: Phase) -> int:
+    """Return how many jobs of a phase have ended with measurements that are not there (any more).
+
+    The schema lets no job end so (migration 0007); an older one did, and its owner may delete them.
+    """
+    query = text("""
+        SELECT count(*) FROM densitune.jobs AS jobs
+        WHERE study_id = :study AND phase = :phase AND state IN ('done', 'cut') AND NOT EXISTS (
+            SELECT FROM densitune.measurements WHERE job_id = jobs.id AND NOT late
+            AND (rung = jobs.budget OR state = 'cut'))
+    """)
+    return int(connection.scalar(query, {"study": study_id, "phase": phase}) or 0)
 
 
 def jobs_per_hour(connection: Connection, study_id: int, phase: Phase) -> float:
@@ -100,6 +120,16 @@ def jobs_per_hour(connection: Connection, study_id: int, phase: Phase) -> float:
     """)
     arguments = {"study": study_id, "phase": phase, "window": RECENT_SECONDS}
     return float(connection.scalar(rate, arguments) or 0)
+
+
+def _readable(row: Row[Any]) -> LedgerRow:
+    within = abs(row.value) <= MOST_VALUE and 0 <= row.seconds <= MOST_SECONDS  # not so of NaN
+    if within and isinstance(row.extra, dict):
+        return LedgerRow(**row._mapping)
+    raise UnreadableError(
+        f"a stored value cannot be read: what trial {row.trial} is said to have reached with seed "
+        f"{row.seed} after {row.rung} epochs is no measurement"
+    )
 
 
 def _row(new: Entry, worker_id: int) -> dict[str, Any]:

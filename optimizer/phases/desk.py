@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 
 from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
+from optimizer.errors import StudyFailedError
 from optimizer.evidence import baseline
 from storage import jobs, ledger, studies, trials
 from storage.ledger import LedgerRow
@@ -33,7 +34,16 @@ class Desk:
         return trials.all_of(self.connection, self.study.id, phase)
 
     def measured(self, phase: Phase) -> list[LedgerRow]:
-        """Return the measurements of a phase by trial, seed, budget and rung."""
+        """Return the measurements of a phase by trial, seed, budget and rung.
+
+        StudyFailedError if some with which jobs have ended are gone.
+        """
+        if lacking := ledger.lacking(self.connection, self.study.id, phase):
+            raise StudyFailedError(
+                f"study {self.study.name} cannot go on: jobs that have ended and whose "
+                f"measurements have been deleted: {lacking}; restore the database from a backup, "
+                f"or begin anew: densitune delete {self.study.name}"
+            )
         return ledger.read(self.connection, self.study.id, phase)
 
     def add(

@@ -20,6 +20,9 @@ DAMAGES = {
     "::jsonb",
     "levels": "UPDATE densitune.measurements SET extra = (repeat('{\"a\": ', 3000) || '1' || "
     "repeat('}', 3000))::jsonb",
+    "shape": "UPDATE densitune.measurements SET extra = '[1]'",
+    "value": "UPDATE densitune.measurements SET value = 'NaN'",
+    "seconds": "UPDATE densitune.measurements SET seconds = 'NaN'",
     "versions": "UPDATE densitune.workers SET versions = ('{\"a\": ' || repeat('9', 5000) || '}')"
     "::jsonb",
     "times": "UPDATE densitune.workers SET seen_at = '0044-03-15 BC'",
@@ -42,6 +45,8 @@ def damaged(database: Engine, request: pytest.FixtureRequest) -> Proposer:
         connection.execute(
             text("""
                 ALTER TABLE densitune.measurements DROP CONSTRAINT ck_measurements_extra;
+                ALTER TABLE densitune.measurements DROP CONSTRAINT ck_measurements_value;
+                ALTER TABLE densitune.measurements DROP CONSTRAINT ck_measurements_seconds;
                 ALTER TABLE densitune.workers DROP CONSTRAINT ck_workers_versions;
                 ALTER TABLE densitune.workers DROP CONSTRAINT ck_workers_times;
             """)
@@ -77,7 +82,7 @@ def test_an_unreadable_study_is_named_in_one_line_hides_no_other_and_can_be_dele
     assert studies.find(database, "whole") is not None
 
 
-@pytest.mark.parametrize("damaged", ["digits", "levels"], indirect=True)
+@pytest.mark.parametrize("damaged", ["digits", "levels", "value"], indirect=True)
 def test_a_proposer_that_meets_an_unreadable_measurement_names_the_study(
     database: Engine, damaged: Proposer
 ) -> None:

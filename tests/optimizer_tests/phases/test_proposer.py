@@ -8,14 +8,16 @@ import sys
 import numpy as np
 import optuna
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
+from support import simulated
 from support.checkout import ROOT
-from support.queued import set_state
+from support.queued import set_state, unruled
 from support.searches import contents, create, enlist, finish, make_config, run, value
 
 from optimizer.cli import doctor_checks
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
+from optimizer.errors import StudyFailedError
 from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
 from storage import jobs, ledger, studies
@@ -239,6 +241,26 @@ def test_a_search_goes_on_although_a_worker_left_out_rungs_of_identity(database:
     assert all(set(trial.intermediate_values) <= {4} for trial in plain.trials)
     [study] = [study for study in [studies.find(database, "gaps")] if study is not None]
     assert [one.what for one in doctor_checks.of_study(database, study) if not one.note] == []
+
+
+@pytest.mark.parametrize("phase", ["search", "confirm"])
+def test_a_study_whose_measurements_were_deleted_says_so(database: Engine, phase: str) -> None:
+    """Their owner may do so, if Python cannot read them."""
+    given = simulated.small()
+    study_id = simulated.create(database, given)
+    proposer, worker = Proposer(database, study_id, given), enlist(database, study_id)
+    claimed = list[ClaimedJob]()
+    while not claimed or claimed[0].phase != phase:
+        proposer.advance()
+        claimed = jobs.claim(database, study_id, worker, 100, 60)
+        for job in claimed:
+            simulated.train(database, worker, job, lambda job: job.densities[3][0])
+    with unruled(database) as connection:
+        connection.execute(
+            text("DELETE FROM densitune.measurements WHERE job_id = :id"), {"id": claimed[0].id}
+        )
+    with pytest.raises(StudyFailedError, match="measurements have been deleted: 1; restore"):
+        proposer.advance()
 
 
 def test_a_stopped_study_proposes_nothing(database: Engine) -> None:

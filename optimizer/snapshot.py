@@ -1,9 +1,8 @@
 """Everything there is to show of a study at one moment, read in one go."""
 
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any, get_args
+from typing import get_args
 
 from sqlalchemy import Connection, Engine
 
@@ -22,9 +21,6 @@ from storage.roster import WorkerRow
 from storage.states import JobState, Phase
 from storage.studies import Study
 from storage.trials import TrialRow
-
-OF_A_WORKER = ("host", "pid", "device", "live", "jobs_done", "jobs_per_hour")
-"""What programs are told of a worker."""
 
 
 @dataclass(frozen=True)
@@ -202,47 +198,6 @@ class Snapshot:
         left = remaining.jobs(phase, self.config, self.phases[phase].trials)
         return 3600 * left / self.jobs_per_hour
 
-    def document(self) -> dict[str, Any]:
-        """Return the snapshot for programs: plain JSON values."""
-        return {
-            "study": self.study.name,
-            "state": self.study.state,
-            "phase": self.study.phase,
-            "phases": {name: phase.jobs for name, phase in self.phases.items()},
-            "failure": self.study.failure,
-            "created_at": _iso(self.study.created_at),
-            "finished_at": _iso(self.study.finished_at),
-            "metric": self.config.metric,
-            "unit": self.config.unit,
-            "precision": precision(self.study),
-            "lr": self.lr,
-            "calibration": [{"lr": lr, "value": value} for lr, value in self.calibration.items()],
-            "advice": self.advice,
-            "verdict": self.verdict,
-            "verdicts": [verdict.model_dump() for verdict in self.verdicts],
-            "learned": None if self.learned is None else self.learned.document(),
-            "test": None if self.holdout is None else self.holdout.model_dump(),
-            "floors": self.floors,
-            "cautions": self.cautions,
-            "trials": self.counts,
-            "jobs_per_hour": self.jobs_per_hour,
-            "seconds_left": self.seconds_left,
-            "best": None if self.best is None else self.best.document(),
-            "results": [result.document() for result in differences.ranked(self.results)],
-            "failed": [
-                {"trial": trial.number, "label": trial.label, "reason": trial.reason}
-                for trial in self.trials
-                if trial.state == "failed"
-            ],
-            "failures": [
-                {**asdict(failure), "failed_at": _iso(failure.failed_at)}
-                for failure in self.failures
-            ],
-            "workers": [
-                {name: getattr(worker, name) for name in OF_A_WORKER} for worker in self.workers
-            ],
-        }
-
 
 def find(engine: Engine, name: str) -> tuple[Study, StudyConfig]:
     """Return a study and its configuration; UsageError if there is none of this name."""
@@ -293,7 +248,3 @@ def _phase(connection: Connection, study: Study, phase: Phase) -> PhaseRows:
     return PhaseRows(
         trials.all_of(connection, study.id, phase), ledger.read(connection, study.id, phase)
     )
-
-
-def _iso(moment: datetime | None) -> str | None:
-    return None if moment is None else moment.isoformat(timespec="seconds")

@@ -16,7 +16,7 @@ from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import audit, document, exports, reruns
 from optimizer.presets.document import Preset
-from optimizer.show import overview, printing, terminal, words
+from optimizer.show import overview, printing, programs, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import inspection, printable, studies
@@ -49,7 +49,7 @@ def status(
     engine = environment.open_storage(storage)
     console = printing.console()
     if as_json:
-        print(printable.json(json.dumps(snapshot.of(engine, name).document(), indent=2)))
+        print(printable.json(json.dumps(programs.document(snapshot.of(engine, name)), indent=2)))
         return
     now = snapshot.of(engine, name)
     if watch and not console.is_terminal:

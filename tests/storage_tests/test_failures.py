@@ -15,7 +15,7 @@ from support.waiting import wait_for
 from optimizer import snapshot
 from optimizer.phases import optuna_tables
 from optimizer.phases.proposer import Proposer
-from optimizer.show import printing, terminal
+from optimizer.show import printing, programs, terminal
 from storage import failures, jobs, leases, ledger, roster, studies, trials
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
@@ -331,7 +331,7 @@ def test_status_says_how_often_jobs_failed_in_which_way_and_where_last(database:
     with shown.capture() as captured:
         shown.print(terminal.status(now))
     assert "data 3 times" in captured.get()
-    [entry] = now.document()["failures"]
+    [entry] = programs.document(now)["failures"]
     assert entry["failed_at"] == count.failed_at.isoformat(timespec="seconds")
     assert entry["error"].endswith(f"OSError: no image {last.seed}")
     mute = replace(count, error=" \n")

@@ -22,7 +22,7 @@ from optimizer.evidence import advice, cautions, finalists
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import audit, exports
 from optimizer.presets.document import Preset, sealed
-from optimizer.show import words
+from optimizer.show import programs, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import studies, trials
@@ -124,7 +124,7 @@ def test_a_confirmation_goes_on_with_its_arms_and_adds_the_uniform_mask(database
 
 def shown(now: Snapshot) -> str:
     """What the terminal, a preset and JSON say, without an error."""
-    json.dumps(now.document(), allow_nan=False)
+    json.dumps(programs.document(now), allow_nan=False)
     preset = exports.compose(now, exports.chosen(now))
     assert Preset.model_validate(json.loads(preset.text())) == preset
     console = Console(width=200)

@@ -14,7 +14,7 @@ from support.simulated import TESTED, create, go_on, noise, run, small
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import exports
 from optimizer.presets.document import Preset
-from optimizer.show import words
+from optimizer.show import programs, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot, of
 from storage import studies
@@ -226,7 +226,7 @@ def test_the_words_say_how_far_it_is_and_what_came_out(database: Engine) -> None
     with console.capture() as shown:
         console.print(arms_table(now))
     assert line in " ".join(shown.get().split())
-    document = json.loads(json.dumps(now.document(), allow_nan=False))
+    document = json.loads(json.dumps(programs.document(now), allow_nan=False))
     assert document["test"]["difference"]["mean"] == found.difference.mean
     assert document["phases"]["decided"]["done"] == 16
 

@@ -23,7 +23,7 @@ from support.synthetic import WHEN, decided, usual
 
 from optimizer.cli import main
 from optimizer.phases.proposer import Proposer
-from optimizer.show import overview, printing, report, terminal
+from optimizer.show import overview, printing, programs, report, terminal
 from optimizer.show.confirmation_table import arms_table
 from optimizer.show.overview import Entry
 from optimizer.snapshot import Snapshot
@@ -139,7 +139,7 @@ def test_planted_names_hosts_devices_and_errors_are_shown_harmlessly(known: Snap
     assert not any(line.lstrip("│ ").startswith("forged") for line in "\n".join(shown).split("\n"))
     assert HARMLESS in shown[0]
     assert commands(report.render(now)) == set()
-    assert commands(json.dumps(now.document())) == set()
+    assert commands(json.dumps(programs.document(now))) == set()
 
 
 def test_a_console_cleans_text_of_whatever_form(capsys: pytest.CaptureFixture[str]) -> None:

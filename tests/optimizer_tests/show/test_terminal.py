@@ -24,7 +24,7 @@ from support.synthetic import (
 
 from densitune.density import Densities
 from optimizer.evidence import differences
-from optimizer.show import printing, progress, terminal, words
+from optimizer.show import printing, programs, progress, terminal, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import PhaseRows, Snapshot
 from storage.ledger import LedgerRow
@@ -225,7 +225,7 @@ def test_nothing_shown_claims_that_a_density_helps() -> None:
             text = flat(rendered(shown))
             assert not CLAIMS.search(text.replace(NOT_KNOWN, ""))
             assert study.best is None or "unconfirmed" in text
-        assert json.loads(json.dumps(study.document()))["verdict"] == "unconfirmed"
+        assert json.loads(json.dumps(programs.document(study)))["verdict"] == "unconfirmed"
 
 
 @pytest.mark.parametrize(
@@ -274,7 +274,7 @@ def test_cut_trials_are_counted_and_named_beside_the_table() -> None:
     assert "1 trial was cut:" in flat(rendered(terminal.final_table(one)))
     assert "cut" not in rendered(terminal.final_table(none))
     assert "bfloat16 precision" in flat(rendered(terminal.status(some)))
-    document = json.loads(json.dumps(some.document()))
+    document = json.loads(json.dumps(programs.document(some)))
     assert document["trials"]["pruned"] == 3
     assert document["precision"] == "bfloat16"
     assert len(document["results"]) == 10
@@ -283,7 +283,7 @@ def test_cut_trials_are_counted_and_named_beside_the_table() -> None:
 
 
 def test_the_document_for_programs_is_json_with_the_same_numbers() -> None:
-    document = json.loads(json.dumps(usual().document(), allow_nan=False))
+    document = json.loads(json.dumps(programs.document(usual()), allow_nan=False))
     assert document["trials"] == {
         "complete": 10,
         "running": 1,
@@ -301,7 +301,7 @@ def test_the_document_for_programs_is_json_with_the_same_numbers() -> None:
         {"trial": 10, "label": "trial 10", "reason": "loss is not finite"}
     ]
     assert [found["live"] for found in document["workers"]] == [True, True, False]
-    empty = json.loads(json.dumps(snapshot([], []).document(), allow_nan=False))
+    empty = json.loads(json.dumps(programs.document(snapshot([], [])), allow_nan=False))
     assert (empty["best"], empty["results"], empty["seconds_left"]) == (None, [], None)
 
 
@@ -361,7 +361,7 @@ def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:
         "Use it, with the learning rate of the standard convolution: den=[0.6333, 1.857]. "
         "Verdict: [0.6333, 1.857] is better, better than identity and than its controls"
     )
-    document = json.loads(json.dumps(decided().document(), allow_nan=False))
+    document = json.loads(json.dumps(programs.document(decided()), allow_nan=False))
     assert (document["phase"], document["verdict"]) == ("decided", "better")
     assert [one["verdict"] for one in document["verdicts"]] == ["better", "scale_only"]
     assert document["phases"]["confirm"]["done"] == 18
@@ -389,7 +389,7 @@ def test_a_calibration_is_shown_as_such() -> None:
     text = flat(rendered(terminal.status(now)))
     assert "phase calibrate" in text
     assert "learning rate not yet calibrated" in text
-    found = json.loads(json.dumps(now.document()))
+    found = json.loads(json.dumps(programs.document(now)))
     assert (found["lr"], found["phase"]) == (None, "calibrate")
     assert found["calibration"] == [{"lr": 1e-4, "value": 20.5}, {"lr": 1e-3, "value": 24.5}]
     later = flat(rendered(terminal.status(calibrating(lr=0.00123)), 120))

@@ -8,6 +8,7 @@ session        a study from creation to end, for the process that launches it
 display        what is shown of a running study
 fleet          local worker processes
 data           a study's data, with a bar for what is downloaded
+interruptions  what signals do to a command
 terms          on which terms a worker works
 gate           who may see and change what a web page of ours shows
 serving        the server that shows it

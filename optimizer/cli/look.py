@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.live import Live
 
 from optimizer import snapshot
-from optimizer.cli import display, environment
+from optimizer.cli import display, environment, interruptions
 from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import audit, document, exports, reruns
@@ -183,7 +183,8 @@ def verify(
     audit.check(preset, content)
     if rerun is not None:  # what comes next is slow to import, and slower the first time
         printing.say(f"{path}: training {rerun} of its seeds again")
-    from workers import verification
+    with interruptions.loading():
+        from workers import verification
 
     for kernel_size, den in preset.by_kernel_size().items():
         verification.check_folding(kernel_size, den)

@@ -8,7 +8,6 @@ import faulthandler
 import functools
 import logging
 import math
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ import typer
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.cli import data, environment
+from optimizer.cli import data, environment, interruptions
 from optimizer.cli.options import (
     Again,
     Checkpoints,
@@ -67,9 +66,10 @@ def launch(
     """Run a study from config to preset, or continue it."""
     config = study_file.load(path)
     printing.say(f"{config.name}: starting")
-    from optimizer.cli import session
-    from workers import preparation
-    from workers.training import devices
+    with interruptions.loading():
+        from optimizer.cli import session
+        from workers import preparation
+        from workers.training import devices
 
     local = devices.spread(device, workers)
     bank = data.prepare(config)  # before anything is written
@@ -104,8 +104,9 @@ def resume(
 ) -> None:
     """Continue a study that was stopped or interrupted."""
     printing.say(f"{name}: starting")
-    from optimizer.cli import session
-    from workers.training import devices
+    with interruptions.loading():
+        from optimizer.cli import session
+        from workers.training import devices
 
     local = devices.spread(device, workers)
     engine = environment.open_storage(storage)
@@ -131,8 +132,9 @@ def worker(
     """Attach workers to a study; they end when it does."""
     printing.say(f"worker for {name}: starting")
     # Nothing is in training yet. As process 1 of a container, SIGTERM would be ignored unhandled.
-    _on_termination(_interrupt)
-    from workers.training import devices
+    interruptions.on_termination(interruptions.interrupt)
+    with interruptions.loading():
+        from workers.training import devices
 
     local = devices.all_gpus() if all_gpus else devices.spread(device, workers)
     terms = Terms(
@@ -199,7 +201,7 @@ def _run(
     from workers.training import devices
 
     console = printing.console()
-    _on_termination(_interrupt)
+    interruptions.on_termination(interruptions.interrupt)
     if study.state != "finished" and not studies.is_over(study, until):
         devices.check_precision(snapshot.precision(study), fleet.devices)
         session.run(engine, study, config, fleet, console, until=until, force=force)
@@ -279,14 +281,3 @@ def _take_role_when_idle(engine: Engine, study: Study, config: StudyConfig) -> C
 
 def _logs() -> Path:
     return environment.home() / "logs"
-
-
-def _interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def _on_termination(react: Callable[[], None]) -> None:
-    """React to SIGTERM, SIGUSR1 and a closed terminal, but to none that is ignored (nohup)."""
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, lambda *_: react())

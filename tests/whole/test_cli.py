@@ -15,7 +15,7 @@ from support.shell import LEDGER, Here, command, environment, query, run, start,
 from support.synthetic import usual
 from support.waiting import wait_for
 
-from optimizer.cli import train
+from optimizer.cli import interruptions
 from optimizer.presets import document, exports
 
 pytestmark = pytest.mark.slow
@@ -439,6 +439,34 @@ def test_listing_studies_loads_none_of_the_large_packages(folder: Path, database
     )
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_libraries_are_loaded_ends_the_process_at_once(
+    number: signal.Signals,
+) -> None:
+    """What native code evaluates meanwhile lets CPython end by SIGINT, even if it is caught."""
+    program = (
+        "import ctypes, sys\n"
+        "run = ctypes.pythonapi.PyRun_SimpleString\n"
+        "from optimizer.cli import interruptions\n"
+        "interruptions.on_termination(interruptions.interrupt)\n"
+        "try:\n    with interruptions.loading():\n"
+        f"        run(b'import signal; signal.raise_signal({number:d})')\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+        "sys.exit(1)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=False, timeout=60
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, b"", b"")
+
+
+def test_signals_are_heard_as_before_once_libraries_are_loaded() -> None:
+    before = [signal.getsignal(number) for number in interruptions.TERMINATIONS]
+    with interruptions.loading():
+        assert signal.getsignal(signal.SIGTERM) not in before
+    assert [signal.getsignal(number) for number in interruptions.TERMINATIONS] == before
+
+
 def test_a_hangup_is_ignored_under_nohup_and_reacted_to_elsewhere() -> None:
     """nohup ignores SIGHUP before it starts a program."""
     for before, reactions in ((signal.SIG_IGN, 0), (signal.SIG_DFL, 1)):
@@ -446,7 +474,7 @@ def test_a_hangup_is_ignored_under_nohup_and_reacted_to_elsewhere() -> None:
         earlier = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
         try:
             signal.signal(signal.SIGHUP, before)
-            train._on_termination(functools.partial(seen.append, "hangup"))
+            interruptions.on_termination(functools.partial(seen.append, "hangup"))
             signal.raise_signal(signal.SIGHUP)
         finally:
             for number, handler in earlier.items():

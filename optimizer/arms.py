@@ -19,7 +19,8 @@ Mask = Literal["density", "uniform", "ones"]
 Start = Literal["drawn", "times_phi", "over_phi"]
 """Initial weights as they are drawn, multiplied by phi, or divided by it."""
 Split = Literal["validation", "test", "both"]
-"""The second is measured only once, after the budget; `both` measures it beside the first."""
+"""`both` measures the test split beside the other, at the end and where the data have one. Of
+`test` alone, only at the end, are arms of earlier versions."""
 Precision = Literal["full", "bfloat16"]
 """Of the network in training; weights, loss and every measurement are float32 in any case."""
 
@@ -39,7 +40,7 @@ class Arm:
     trainable: bool = False
     """Whether every layer learns its density along with its weights, starting at `densities`."""
     split: Split = "validation"
-    """On which images it is measured; on the test split only once, at the end."""
+    """On which images it is measured."""
     mask: Mask = "density"
     start: Start = "drawn"
     per_image: bool = False

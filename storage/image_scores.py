@@ -12,6 +12,8 @@ from typing import Any
 
 MOST_BYTES = 48 * 2**10
 """Of one measurement's scores: 24,576 images, or 393,216 that are hit or missed."""
+MOST = 1e6
+"""What lies further from zero is no score, as in the table of measurements."""
 
 
 def packed(scores: Sequence[float]) -> dict[str, Any] | None:
@@ -32,10 +34,23 @@ def packed(scores: Sequence[float]) -> dict[str, Any] | None:
 
 
 def unpacked(stored: Mapping[str, Any]) -> list[float]:
-    """Return the scores that `packed` made JSON of, in their order."""
-    count, low, high = int(stored["count"]), float(stored["low"]), float(stored["high"])
-    data = base64.b64decode(stored["data"])
-    if stored["bits"] == 1:
-        return [high if data[number // 8] >> number % 8 & 1 else low for number in range(count)]
+    """Return the scores that `packed` made JSON of, in their order.
+
+    ValueError if it is not what `packed` makes: a worker's role may write anything there.
+    """
+    match stored:
+        case {
+            "count": int() as count, "low": int() | float() as low, "high": int() | float() as high,
+            "bits": 1 | 16 as bits, "data": str() as text,
+        } if count > 0 and max(abs(low), abs(high)) <= MOST:  # fmt: skip
+            data = base64.b64decode(text, validate=True)
+            if len(data) != -(-count * bits // 8) or len(data) > MOST_BYTES:
+                raise ValueError(f"{len(data)} bytes for {count} scores of {bits} bits")
+        case _:
+            raise ValueError("no scores of images")
+    if bits == 1:
+        return [
+            float(high if data[number // 8] >> number % 8 & 1 else low) for number in range(count)
+        ]
     step = (high - low) / (2**16 - 1)
     return [low + place * step for place in struct.unpack(f"<{count}H", data)]

@@ -3,11 +3,14 @@
 A job's seed fixes its result, so that it does not matter who measured, or how often. What arrives
 after a job has ended is kept apart, marked as late (by the database, migration 0007): by then bars,
 proposals and verdicts may have gone by what was there.
+
+What the test split said is sealed: it stands in the ledger from a job's end on, and `unsealed`
+alone reads it, of a study that has its verdicts. All else here leaves it in the database.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, text
@@ -80,10 +83,12 @@ def record(
 def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]:
     """Return the measurements of a study's phase by trial, seed, budget and rung, but late ones.
 
-    UnreadableError if one is none: an older schema let it in.
+    Without the scores of images and what the test split said. UnreadableError if one is none: an
+    older schema let it in.
     """
     query = text("""
-        SELECT trial, seed, budget, rung, value, extra, seconds
+        SELECT trial, seed, budget, rung, value, seconds, CASE WHEN jsonb_typeof(extra) = 'object'
+                   THEN extra - 'images' - 'sealed' ELSE extra END AS extra
         FROM densitune.measurements AS measurements
         JOIN densitune.jobs AS jobs ON jobs.id = job_id
         WHERE study_id = :study AND phase = :phase AND NOT late
@@ -105,6 +110,33 @@ def lacking(connection: Connection, study_id: int, phase: Phase) -> int:
             AND (rung = jobs.budget OR state = 'cut'))
     """)
     return int(connection.scalar(query, {"study": study_id, "phase": phase}) or 0)
+
+
+def with_images(connection: Connection, study_id: int, trials: Collection[int]) -> list[LedgerRow]:
+    """Return the last measurements of these trials of a confirmation by trial and seed, but late.
+
+    `extra` has the scores of the validation images where they were stored (storage.image_scores).
+    """
+    told = "CASE WHEN jsonb_typeof(extra) = 'object' THEN extra - 'sealed' ELSE extra END"
+    return [_readable(row) for row in _last(connection, study_id, trials, told)]
+
+
+def unsealed(connection: Connection, study_id: int, trials: Collection[int]) -> list[LedgerRow]:
+    """Return what the test split said of these trials of a confirmation, by trial and seed.
+
+    Nothing before the study has its verdicts. `value` and `extra` are the test split's here; what
+    has none, or none that can be read, is left out.
+    """
+    decided = text("""
+        SELECT phase = 'decided' AND verdicts IS NOT NULL FROM densitune.studies WHERE id = :study
+    """)
+    if not connection.scalar(decided, {"study": study_id}):
+        return []
+    return [
+        replace(_readable(row), value=float(row.extra["value"]))
+        for row in _last(connection, study_id, trials, "extra -> 'sealed'")
+        if isinstance(row.extra, dict) and _is_value(row.extra.get("value"))
+    ]
 
 
 def jobs_per_hour(connection: Connection, study_id: int, phase: Phase) -> float:
@@ -130,6 +162,26 @@ def _readable(row: Row[Any]) -> LedgerRow:
         f"a stored value cannot be read: what trial {row.trial} is said to have reached with seed "
         f"{row.seed} after {row.rung} epochs is no measurement"
     )
+
+
+def _last(
+    connection: Connection, study_id: int, trials: Collection[int], beside: str
+) -> Sequence[Row[Any]]:
+    """Return what jobs of a confirmation measured after their budgets, with what is beside it."""
+    query = text(f"""
+        SELECT trial, seed, budget, rung, value, seconds, {beside} AS extra
+        FROM densitune.measurements AS measurements
+        JOIN densitune.jobs AS jobs ON jobs.id = job_id
+        WHERE study_id = :study AND phase = 'confirm' AND trial = ANY(:trials) AND rung = budget
+            AND NOT late
+        ORDER BY trial, seed
+    """)
+    return connection.execute(query, {"study": study_id, "trials": list(trials)}).all()
+
+
+def _is_value(told: object) -> bool:
+    """Tell whether this is a metric: nothing of ours writes else, but a worker's role may."""
+    return isinstance(told, int | float) and abs(told) <= MOST_VALUE
 
 
 def _row(new: Entry, worker_id: int) -> dict[str, Any]:

@@ -7,7 +7,8 @@ come with a policy each, stand in `storage.failures`.
 from typing import Literal
 
 Phase = Literal["calibrate", "search", "confirm", "decided"]
-"""What a study is at, each with trials and jobs of its own; the last one's read the test split."""
+"""What a study is at, each with trials and jobs of its own; the last has none, but in studies of
+earlier versions."""
 StudyState = Literal["running", "stopped", "finished"]
 TrialState = Literal["running", "complete", "pruned", "failed"]
 JobState = Literal["waiting", "running", "done", "cut", "failed"]

@@ -5,6 +5,7 @@ surrogate        a model of the response over the search box, learnt from noisy 
 finalists        which trials are worth confirming, by that model
 sequential_test  what fresh seeds say about a finalist: a paired, sequential test
 race             which finalists get more seeds
+images           how sure a difference is for other images
 verdicts         what a confirmation found out, as it is stored and exported
 advice           what to do about a verdict
 baseline         whether identity is a healthy baseline

@@ -47,13 +47,25 @@ class PairedDifference(Part):
         return cls(mean=difference.mean, standard_error=difference.standard_error, by_seed=by_seed)
 
 
+class OverImages(Part):
+    """The 95 % interval of a paired difference over seeds and images: for other images as well."""
+
+    count: int
+    """Of images."""
+    low: FiniteFloat
+    high: FiniteFloat
+
+
 class Comparison(Part):
-    """A paired difference with its 95 % interval."""
+    """A paired difference with its 95 % interval over seeds: for other seeds, on these images."""
 
     mean: FiniteFloat
     low: FiniteFloat
     high: FiniteFloat
     by_seed: dict[str, FiniteFloat]
+    images: OverImages | None = None
+    """None where the scores of single images are not stored: in studies of earlier versions, and
+    of very many images."""
 
 
 class Found(Protocol):

@@ -15,7 +15,7 @@ from typing import Any
 from optimizer import arms
 from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
-from optimizer.evidence import differences, sequential_test
+from optimizer.evidence import differences, images, sequential_test
 from optimizer.evidence.sequential_test import Finding, Interval, Plan
 from optimizer.evidence.verdicts import (
     Comparison,
@@ -172,6 +172,32 @@ def verdict(
         diverged=gone,
         compensated=_compensated(group.compensated, values),
         seeds_to_settle=finding.seeds_to_settle,
+    )
+
+
+def over_images(
+    verdict: FinalistVerdict, group: Group, scores: Mapping[int, images.Scores]
+) -> FinalistVerdict:
+    """Return a verdict whose differences have intervals over seeds and images, where known.
+
+    `scores` has those of validation images by trial.
+    """
+    own = scores.get(group.finalist.number, {})
+
+    def told(found: Comparison | None, number: int) -> Comparison | None:
+        if found is None:
+            return None
+        seeds, other = map(int, found.by_seed), scores.get(number, {})
+        over = images.beside(found.mean, seeds, own, other)
+        return found.model_copy(update={"images": over})
+
+    numbers = {name: arm.number for name, arm in group.controls.items()}
+    return verdict.model_copy(
+        update={
+            "to_identity": told(verdict.to_identity, IDENTITY),
+            "to_control": told(verdict.to_control, numbers.get("control", IDENTITY)),
+            "to_uniform": told(verdict.to_uniform, numbers.get("uniform", IDENTITY)),
+        }
     )
 
 

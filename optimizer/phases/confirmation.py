@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from optimizer import arms
 from optimizer.arms import Arm
-from optimizer.evidence import advice, differences, finalists, race
+from optimizer.evidence import advice, differences, finalists, images, race
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.sequential_test import Finding, Plan
 from optimizer.evidence.verdicts import FinalistVerdict, best
@@ -95,11 +95,15 @@ def _add(
 ) -> None:
     """Add an arm with so many of the fresh seeds, a batch without a number.
 
-    Training that diverges scores the floor, so that no seed is left out (docs/evidence.md).
+    Training that diverges scores the floor, so that no seed is left out (docs/evidence.md). What
+    may be compared on the test split is measured there as well, for nobody to read yet.
     """
-    fresh = desk.config.fresh_seeds[: desk.config.confirm.batch if seeds is None else seeds]
-    budget, floored = desk.config.confirm_budget, replace(arm, floored=True)
-    desk.add(number, role, label, floored, seeds=fresh, budget=budget, origin=origin)
+    config = desk.config
+    fresh = config.fresh_seeds[: config.confirm.batch if seeds is None else seeds]
+    arm = replace(arm, floored=True, per_image=True)
+    if config.data.has_test and role in ("identity", "finalist"):
+        arm = replace(arm, split="both")
+    desk.add(number, role, label, arm, seeds=fresh, budget=config.confirm_budget, origin=origin)
 
 
 def _judge(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow]) -> None:
@@ -223,7 +227,9 @@ def _decide(desk: Desk, optuna: DensityStudy | None, verdicts: Sequence[Finalist
 
     Optuna's study, if it is still there, is told what to do: its best value is unconfirmed.
     """
-    stored, winner, config = [one.model_dump() for one in verdicts], best(verdicts), desk.config
+    groups = comparisons.groups(desk.trials("confirm"))
+    told_of = [_with_images(desk, *one) for one in zip(verdicts, groups, strict=True)]
+    stored, winner, config = [one.model_dump() for one in told_of], best(verdicts), desk.config
     told = advice.of_study(winner, config, comparisons.controls(desk.study, config), decided=True)
     if optuna is not None:
         verdict = "unconfirmed" if winner is None else winner.verdict
@@ -231,3 +237,9 @@ def _decide(desk: Desk, optuna: DensityStudy | None, verdicts: Sequence[Finalist
     studies.decide(desk.connection, desk.study.id, stored)
     if desk.study.holdout is not None or holdout.due(desk.config, verdicts) is None:
         studies.finish(desk.connection, desk.study.id)
+
+
+def _with_images(desk: Desk, verdict: FinalistVerdict, group: Group) -> FinalistVerdict:
+    """Return a verdict whose differences have intervals over seeds and images as well."""
+    rows = desk.scored([IDENTITY, *(arm.number for arm in group.arms)])
+    return comparisons.over_images(verdict, group, images.by_trial(rows))

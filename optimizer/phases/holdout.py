@@ -1,25 +1,23 @@
 """After the verdict: identity and the winner on the test split, by which nothing was chosen.
 
-Both are trained again with the first batch of fresh seeds, as they were in the confirmation, and
-measured once, at the end, on images that nobody has looked at before. What comes out changes
-nothing: verdict and winner stand.
+The confirmation's own jobs have measured both on it, beside the validation images. What they found
+was sealed, and is read here, once, when the verdicts stand. Whatever it is, it changes nothing.
 """
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import replace
 
-from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
-from optimizer.evidence import differences
+from optimizer.evidence import differences, images
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict, Holdout, best, by_text
 from optimizer.phases.desk import Desk
 from storage import studies
 from storage.ledger import LedgerRow
 from storage.trials import TrialRow
 
-IDENTITY, WINNER = 0, 1
-"""Numbers of the two trials."""
+EARLIER = "an earlier version began the confirmation, and its jobs were not measured there"
+MISSING = "not all workers had one"
+"""Why a study has no result on the test split."""
 
 
 def due(config: StudyConfig, verdicts: Sequence[FinalistVerdict]) -> FinalistVerdict | None:
@@ -30,78 +28,72 @@ def due(config: StudyConfig, verdicts: Sequence[FinalistVerdict]) -> FinalistVer
 
 
 def step(desk: Desk) -> bool:
-    """Take the next step if there is one now: queue both trials, or end the study.
+    """Take the next step if there is one now: read what the test split said, and end the study.
 
     It also ends one that has nothing to be read: an older version may have stopped it at its end.
+    What that had queued to be measured on the test split, with jobs of their own, is waited for.
     """
-    pair = desk.trials("decided")
-    if not pair:
-        verdicts = [FinalistVerdict.model_validate(stored) for stored in desk.study.verdicts or []]
-        winner = due(desk.config, verdicts)
-        if winner is None:
-            studies.finish(desk.connection, desk.study.id)
-        else:
-            _queue(desk, winner)
+    verdicts = [FinalistVerdict.model_validate(stored) for stored in desk.study.verdicts or []]
+    winner, pair = due(desk.config, verdicts), desk.trials("decided")
+    if desk.study.holdout is not None or winner is None:
+        studies.finish(desk.connection, desk.study.id)
         return True
     if desk.waits_for(pair):
         return False
     for trial in pair:
         desk.close(trial)
-    said = _said(pair, desk.measured("decided"))
+    said = _said(winner, pair, desk.measured("decided")) if pair else _unsealed(desk, winner)
     studies.finish(desk.connection, desk.study.id, said.model_dump())
     return True
 
 
-def _queue(desk: Desk, winner: FinalistVerdict) -> None:
-    confirmed, config = desk.trials("confirm"), desk.config
-    chosen = {
-        IDENTITY: next(trial for trial in confirmed if trial.role == "identity"),
-        WINNER: next(
-            trial for trial in confirmed if (trial.role, trial.origin) == ("finalist", winner.trial)
-        ),
-    }
-    for number, trial in chosen.items():
-        desk.add(
-            number,
-            trial.role,
-            trial.label,
-            replace(Arm.of(trial.densities, trial.arm), split="test"),
-            seeds=config.fresh_seeds[: config.confirm.batch],
-            budget=config.confirm_budget,
-            origin=trial.origin,
-        )
+def _unsealed(desk: Desk, winner: FinalistVerdict) -> Holdout:
+    """Return what the confirmation's own jobs measured on the test split."""
+    assert winner.to_identity is not None  # as of all that are due
+    seeds = {int(seed) for seed in winner.to_identity.by_seed}
+    pair = [
+        trial
+        for trial in desk.trials("confirm")
+        if trial.role == "identity" or (trial.role, trial.origin) == ("finalist", winner.trial)
+    ]
+    rows = desk.unsealed(trial.number for trial in pair)
+    known = [row for row in rows if row.seed in seeds]
+    if len(known) < 2 * len(seeds):
+        asked = all(trial.arm.get("split") == "both" for trial in pair)
+        return Holdout(trial=winner.trial, reason=MISSING if asked else EARLIER)
+    return _said(winner, pair, known)
 
 
-def _said(pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
-    """Return what the test split says, or why it says nothing."""
-    origin = pair[WINNER].origin
-    assert origin is not None  # as all finalists
+def _said(winner: FinalistVerdict, pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:
+    """Return what the test split says of identity and the winner, or why it says nothing."""
     failed = next((trial for trial in pair if trial.failed), None)
     if failed is not None:
         reason = f"{failed.label} could not be measured with every seed: {failed.failure}"
-        return Holdout(trial=origin, reason=reason)
+        return Holdout(trial=winner.trial, reason=reason)
     told = [row.extra.get("test") for row in rows]
     prints = {fingerprint for fingerprint in told if isinstance(fingerprint, str)}
     if not all(isinstance(fingerprint, str) for fingerprint in told):
         reason = "a worker did not say on which test images it had measured"
-        return Holdout(trial=origin, reason=reason)
+        return Holdout(trial=winner.trial, reason=reason)
     if len(prints) > 1:
         reason = f"workers had different test images ({', '.join(sorted(prints))})"
-        return Holdout(trial=origin, reason=reason)
-    values = differences.final_values(rows)
-    paired = differences.paired(values[WINNER], values[IDENTITY])
-    seeds = sorted(paired.by_seed)
+        return Holdout(trial=winner.trial, reason=reason)
+    by_arm, scores = differences.final_values(rows), images.by_trial(rows)
+    identity, own = (by_arm[trial.number] for trial in pair)
+    each_identity, each_own = (scores.get(trial.number, {}) for trial in pair)
+    paired = differences.paired(own, identity)
     low, high = differences.interval(paired)  # a batch has two seeds at least
     return Holdout(
-        trial=origin,
+        trial=winner.trial,
         fingerprint=prints.pop(),
-        seeds=seeds,
-        value=statistics.fmean(values[WINNER].values()),
-        identity=statistics.fmean(values[IDENTITY].values()),
+        seeds=sorted(paired.by_seed),
+        value=statistics.fmean(own.values()),
+        identity=statistics.fmean(identity.values()),
         difference=Comparison(
             mean=paired.mean,
             low=low,
             high=high,
             by_seed=by_text(paired.by_seed),
+            images=images.beside(paired.mean, paired.by_seed, each_own, each_identity),
         ),
     )

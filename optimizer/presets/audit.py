@@ -225,7 +225,8 @@ def _of_a_dropped_one(
 
 def _plans(confirmation: Confirmation, config: StudyConfig) -> Iterator[Plan]:
     """Yield the plans by which a finalist may have been judged: two if the study was extended."""
-    for seeds in {config.confirm.seeds, confirmation.extended_from or config.confirm.seeds}:
+    most = config.confirm.seeds
+    for seeds in {most, min(most, confirmation.extended_from or most)}:
         yield Plan(seeds, config.confirm.batch, max(1, confirmation.finalists))
 
 
@@ -262,6 +263,8 @@ def _of_an_interval(name: str, stated: Comparison | None) -> Iterator[str]:
             f"{name} is {stated.mean:.6g}, {stated.low:.6g} to {stated.high:.6g}, and its seeds "
             f"say {found.mean:.6g}, {low:.6g} to {high:.6g}"
         )
+    if (over := stated.images) is not None and not _alike(over.low + over.high, 2 * stated.mean):
+        yield f"{name} has an interval over images that is not around its mean"
 
 
 def _difference(by_seed: Mapping[str, float]) -> Difference:
@@ -281,8 +284,7 @@ def _malformed(preset: Preset) -> Iterator[str]:
     if confirmed is not None:
         compared |= {"to_identity": confirmed.to_identity, "to_control": confirmed.to_control}
         compared |= {"to_uniform": confirmed.to_uniform, "compensated": confirmed.compensated}
-    if evidence.test is not None:
-        compared |= {"test.difference": evidence.test.difference}
+    compared["test.difference"] = None if evidence.test is None else evidence.test.difference
     for name, difference in compared.items():
         seeds = [] if difference is None else list(difference.by_seed)
         if difference is not None and (

@@ -9,6 +9,7 @@ import numpy as np
 
 from densitune import density
 from densitune.density import Density
+from optimizer.evidence.verdicts import OverImages
 from optimizer.show import words
 from optimizer.show.axes import (
     BOTTOM,
@@ -42,7 +43,9 @@ class Row:
     name: str
     by_seed: Mapping[str, float]
     interval: tuple[float, float] | None = None
-    """Of the mean, where one is stated."""
+    """Of the mean over seeds, where one is stated."""
+    images: OverImages | None = None
+    """That over seeds and images."""
 
     @property
     def mean(self) -> float:
@@ -85,7 +88,7 @@ def intervals(groups: Sequence[tuple[str, Sequence[Row]]], name: str) -> Element
     """Return paired differences by seed with their intervals: groups of rows, each with a title."""
     rows = [row for _, group in groups for row in group]
     height = TOP + ROW * (len(rows) + len(groups)) + BOTTOM
-    ends = [end for row in rows for end in (*row.by_seed.values(), *(row.interval or ()))]
+    ends = [end for row in rows for end in (*row.by_seed.values(), *_ends(row))]
     x = spanning(name, [0.0, *ends], NAMES, WIDTH - RIGHT)
     bottom = float(height - BOTTOM)
     parts = across(x, bottom, TOP)
@@ -147,6 +150,9 @@ def _row(row: Row, x: Axis, y: float) -> list[Element]:
         )
         for seed, value in row.by_seed.items()
     ]  # fmt: skip
+    if row.images is not None:
+        low, high = x.at(row.images.low), x.at(row.images.high)
+        parts.append(tag("line", class_="bar", x1=low, x2=high, y1=y, y2=y))
     if row.interval:
         low, high = (x.at(end) for end in row.interval)
         parts.append(tag("line", class_="interval", x1=low, x2=high, y1=y, y2=y))
@@ -154,6 +160,12 @@ def _row(row: Row, x: Axis, y: float) -> list[Element]:
         tag("circle", tag("title", _text(row)), class_="mean", cx=x.at(row.mean), cy=y, r=4.5)
     )
     return parts
+
+
+def _ends(row: Row) -> tuple[float, ...]:
+    """Return the ends of all intervals of a row."""
+    over = () if row.images is None else (row.images.low, row.images.high)
+    return (*(row.interval or ()), *over)
 
 
 def _text(row: Row) -> str:

@@ -26,10 +26,12 @@ UNCONFIRMED = (
 )
 ARMS = (
     "Every blue point is one seed, trained with both arms; the larger point is their mean, a bar "
-    "its 95 % interval. The scale control is a standard convolution whose initial weights are "
-    "multiplied by the RMS of phi, the uniform mask a weighted one whose mask has that RMS at "
-    "every tap. Controls are trained once identity is beaten. The compensated arm, on request, has "
-    "the density and starts at identity's scale; it informs and has no part in the verdict."
+    "its 95 % interval over seeds: where other seeds would put it on the same images. The thin "
+    "one is over seeds and images: other images of this kind as well. The scale control is a "
+    "standard convolution whose initial weights are multiplied by the RMS of phi, the uniform mask "
+    "a weighted one whose mask has that RMS at every tap. Controls are trained once identity is "
+    "beaten. The compensated arm, on request, has the density and starts at identity's scale; it "
+    "informs and has no part in the verdict."
 )
 
 
@@ -121,7 +123,8 @@ def _confirmation(snapshot: Snapshot) -> list[Element]:
     if tested is not None and tested.difference is not None:
         groups.append(("test split", [_row("winner minus identity", tested.difference)]))
     name = f"difference in {snapshot.config.metric}, {snapshot.config.unit}"
-    heads = ["of", "difference", f"mean, {snapshot.config.unit}", "95 % interval", "seeds"]
+    mean, over = f"mean, {snapshot.config.unit}", "95 % interval over seeds"
+    heads = ["of", "difference", mean, over, "over seeds and images", "seeds", "images"]
     lines = [_cells(title, row) for title, rows in groups for row in rows]
     return [
         tag("h2", "Confirmation on fresh seeds"),
@@ -129,14 +132,18 @@ def _confirmation(snapshot: Snapshot) -> list[Element]:
         tag(
             "details",
             tag("summary", "The same as a table"),
-            table(heads, lines, numbers=(2, 3, 4)),
+            table(heads, lines, numbers=(2, 3, 4, 5, 6)),
         ),
     ]
 
 
 def _cells(title: str, row: Row) -> list[str]:
     interval = "" if row.interval is None else words.interval(*row.interval)
-    return [title, row.name, words.signed(row.mean), interval, str(len(row.by_seed))]
+    over, count = "", ""
+    if row.images is not None:
+        over, count = words.interval(row.images.low, row.images.high), str(row.images.count)
+    mean, seeds = words.signed(row.mean), str(len(row.by_seed))
+    return [title, row.name, mean, interval, over, seeds, count]
 
 
 def _rows(finalist: FinalistVerdict) -> list[Row]:
@@ -159,7 +166,7 @@ def _rows(finalist: FinalistVerdict) -> list[Row]:
 
 
 def _row(name: str, difference: Comparison) -> Row:
-    return Row(name, difference.by_seed, (difference.low, difference.high))
+    return Row(name, difference.by_seed, (difference.low, difference.high), difference.images)
 
 
 def _density(snapshot: Snapshot) -> list[Element]:

@@ -127,10 +127,19 @@ def verdict_with_numbers(finalist: FinalistVerdict, unit: str) -> str:
 def _comparisons(compared: Mapping[str, Comparison | None], unit: str) -> list[str]:
     return [
         f"{signed(difference.mean)} {unit} to {name}, 95 % interval "
-        f"{interval(difference.low, difference.high)}, {len(difference.by_seed)} fresh seeds"
+        f"{interval(difference.low, difference.high)}{_over_images(difference)}, "
+        f"{len(difference.by_seed)} fresh seeds"
         for name, difference in compared.items()
         if difference is not None
     ]
+
+
+def _over_images(compared: Comparison) -> str:
+    """Return the interval over seeds and images after the one over seeds, where there is one."""
+    over = compared.images
+    if over is None:
+        return ""
+    return f" over seeds, {interval(over.low, over.high)} over seeds and {over.count} images"
 
 
 def about_test_split(snapshot: Snapshot) -> str | None:
@@ -143,8 +152,7 @@ def about_test_split(snapshot: Snapshot) -> str | None:
     if tested is None and holdout.due(config, snapshot.verdicts) is None:
         return "test split: not read, for no finalist could be judged"
     if tested is None:
-        counted = snapshot.decided.jobs
-        return f"test split: {counted['done']}/{counted['queued']} jobs done"
+        return "test split: measured and not read yet"
     difference = tested.difference
     if difference is None:
         return f"test split: {printable.line(tested.reason)}"
@@ -152,6 +160,6 @@ def about_test_split(snapshot: Snapshot) -> str | None:
         return f"test split: read before the study was extended, for trial {tested.trial}"
     return (
         f"test split: {signed(difference.mean)} {config.unit} "
-        f"{brackets(difference.low, difference.high)} to identity "
+        f"{brackets(difference.low, difference.high)}{_over_images(difference)} to identity "
         f"({tested.value:.3f} against {tested.identity:.3f}, {len(tested.seeds)} seeds)"
     )

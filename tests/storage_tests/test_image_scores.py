@@ -45,3 +45,26 @@ def test_they_take_few_bytes(given: list[float], least: int, most: int) -> None:
 def test_of_too_many_images_nothing_is_kept() -> None:
     assert image_scores.packed([1.0, 2.0, 3.0] * 8_193) is None
     assert image_scores.packed([0.0, 100.0] * 196_612) is None
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner),
+    max_leaves=5,
+)
+
+
+@given(scores, st.sampled_from(["count", "low", "high", "bits", "data"]), anything)
+def test_what_is_no_scores_of_images_is_told_apart(
+    given: list[float], key: str, written: object
+) -> None:
+    """Whatever a worker's role writes there, it is finite scores or a ValueError."""
+    stored = image_scores.packed(given)
+    assert stored is not None
+    for forged in ({**stored, key: written}, written):
+        try:
+            found = image_scores.unpacked(forged)  # type: ignore[arg-type]
+        except ValueError:
+            continue
+        assert found
+        assert all(abs(score) <= image_scores.MOST for score in found)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -13,7 +14,7 @@ from support.queued import EXPIRE, expire_leases, lose_often, unruled
 from storage import inspection, jobs, ledger, roster, studies, trials
 from storage.failures import MAX_LOSSES
 from storage.jobs import ClaimedJob
-from storage.ledger import Entry
+from storage.ledger import Entry, LedgerRow
 
 
 def claim(
@@ -238,3 +239,44 @@ def test_the_rate_counts_jobs_finished_within_the_window(
         )
         found = ledger.jobs_per_hour(connection, study.id, "search")
     assert found == pytest.approx(2 * 3600 / ledger.RECENT_SECONDS)
+
+
+def test_the_test_split_s_values_are_read_once_the_study_has_its_verdicts_and_images_apart(
+    database: Engine, study: studies.Study
+) -> None:
+    with database.begin() as connection:
+        trials.add(
+            connection, study.id, "confirm", number=0, role="identity", label="identity",
+            densities={3: [1.0]}, seeds=[5, 6], budget=4,
+        )  # fmt: skip
+    worker = roster.register(database, study.id, "host", 1, "cpu", {})
+    extra = {"ssim": 0.5, "images": {"of": "validation"}}
+    sealed = {"value": 20.0, "test": "print", "images": {"of": "test"}}
+    for job in jobs.claim(database, study.id, worker, 2, 60):
+        found = replace(at(job, 4), extra={**extra, "sealed": sealed} if job.seed == 5 else extra)
+        ledger.record(database, worker, [found], finished=[job.id])
+
+    def read() -> tuple[list[LedgerRow], list[LedgerRow], list[LedgerRow]]:
+        with database.connect() as connection:
+            return (
+                ledger.read(connection, study.id, "confirm"),
+                ledger.with_images(connection, study.id, [0, 7]),
+                ledger.unsealed(connection, study.id, [0, 7]),
+            )
+
+    plain, images, unsealed = read()
+    assert [row.extra for row in plain] == [{"ssim": 0.5}] * 2
+    assert [row.extra for row in images] == [extra] * 2
+    assert unsealed == []
+    with database.begin() as connection:
+        studies.enter(connection, study.id, "decided")
+    assert read() == (plain, images, [])
+    with database.begin() as connection:
+        studies.decide(connection, study.id, [])
+    assert read()[:2] == (plain, images)
+    [row] = read()[2]
+    assert (row.trial, row.seed, row.rung, row.value) == (0, 5, 4, 20.0)
+    assert row.extra == sealed
+    with database.begin() as connection:
+        studies.enter(connection, study.id, "confirm")  # as an extension does
+    assert read() == (plain, images, [])

@@ -1,5 +1,6 @@
 """Studies that are trained by arithmetic: what a worker would measure is a formula."""
 
+import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.phases.proposer import Proposer
 from optimizer.snapshot import Snapshot
-from storage import jobs, ledger, roster, studies
+from storage import image_scores, jobs, ledger, roster, studies
 from storage.jobs import ClaimedJob
 from storage.ledger import Entry
 from storage.states import Phase
@@ -96,24 +97,43 @@ def go_on(
 
 
 def train(engine: Engine, worker: int, job: ClaimedJob, measure: Measure) -> None:
-    """Do what a worker does with a job, but measure at its end only."""
-    arm = Arm.of(job.densities, job.arm)
-    job = replace(job, arm=arm.stored())  # an earlier version stored less of it
+    """Do what a worker does with a job, but measure at its end only.
+
+    On both splits, `measure` is asked twice; OSError of the second leaves it out.
+    """
+    arm = Arm.of(job.densities, job.arm)  # an earlier version stored less of it
+    first = replace(arm, split="validation") if arm.split == "both" else arm
     try:
-        measured = measure(job)
+        value, extra = _measured(job, first, measure)
     except ArithmeticError as error:
-        if not arm.floored:
-            jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
-            return
-        measured = FLOOR, {"diverged": True}
+        jobs.fail(engine, job.claim, f"diverged: {error}", "diverged")
+        return
     except OSError as error:
         jobs.fail(engine, job.claim, str(error), "data")
         return
+    if arm.split == "both":
+        with contextlib.suppress(OSError):
+            tested, beside = _measured(job, replace(arm, split="test"), measure)
+            extra["sealed"] = {"value": tested, **beside}
+    found = Entry(job_id=job.id, rung=job.budget, value=value, extra=extra, seconds=1.0)
+    ledger.record(engine, worker, [found], finished=[job.id])
+
+
+def _measured(job: ClaimedJob, arm: Arm, measure: Measure) -> tuple[float, dict[str, Any]]:
+    """Return the metric of one split and what is told beside it; of four images, if asked."""
+    try:
+        measured = measure(replace(job, arm=arm.stored()))
+    except ArithmeticError:
+        if not arm.floored:
+            raise
+        measured = FLOOR, {"diverged": True}
     value, extra = measured if isinstance(measured, tuple) else (measured, {})
     if arm.split == "test":
         extra = {"test": "print", **extra}
-    found = Entry(job_id=job.id, rung=job.budget, value=value, extra=extra, seconds=1.0)
-    ledger.record(engine, worker, [found], finished=[job.id])
+    if arm.per_image:
+        packed = image_scores.packed([value + offset for offset in (-3.0, -1.0, 1.0, 3.0)])
+        extra = {"images": packed, **extra}
+    return value, {**extra}
 
 
 def noise(job: ClaimedJob, spread: float) -> float:

@@ -163,3 +163,58 @@ def test_sql_stands_in_storage_only(path: Path) -> None:
 )
 def test_planted_sql_is_found(planted: str, found: set[str]) -> None:
     assert sql_of(planted) == found
+
+
+def unsealing(path: Path, source: str) -> set[str]:
+    """Functions of a module that read what the test split said, or call what does.
+
+    It stands beside other measurements, so that a query has to leave it out by name.
+    """
+    found = set()
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        about = ast.get_docstring(function, clean=False)
+        for node in ast.walk(function):
+            match node:
+                case ast.Constant(value=str(told)) if path.parts[0] == "storage" and told != about:
+                    everything = re.search(r"measurements\.\*|SELECT \*", told)
+                    asked = re.search(r"\bextra\b.", told) and "- 'sealed'" not in told
+                    if asked or everything:
+                        found.add(f"{path}: {function.name}")
+                case ast.Attribute(value=ast.Name(id="tables"), attr="measurements"):
+                    found.add(f"{path}: {function.name}")
+                case ast.Attribute(attr="unsealed"):
+                    found.add(f"{path}: {function.name}")
+    return found
+
+
+def test_the_test_split_is_unsealed_by_one_function_for_one_purpose() -> None:
+    """That it gives nothing before the verdict is tested beside it."""
+    found = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("*.py"):
+            if "migrations" not in path.parts:
+                here = path.relative_to(ROOT)
+                found |= unsealing(here, path.read_text(encoding="utf-8"))
+    assert found == {
+        "storage/ledger.py: record",  # writes
+        "storage/ledger.py: unsealed",
+        "optimizer/phases/desk.py: unsealed",
+        "optimizer/phases/holdout.py: _unsealed",
+    }
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "text('SELECT extra FROM densitune.measurements')",
+        "text(\"SELECT value, extra -> 'sealed' AS said FROM densitune.measurements\")",
+        "text('SELECT measurements.* FROM densitune.measurements AS measurements')",
+        "select(tables.measurements)",
+        "ledger.unsealed(connection, 1, [0])",
+    ],
+)
+def test_planted_unsealing_is_found(planted: str) -> None:
+    path = Path("storage/inspection.py")
+    assert unsealing(path, f"def peep():\n    return {planted}") == {f"{path}: peep"}

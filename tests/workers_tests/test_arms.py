@@ -176,17 +176,23 @@ def test_what_a_confirmation_asks_for_beside_the_metric_reaches_the_ledger(
     ]  # fmt: skip
     bank, task = preparation.bank(data, cache), bench.bench.task
     assert bank.test is not None
-    for row in rows:
-        assert ("sealed" in row.extra) == ("images" in row.extra) == (row.rung == 2)
+    with database.connect() as connection:  # past the seal
+        stored = connection.scalars(
+            text("SELECT extra FROM densitune.measurements JOIN densitune.jobs ON jobs.id = job_id "
+                 "ORDER BY trial, seed, rung")
+        ).all()  # fmt: skip
+    for row, extra in zip(rows, stored, strict=True):
+        assert ("sealed" in extra) == ("images" in extra) == (row.rung == 2)
         assert row.extra.get("diverged", False) == (row.trial == 1)
-    for row in (rows[1], rows[4]):
-        sealed = row.extra["sealed"]
+        assert not {"sealed", "images"} & row.extra.keys()
+    for number in (1, 4):
+        sealed = stored[number]["sealed"]
         assert sealed["test"] == bank.test().fingerprint
-        for value, told in ((row.value, row.extra), (sealed["value"], sealed)):
+        for value, told in ((rows[number].value, stored[number]), (sealed["value"], sealed)):
             each = image_scores.unpacked(told["images"])
             assert np.mean(each) == pytest.approx(value, abs=1e-3)
     assert rows[4].value == rows[5].value == task.floor()
-    assert rows[4].extra["sealed"]["value"] == task.test()(task.untrained()).value
+    assert stored[4]["sealed"]["value"] == task.test()(task.untrained()).value
 
 
 def test_a_study_whose_data_have_no_test_split_fails_the_job_and_says_so(

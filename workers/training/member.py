@@ -7,9 +7,12 @@ from typing import Any
 
 import torch
 
+from optimizer.errors import UsageError
 from workers.networks import proxies
 from workers.training.recipe import Ending, Job, Measurement, steps_per_epoch
+from workers.training.scores import Judge
 from workers.training.slots import Slots
+from workers.training.tasks import Task
 
 State = dict[str, Any]
 """All that the rest of a training depends on: tensors, and dictionaries of plain values."""
@@ -31,7 +34,7 @@ class Member:
         # Before anything is trained: if it cannot be read, no job waits.
         split, task = job.arm.split, slots.task
         self._judge = task.test() if split == "test" else task.evaluate
-        self._judge_sealed = task.test() if split == "both" else None
+        self._judge_sealed = _beside(task) if split == "both" else None
         self._slot = slots.take(job)
 
     @property
@@ -114,3 +117,11 @@ class Member:
         if score < self._job.bars.get(epoch, -math.inf):
             return "cut"
         return "done" if epoch == self._job.budget else None
+
+
+def _beside(task: Task) -> Judge | None:
+    """Return what judges on the test split, None without one: no verdict waits for that."""
+    try:
+        return task.test()
+    except UsageError:
+        return None

@@ -6,12 +6,13 @@ calibrated with half of the confirmation's budget, and trained controls from the
 
 import json
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 from rich.console import Console
 from sqlalchemy import Engine, text
-from support.simulated import create, go_on, noise, run, small
+from support.simulated import TESTED, create, go_on, noise, run, small
 
 from optimizer import snapshot
 from optimizer.cli import session
@@ -19,6 +20,7 @@ from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import advice, cautions, finalists
+from optimizer.phases import holdout
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import audit, exports
 from optimizer.presets.document import Preset, sealed
@@ -221,4 +223,73 @@ def test_a_decided_study_is_extended_only_if_more_seeds_are_written(database: En
     studies.go_on(database, study_id, None, force=False)
     now = go_on(database, study_id, more, weakly)
     assert (now.study.state, now.config.confirm.seeds) == ("finished", 12)
+    shown(now)
+
+
+def confirmed_before(engine: Engine, given: StudyConfig) -> int:
+    """A study with a test split whose confirmation an earlier version began."""
+    study_id = stopped_before(engine, given)
+    begin_confirmation(engine, study_id, given)
+    studies.go_on(engine, study_id, None, force=False)
+    return study_id
+
+
+def test_a_confirmation_that_did_not_measure_on_the_test_split_ends_with_that_reason(
+    database: Engine,
+) -> None:
+    given = small(**TESTED)
+    now = go_on(database, confirmed_before(database, given), given, helps)
+    assert (now.study.state, now.verdict) == ("finished", "better")
+    assert now.decided.trials == []
+    assert now.holdout is not None
+    assert (now.holdout.reason, now.holdout.difference) == (holdout.EARLIER, None)
+    assert words.about_test_split(now) == f"test split: {holdout.EARLIER}"
+    assert now.winner is not None
+    assert now.winner.to_identity is not None
+    assert now.winner.to_identity.images is None
+    assert holdout.EARLIER in " ".join(shown(now).split())
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_was_queued_for_the_test_split_is_trained_and_read(
+    database: Engine, broken: bool
+) -> None:
+    """An earlier version trained both again, with the first batch of seeds; here it stopped."""
+    given = small(**TESTED)
+    study_id = confirmed_before(database, given)
+    studies.go_on(database, study_id, "confirm", force=False)
+    now = go_on(database, study_id, given, helps)
+    assert (now.study.phase, now.winner is not None) == ("decided", True)
+    chosen = [now.confirm.trials[0]] + [
+        arm for arm in now.confirm.trials
+        if (arm.role, arm.origin) == ("finalist", now.winner and now.winner.trial)
+    ]  # fmt: skip
+    with database.begin() as connection:
+        for number, arm in enumerate(chosen):
+            trials.add(
+                connection, study_id, "decided", number=number, role=arm.role, label=arm.label,
+                densities=arm.densities, seeds=given.fresh_seeds[: given.confirm.batch],
+                budget=given.confirm_budget, arm={**arm.arm, "split": "test"}, origin=arm.origin,
+            )  # fmt: skip
+    studies.go_on(database, study_id, None, force=False)
+
+    def measure(job: ClaimedJob) -> float:
+        if broken and job.trial == 1:
+            raise ArithmeticError("loss nan")
+        return helps(job)
+
+    now = go_on(database, study_id, given, measure)
+    found = now.holdout
+    assert found is not None
+    assert now.study.state == "finished"
+    assert now.decided.jobs["done"] == (8 if broken else 16)
+    if broken:
+        reason = "could not be measured with every seed: training diverged"
+        assert found.reason == f"{chosen[1].label} {reason}"
+        return
+    assert found.difference is not None
+    assert found.seeds == [*given.fresh_seeds[: given.confirm.batch]]
+    assert found.value == pytest.approx(
+        fmean(row.value for row in now.decided.rows if row.trial == 1)
+    )
     shown(now)

@@ -180,6 +180,10 @@ FORGERIES: dict[str, tuple[Any, str]] = {
     ),
     "mean": (lambda c: confirmation(c)["to_identity"].update(mean=9.0), "to_identity is 9"),
     "interval": (lambda c: confirmation(c)["to_control"].update(low=1.5), "to_control is"),
+    "images": (
+        lambda c: c["evidence"]["test"]["difference"]["images"].update(low=0.3),
+        "test.difference has an interval over images that is not around its mean",
+    ),
     "uniform": (lambda c: confirmation(c)["to_uniform"].update(high=0.1), "to_uniform is"),
     "no uniform": (lambda c: confirmation(c).update(to_uniform=None), "say: undecided"),
     "advice": (lambda c: c["evidence"].update(advice="Use it."), "advice is not what follows"),

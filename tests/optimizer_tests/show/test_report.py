@@ -339,6 +339,23 @@ def test_the_test_split_is_told_and_drawn() -> None:
     assert sum(title.startswith("winner minus identity, seed") for title in drawn) == 2
 
 
+def test_intervals_over_seeds_and_images_stand_beside_those_over_seeds() -> None:
+    over = {"count": 80, "low": -1.25, "high": 1.75}
+    plain, wide = finalist(6, "better"), finalist(6, "better")
+    wide["to_identity"] = {**wide["to_identity"], "images": over}
+    tested = on_the_test_split(difference={**compared(0.25, seeds=2), "images": over})
+    text = report.render(decided(wide, holdout=tested))
+    words = Reader(text).words
+    assert "over seeds, -1.250 to +1.750 over seeds and 80 images, " in words
+    assert "[+0.050, +0.450] over seeds, -1.250 to +1.750 over seeds and 80 images to id" in words
+    assert words.count("-1.250 to +1.750 ") >= 4  # two sentences, two rows of the table
+    (figure,) = titled(text, "seed by seed")
+    bars = [line for line in figure.iter("line") if line.get("class") == "bar"]
+    assert len(bars) == 2
+    (without,) = titled(report.render(decided(plain)), "seed by seed")
+    assert not [line for line in without.iter("line") if line.get("class") == "bar"]
+
+
 def test_a_test_split_that_was_not_read_is_told() -> None:
     failed = on_the_test_split(
         difference=None, value=None, identity=None, seeds=[], reason="no memory left"

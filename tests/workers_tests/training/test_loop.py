@@ -842,6 +842,14 @@ def test_both_splits_are_measured_at_the_end_and_training_does_not_notice(family
     assert (last.sealed.value, last.sealed.extra) == (alone.score.value, alone.score.extra)
 
 
+def test_without_a_test_split_a_job_that_asks_for_both_is_measured_on_one() -> None:
+    """No verdict waits for it: `storage.ledger` has the reason by what is missing."""
+    [(_, measurement)] = run(
+        task_of("dncnn"), recipe("dncnn", rungs=()), [Job(replace(IDENTITY, split="both"), 0, 1)]
+    ).rungs
+    assert (measurement.ending, measurement.sealed) == ("done", None)
+
+
 def test_a_job_that_is_cut_does_not_look_at_the_test_split() -> None:
     job = Job(replace(IDENTITY, split="both", per_image=True), 0, 2, bars={2: math.inf})
     found = run(task_with_test("vgg"), recipe("vgg", rungs=()), [job])

@@ -76,6 +76,14 @@ def is_passing(error: BaseException | None) -> bool:
     return False
 
 
+def source(error: BaseException) -> DBAPIError | None:
+    """Return the driver's error that caused this one, if there is one: Optuna wraps it."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DBAPIError):
+        cause = cause.__cause__
+    return cause
+
+
 def is_of_the_database(error: BaseException) -> bool:
     """Tell whether an error would meet any other statement too, until somebody mends the server."""
     code = getattr(error.orig, "pgcode", None) if isinstance(error, DBAPIError) else None
@@ -115,7 +123,8 @@ def persist(
             seconds = next(pauses)
             if not is_passing(error) or clock() + seconds > deadline:
                 raise
-            log.warning("storage is away, trying again in %.0f s: %s", seconds, first_line(error))
+            said = first_line(source(error) or error)
+            log.warning("storage is away, trying again in %.0f s: %s", seconds, said)
             if pause(seconds):
                 raise
 
@@ -137,7 +146,8 @@ def patiently(
         if not is_passing(error):
             raise
         raise StorageUnreachableError(
-            f"PostgreSQL was away for {limit_seconds:.0f} s: {first_line(error)}; {advice}"
+            f"PostgreSQL was away for {limit_seconds:.0f} s: {first_line(source(error) or error)}; "
+            f"{advice}"
         ) from error
 
 

@@ -14,14 +14,12 @@ from importlib.metadata import version
 from typing import Annotated
 
 import typer
-from sqlalchemy.exc import DBAPIError
 
 from optimizer.cli import look, train
 from optimizer.errors import OptimizerError, UsageError
 from optimizer.show import printing
-from storage import printable
+from storage import printable, retry
 from storage.errors import StorageError
-from storage.retry import first_line
 
 app = typer.Typer(
     help="Tune the density function of weighted convolutions.",
@@ -82,12 +80,15 @@ def _run() -> None:
                 sys.stdout.flush()  # now, so that a full disk is told in one line
     except (OptimizerError, StorageError) as error:
         code, message = error.exit_code, str(error)
-    except DBAPIError as error:
-        code, message = StorageError.exit_code, f"PostgreSQL: {first_line(error.orig)}"
     except OSError as error:
         code, message = UsageError.exit_code, _unwritten(error)
     except KeyboardInterrupt:
         code, message = 130, "interrupted"
+    except Exception as error:
+        cause = retry.source(error)  # Optuna wraps it
+        if cause is None:
+            raise
+        code, message = StorageError.exit_code, f"PostgreSQL: {retry.first_line(cause.orig)}"
     finally:
         # What is left is short and must not be cut: the embedded server is released at exit.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -177,14 +177,14 @@ def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, sh
                 _check_workers(fleet, shown)
         return now
 
-    while (now := _patiently(turn, study)).state == "running":
+    while (now := patiently(turn, study)).state == "running":
         time.sleep(STEP_SECONDS)
     if now.failure:
         raise StudyFailedError(f"study {study.name} has stopped: {now.failure}")
 
 
-def _patiently(attempt: Callable[[], Result], study: Study) -> Result:
-    """Return an attempt's result, trying again while the storage is away.
+def patiently(attempt: Callable[[], Result], study: Study) -> Result:
+    """Return an attempt's result for a study that is under way, trying again without the storage.
 
     Every step of the proposer begins with what is stored, so it may be repeated.
     StorageUnreachableError after retry.OUTAGE_SECONDS.

@@ -205,7 +205,7 @@ def _run(
     if study.state != "finished" and not studies.is_over(study, until):
         devices.check_precision(snapshot.precision(study), fleet.devices)
         session.run(engine, study, config, fleet, console, until=until, force=force)
-    now = snapshot.of(engine, study.name)
+    now = session.patiently(lambda: snapshot.of(engine, study.name), study)
     if now.results:
         console.print(printing.text(now.advice), terminal.final_table(now), sep="\n")
     if now.study.state != "finished":

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError
 from support.checkout import ROOT
 
@@ -72,6 +73,7 @@ def test_a_class_that_is_not_drawn_is_noticed() -> None:
         gc.collect()
 
 
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -81,10 +83,19 @@ def test_a_class_that_is_not_drawn_is_noticed() -> None:
     ],
 )
 def test_what_the_driver_says_is_one_line_also_when_it_says_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], said: str, told: str
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    said: str,
+    told: str,
+    wrapped: bool,
 ) -> None:
+    """Optuna wraps it, in an error that blames what was to be stored."""
+
     def fail() -> None:
-        raise OperationalError("SELECT 1", {}, psycopg2.OperationalError(said))
+        error = OperationalError("SELECT 1", {}, psycopg2.OperationalError(said))
+        if wrapped:
+            raise StorageInternalError("invalid data") from error
+        raise error
 
     monkeypatch.setattr(main, "app", fail)
     with pytest.raises(SystemExit) as end:

@@ -177,6 +177,17 @@ def test_who_waits_patiently_learns_what_to_do_when_the_storage_stays_away() -> 
     assert str(found.value) == f"PostgreSQL was away for 60 s: {reason}; start again"
 
 
+def test_what_the_driver_says_is_told_and_not_what_wraps_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    wrapped = StorageInternalError("invalid data")
+    wrapped.__cause__ = AWAY
+    assert retry.persist(failing(1, wrapped), 60, pause=lambda _: False) == "there"
+    with pytest.raises(StorageUnreachableError) as found:
+        retry.patiently(failing(9, wrapped), 60, "start again", pause=lambda _: True)
+    assert "invalid data" not in f"{caplog.text} {found.value}"
+
+
 @pytest.mark.parametrize(
     ("error", "line"), [(ValueError("a\nb"), "a"), (ValueError(), "ValueError")]
 )

@@ -33,17 +33,19 @@ def grid(family: Family, batch_size: int) -> list[float]:
     return [_rounded(middle * 10**decades) for decades in DECADES]
 
 
-def beyond(
-    family: Family, batch_size: int, tried: Collection[float], scores: Mapping[float, float]
-) -> float | None:
-    """Return the rate by which the grid grows: a step beyond the end where the best score lies.
+def around(middle: float) -> list[float]:
+    """Return the rates that an arm is tried at around that of its study, rising, rounded."""
+    return [_rounded(middle * 10 ** (steps * STEP)) for steps in (-1, 0, 1)]
 
-    tried: all rates so far; scores: of those that could be trained, by rate. None if the best is
-    within what was tried, or at the end of REACH.
+
+def beyond(middle: float, tried: Collection[float], scores: Mapping[float, float]) -> float | None:
+    """Return the rate by which a grid grows: a step beyond the end where the best score lies.
+
+    middle: of the grid, which it began around. tried: all rates so far; scores: of those that could
+    be trained, by rate. None if the best is within what was tried, or at the end of REACH.
     """
     at = max(sorted(scores), key=lambda rate: scores[rate])
     direction = (at == max(tried)) - (at == min(tried))
-    middle = usual(family, batch_size)
     decades = round(math.log10(at / middle) / STEP) * STEP + direction * STEP
     return _rounded(middle * 10**decades) if direction and abs(decades) <= REACH else None
 

@@ -12,8 +12,17 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import advice, baseline, cautions, differences, verdicts
 from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Control, FinalistVerdict, Holdout, PresetVerdict
-from optimizer.phases import calibration, comparisons, extension, learned, remaining
+from optimizer.phases import (
+    calibration,
+    checks,
+    comparisons,
+    extension,
+    learned,
+    own_rates,
+    remaining,
+)  # fmt: skip
 from storage import failures, ledger, roster, studies, trials
 from storage.failures import FailureCount
 from storage.ledger import LedgerRow
@@ -53,6 +62,7 @@ class Snapshot:
     jobs_per_hour: float
     calibrate: PhaseRows = field(default_factory=PhaseRows)
     confirm: PhaseRows = field(default_factory=PhaseRows)
+    check: PhaseRows = field(default_factory=PhaseRows)
     decided: PhaseRows = field(default_factory=PhaseRows)
     failures: list[FailureCount] = field(default_factory=list)
 
@@ -63,6 +73,7 @@ class Snapshot:
             "calibrate": self.calibrate,
             "search": PhaseRows(self.trials, self.rows),
             "confirm": self.confirm,
+            "check": self.check,
             "decided": self.decided,
         }
 
@@ -102,7 +113,16 @@ class Snapshot:
         config, decided = self.config, self.study.verdicts is not None
         if self.results and not self.healthy:
             return advice.UNHEALTHY
-        return advice.of_study(self.winner, config, self.controls, decided=decided)
+        told = self.own_rates
+        return advice.of_study(self.winner, config, self.controls, decided=decided, rates=told)
+
+    @property
+    def own_rates(self) -> RateCheck | None:
+        """Return what the rate check says of the winner; None if there was none or it goes on."""
+        winner, trained = self.winner, self.check
+        if winner is None:
+            return None
+        return own_rates.found(self.config, winner, trained.trials, trained.rows)
 
     @property
     def complaint(self) -> str | None:
@@ -195,7 +215,10 @@ class Snapshot:
         if self.study.state != "running" or not self.jobs_per_hour:
             return None
         phase = self.study.phase
-        left = remaining.jobs(phase, self.config, self.phases[phase].trials)
+        trained, winner = self.phases[phase].trials, self.winner
+        left = remaining.jobs(phase, self.config, trained)
+        if phase == "check" and winner is not None:
+            left = checks.left(self.study, self.config, winner, trained)
         return 3600 * left / self.jobs_per_hour
 
 
@@ -239,6 +262,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id, study.phase),
             calibrate=_phase(connection, study, "calibrate"),
             confirm=_phase(connection, study, "confirm"),
+            check=_phase(connection, study, "check"),
             decided=_phase(connection, study, "decided"),
             failures=failures.counts(connection, study.id),
         )

@@ -6,9 +6,9 @@ come with a policy each, stand in `storage.failures`.
 
 from typing import Literal
 
-Phase = Literal["calibrate", "search", "confirm", "decided"]
-"""What a study is at, each with trials and jobs of its own; the last has none, but in studies of
-earlier versions."""
+Phase = Literal["calibrate", "search", "confirm", "check", "decided"]
+"""What a study is at, each with trials and jobs of its own, in this order; without checks of its
+winner it goes from `confirm` to `decided`, which has none, but in studies of earlier versions."""
 StudyState = Literal["running", "stopped", "finished"]
 TrialState = Literal["running", "complete", "pruned", "failed"]
 JobState = Literal["waiting", "running", "done", "cut", "failed"]
@@ -22,5 +22,7 @@ Role = Literal[
     "control",
     "uniform",
     "compensated",
+    "init_only",
+    "steps_only",
 ]
 """What a trial is for: the first three are the search's, `rate` is calibration's."""

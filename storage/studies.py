@@ -205,10 +205,12 @@ def calibrated(connection: Connection, study_id: int, lr: float) -> None:
     _set(connection, study_id, lr=lr)
 
 
-def decide(connection: Connection, study_id: int, verdicts: Sequence[Mapping[str, Any]]) -> None:
-    """Store the verdicts on a study's finalists, which do not change any more."""
+def decide(
+    connection: Connection, study_id: int, verdicts: Sequence[Mapping[str, Any]], phase: Phase
+) -> None:
+    """Store the verdicts on a study's finalists, which do not change any more; enter a phase."""
     _set(connection, study_id, verdicts=[dict(verdict) for verdict in verdicts])
-    enter(connection, study_id, "decided")
+    enter(connection, study_id, phase)
 
 
 def finish(connection: Connection, study_id: int, holdout: Mapping[str, Any] | None = None) -> None:

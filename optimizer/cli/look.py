@@ -70,7 +70,7 @@ def status(
 
 
 def _status(now: Snapshot) -> RenderableType:
-    if now.study.phase != "decided":
+    if now.study.verdicts is None:
         return terminal.status(now)
     return Group(terminal.status(now), arms_table(now))
 

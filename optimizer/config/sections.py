@@ -135,6 +135,9 @@ class Confirm(Section):
     compensated: bool = False
     """Whether a finalist that is above identity is also trained from identity's initial scale; it
     informs and has no part in the verdict."""
+    rates: Literal["auto", "always", "never"] = "auto"
+    """Whether identity, the winner and its strongest control are trained once more, each at the
+    best of rates of its own; auto does so after a `better`. The verdict does not depend on it."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:

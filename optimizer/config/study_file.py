@@ -22,7 +22,10 @@ from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data
 from optimizer.errors import UsageError
 
 FRESH = 1_000_000_000
-"""The first seed of confirmations: above all that a search can take, 1000 * search.seed and on."""
+"""The first seed of confirmations: above all that a search can take, 1000 * search.seed and on.
+Those of the rate check come after two and three times as many."""
+RATE_SEEDS = 3
+"""With how many seeds the rate check tries each rate of an arm (docs/evidence.md)."""
 SECTIONS: dict[str, type[Section]] = {
     "proxy": ProxyShape,
     "density": Box,
@@ -148,6 +151,17 @@ class StudyConfig(Section):
         """Return the seeds of the confirmation, which no search has seen."""
         first = FRESH + 1000 * self.search.seed
         return tuple(range(first, first + self.confirm.seeds))
+
+    @property
+    def rate_seeds(self) -> tuple[int, ...]:
+        """Return the seeds by which the rate check chooses a rate for each arm."""
+        first = 2 * FRESH + 1000 * self.search.seed
+        return tuple(range(first, first + RATE_SEEDS))
+
+    def own_rate_seeds(self, count: int) -> tuple[int, ...]:
+        """Return so many seeds, 1000 at most, with which it compares arms at their own rates."""
+        first = 3 * FRESH + 1000 * self.search.seed
+        return tuple(range(first, first + count))
 
     @property
     def confirm_budget(self) -> int:

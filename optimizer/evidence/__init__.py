@@ -7,6 +7,7 @@ sequential_test  what fresh seeds say about a finalist: a paired, sequential tes
 race             which finalists get more seeds
 images           how sure a difference is for other images
 verdicts         what a confirmation found out, as it is stored and exported
+own_rates        whether differences hold with each arm at a rate of its own
 advice           what to do about a verdict
 baseline         whether identity is a healthy baseline
 cautions         signs that differences mean little

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from densitune import density
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import cautions, differences
+from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import (
     Comparison,
     Control,
@@ -36,22 +37,29 @@ def line(
     config: StudyConfig,
     found: Found | None,
     wanted: Collection[Control],
+    rates: RateCheck | None = None,
 ) -> str:
     """Return what to do where a density has this verdict, from a confirmation that found this.
 
-    wanted: the controls that `better` asks for. A control is recommended only if it is itself shown
-    to help. What the study's `init` and the optimiser of its family make of a density decides how
-    to say it.
+    wanted: the controls that `better` asks for. rates: what its rate check found, if there was one.
+    A control is recommended only if it is itself shown to help. What the study's `init` and the
+    optimiser of its family make of a density decides how to say it.
     """
     match verdict:
         case "better":
             if found is not None and cautions.left_open(verdict, found, wanted) is not None:
                 return EARLIER
+            if rates is not None and rates.holds is False:
+                return _at_its_rate(densities, config, rates)
             given = "; ".join(
                 f"den={[float(f'{x:.4g}') for x in den]}" for den in densities.values()
             )
             start = f"; {COMPENSATED} starts as the study did" * (config.init == "compensated")
-            return f"Use it, with the learning rate of the standard convolution: {given}{start}."
+            at = "with the learning rate of the standard convolution"
+            if rates is not None and rates.holds:
+                own = rates.rates["finalist"]
+                at = f"at the learning rate {own:g}, its own best in the study"
+            return f"Use it, {at}: {given}{start}."
         case "scale_only":
             if not _helps(found, "control"):
                 return f"Use the plain convolution: {NOT_SETTLED['control']}."
@@ -74,11 +82,30 @@ def of_study(
     wanted: Collection[Control],
     *,
     decided: bool,
+    rates: RateCheck | None = None,
 ) -> str:
-    """Return what to do after a study, by the verdict on its winner."""
+    """Return what to do after a study, by the verdict on its winner and its rate check."""
     if winner is None:
         return PLAIN if decided else UNTESTED
-    return line(winner.verdict, winner.by_kernel_size(), config, winner, wanted)
+    return line(winner.verdict, winner.by_kernel_size(), config, winner, wanted, rates)
+
+
+def _at_its_rate(
+    densities: Mapping[int, Sequence[float]], config: StudyConfig, rates: RateCheck
+) -> str:
+    """Return what to do where a `better` is not shown to hold at each arm's own rate.
+
+    The control only if it is shown to help there, by the 95 % interval of its difference.
+    """
+    why = "what the density gains is not shown to hold at each arm's own rate"
+    own, beside = rates.to_identity, rates.to_control
+    gone = rates.diverged.keys() & {"identity", rates.control}
+    if rates.control is None or own is None or beside is None or gone or not _above(own, beside):
+        return f"Use the plain convolution at the rate {rates.rates['identity']:g}: {why}."
+    how = f"{_scaled(densities)}; {why}"
+    if rates.control == "uniform":
+        how = _stepped(densities, config)
+    return f"Use the plain convolution at the rate {rates.rates[rates.control]:g}; {how}."
 
 
 def _helps(found: Found | None, name: Control) -> bool:
@@ -92,7 +119,15 @@ def _helps(found: Found | None, name: Control) -> bool:
     beside: Comparison | None = found.to_control if name == "control" else found.to_uniform
     if beside is None or found.failures.keys() & {"identity", name}:
         return False
-    own = {int(seed): difference for seed, difference in found.to_identity.by_seed.items()}
+    return _above(found.to_identity, beside)
+
+
+def _above(to_identity: Comparison, beside: Comparison) -> bool:
+    """Tell whether the 95 % interval of a control minus identity is above zero.
+
+    Both are differences of the same finalist: to identity, and to the control.
+    """
+    own = {int(seed): difference for seed, difference in to_identity.by_seed.items()}
     to_it = {int(seed): difference for seed, difference in beside.by_seed.items()}
     if not own.keys() & to_it.keys():
         return False

@@ -16,7 +16,7 @@ PresetVerdict = Literal[Verdict, "unconfirmed"]
 """What a preset says: of a density that no fresh seeds were spent on as well."""
 
 MEANING: dict[PresetVerdict, str] = {
-    "better": "better than identity and than its controls",
+    "better": "better than identity and than its controls, at identity's rate",
     "scale_only": "NOT a reason for a density: not shown to beat its scale control",
     "step_only": "NOT a reason for a density: not shown to beat its uniform mask",
     "no_evidence": "NOT shown to help",

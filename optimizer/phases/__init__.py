@@ -6,6 +6,8 @@ calibration    phase 1: the learning rate, by identity at a grid of rates
 search         phase 2: densities that Optuna proposes, told in step with the ledger
 confirmation   phase 3: finalists with fresh seeds, beside identity and controls
 comparisons    a finalist of the confirmation beside its arms
+checks         phase 4, after the verdict: what a study asks about its winner beside it
+own_rates      the rate check: each arm at the best of rates of its own
 holdout        after the verdict: what the test split said of identity and the winner
 learned        the density that a trainable arm learns by gradient: one more finalist
 remaining      how much of a phase is left

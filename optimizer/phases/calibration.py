@@ -31,7 +31,8 @@ def step(desk: Desk) -> bool:
     rows = desk.measured("calibrate")
     by_rate = scores(trials, rows)
     tried = [lr for trial in trials if (lr := rate(trial)) is not None]
-    further = learning_rates.beyond(family, batch_size, tried, by_rate) if by_rate else None
+    middle = learning_rates.usual(family, batch_size)
+    further = learning_rates.beyond(middle, tried, by_rate) if by_rate else None
     if further is not None:
         _queue(desk, len(trials), further, rows[0].budget)
     else:

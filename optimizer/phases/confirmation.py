@@ -18,7 +18,7 @@ from optimizer.evidence import advice, differences, finalists, images, race
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.sequential_test import Finding, Plan
 from optimizer.evidence.verdicts import FinalistVerdict, best
-from optimizer.phases import comparisons, holdout, learned
+from optimizer.phases import checks, comparisons, holdout, learned
 from optimizer.phases.comparisons import IDENTITY, Group
 from optimizer.phases.desk import Desk
 from optimizer.phases.optuna_study import DensityStudy
@@ -234,8 +234,10 @@ def _decide(desk: Desk, optuna: DensityStudy | None, verdicts: Sequence[Finalist
     if optuna is not None:
         verdict = "unconfirmed" if winner is None else winner.verdict
         optuna.conclude({"advice": told, "verdict": verdict})
-    studies.decide(desk.connection, desk.study.id, stored)
-    if desk.study.holdout is not None or holdout.due(desk.config, verdicts) is None:
+    checked = checks.due(desk.study, config, winner)
+    studies.decide(desk.connection, desk.study.id, stored, "check" if checked else "decided")
+    unread = desk.study.holdout is None and holdout.due(desk.config, verdicts) is not None
+    if not checked and not unread:
         studies.finish(desk.connection, desk.study.id)
 
 

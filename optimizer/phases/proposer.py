@@ -9,7 +9,15 @@ from sqlalchemy import Engine
 
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
-from optimizer.phases import calibration, confirmation, holdout, optuna_study, optuna_tables, search
+from optimizer.phases import (
+    calibration,
+    checks,
+    confirmation,
+    holdout,
+    optuna_study,
+    optuna_tables,
+    search,
+)  # fmt: skip
 from optimizer.phases.desk import Desk
 from optimizer.phases.optuna_study import DensityStudy
 from optimizer.phases.optuna_tables import Joined
@@ -64,6 +72,8 @@ class Proposer:
                     return behind is not None and search.step(desk, behind)
                 case "confirm":
                     return confirmation.step(desk, self._found(desk))
+                case "check":
+                    return checks.step(desk, self._found(desk))
                 case "decided":
                     return holdout.step(desk)
 

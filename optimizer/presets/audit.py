@@ -6,7 +6,6 @@ is not signed, so whoever alters it on purpose can compute them anew, as well as
 Only a rerun (optimizer.presets.reruns) asks the data themselves.
 """
 
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -14,11 +13,10 @@ from typing import Any
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.evidence import baseline, cautions, differences, race, sequential_test
-from optimizer.evidence.differences import Difference
+from optimizer.evidence import baseline, cautions, race, sequential_test
 from optimizer.evidence.sequential_test import Plan
 from optimizer.evidence.verdicts import Comparison, Control, PairedDifference, asked
-from optimizer.presets import document, exports
+from optimizer.presets import arithmetic, audit_rates, document, exports, notes
 from optimizer.presets.document import Confirmation, Preset
 
 UNDECIDED = "undecided"
@@ -62,6 +60,7 @@ def _disagreements(preset: Preset, content: Mapping[str, Any]) -> Iterator[str]:
     if preset.evidence.confirmation is not None:
         yield from _of_the_confirmation(preset.evidence.confirmation, config)
     yield from _of_the_verdict(preset, config)
+    yield from audit_rates.disagreements(preset, config)
     yield from _of_the_test_split(preset)
 
 
@@ -85,7 +84,7 @@ def _of_the_density(preset: Preset, config: StudyConfig) -> Iterator[str]:
 
 def _of_the_search(preset: Preset, config: StudyConfig) -> Iterator[str]:
     evidence = preset.evidence
-    yield from _of_a_difference("difference_to_identity", evidence.difference_to_identity)
+    yield from arithmetic.of_a_difference("difference_to_identity", evidence.difference_to_identity)
     seeds = {str(seed) for seed in evidence.seeds}
     if evidence.difference_to_identity.by_seed.keys() != seeds:
         yield "difference_to_identity is of other seeds than evidence.seeds"
@@ -93,9 +92,9 @@ def _of_the_search(preset: Preset, config: StudyConfig) -> Iterator[str]:
     if not learned and not seeds <= {str(seed) for seed in config.seeds}:
         yield f"evidence.seeds are not among those of the config, {list(config.seeds)}"
     difference = evidence.value - evidence.identity
-    if not learned and not _alike(difference, evidence.difference_to_identity.mean):
+    if not learned and not arithmetic.alike(difference, evidence.difference_to_identity.mean):
         yield f"value minus identity is {difference:.6g}, and the mean difference another"
-    if evidence.floors and not _alike(evidence.floor, max(evidence.floors.values())):
+    if evidence.floors and not arithmetic.alike(evidence.floor, max(evidence.floors.values())):
         yield "floor is not the highest of floors"
 
 
@@ -106,7 +105,7 @@ def _of_the_confirmation(confirmation: Confirmation, config: StudyConfig) -> Ite
     if confirmation.budget != config.confirm_budget:
         yield f"confirmed for {confirmation.budget} epochs, by the config {config.confirm_budget}"
     if confirmation.compensated is not None:
-        yield from _of_a_difference("compensated", confirmation.compensated)
+        yield from arithmetic.of_a_difference("compensated", confirmation.compensated)
     for arm, seeds in confirmation.failures.items():
         if arm not in ARMS or not 1 <= seeds <= config.confirm.seeds:
             yield f"failures has {seeds} seeds of {arm}, not 1 to {config.confirm.seeds} of an arm"
@@ -134,9 +133,9 @@ def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
     elif confirmation.to_identity is None:
         expected = {"no_evidence"}
     else:
-        yield from _of_an_interval("to_identity", confirmation.to_identity)
-        yield from _of_an_interval("to_control", confirmation.to_control)
-        yield from _of_an_interval("to_uniform", confirmation.to_uniform)
+        yield from arithmetic.of_an_interval("to_identity", confirmation.to_identity)
+        yield from arithmetic.of_an_interval("to_control", confirmation.to_control)
+        yield from arithmetic.of_an_interval("to_uniform", confirmation.to_uniform)
         yield from _of_the_rules(preset, confirmation, config)
         wanted = _controls(preset, confirmation, config)
         judged = {
@@ -152,7 +151,7 @@ def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
         yield f"verdict {evidence.verdict}, but the differences say: {said}"
     confirmed = None if confirmation is None else confirmation.identity
     complaint = baseline.complaint(config, evidence.floors, evidence.identity, confirmed)
-    if complaint is not None and not evidence.note.startswith(exports.NOT_SOUND):
+    if complaint is not None and not evidence.note.startswith(notes.NOT_SOUND):
         yield "note does not say that identity was no healthy baseline"
     told = exports.advised(
         evidence.verdict,
@@ -160,6 +159,7 @@ def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
         config,
         confirmation,
         () if confirmation is None else asked(config.init, confirmation.uniform_is_identity),
+        evidence.own_rates,
         healthy=complaint is None,
     )
     if evidence.advice not in ("", told):  # older presets have none
@@ -194,9 +194,9 @@ def _judged(confirmation: Confirmation, wanted: Sequence[Control], plan: Plan) -
     to_controls: dict[Control, dict[int, float] | None] = {}
     for name in wanted:
         found = recorded[name]
-        to_controls[name] = None if found is None else _by_number(found.by_seed)
+        to_controls[name] = None if found is None else arithmetic.by_number(found.by_seed)
     try:
-        to_identity = _by_number(confirmation.to_identity.by_seed)
+        to_identity = arithmetic.by_number(confirmation.to_identity.by_seed)
         finding = sequential_test.judge(to_identity, to_controls, plan, confirmation.diverged)
     except ValueError as error:
         return str(error)
@@ -238,42 +238,11 @@ def _of_the_test_split(preset: Preset) -> Iterator[str]:
         yield f"test is of trial {test.trial}, the preset of trial {preset.provenance.trial}"
     if test.difference.by_seed.keys() != {str(seed) for seed in test.seeds}:
         yield "test.difference is of other seeds than test.seeds"
-    yield from _of_an_interval("test.difference", test.difference)
+    yield from arithmetic.of_an_interval("test.difference", test.difference)
     if test.value is not None and test.identity is not None:
         difference = test.value - test.identity
-        if not _alike(difference, test.difference.mean):
+        if not arithmetic.alike(difference, test.difference.mean):
             yield f"test.value minus test.identity is {difference:.6g}, and the mean another"
-
-
-def _of_a_difference(name: str, stated: PairedDifference) -> Iterator[str]:
-    found = _difference(stated.by_seed)
-    if not _alike(stated.mean, found.mean):
-        yield f"{name} has the mean {stated.mean:.6g}, its seeds {found.mean:.6g}"
-    if not _alike(stated.standard_error, found.standard_error):
-        yield f"{name} has another standard error than its seeds"
-
-
-def _of_an_interval(name: str, stated: Comparison | None) -> Iterator[str]:
-    if stated is None:
-        return
-    found = _difference(stated.by_seed)
-    low, high = differences.interval(found)
-    if not all(map(_alike, (stated.mean, stated.low, stated.high), (found.mean, low, high))):
-        yield (
-            f"{name} is {stated.mean:.6g}, {stated.low:.6g} to {stated.high:.6g}, and its seeds "
-            f"say {found.mean:.6g}, {low:.6g} to {high:.6g}"
-        )
-    if (over := stated.images) is not None and not _alike(over.low + over.high, 2 * stated.mean):
-        yield f"{name} has an interval over images that is not around its mean"
-
-
-def _difference(by_seed: Mapping[str, float]) -> Difference:
-    found = _by_number(by_seed)
-    return differences.paired(found, dict.fromkeys(found, 0.0))
-
-
-def _by_number(by_seed: Mapping[str, float]) -> dict[int, float]:
-    return {int(seed): difference for seed, difference in by_seed.items()}
 
 
 def _malformed(preset: Preset) -> Iterator[str]:
@@ -284,6 +253,9 @@ def _malformed(preset: Preset) -> Iterator[str]:
     if confirmed is not None:
         compared |= {"to_identity": confirmed.to_identity, "to_control": confirmed.to_control}
         compared |= {"to_uniform": confirmed.to_uniform, "compensated": confirmed.compensated}
+    if evidence.own_rates is not None:
+        compared |= {"own_rates.to_identity": evidence.own_rates.to_identity}
+        compared |= {"own_rates.to_control": evidence.own_rates.to_control}
     compared["test.difference"] = None if evidence.test is None else evidence.test.difference
     for name, difference in compared.items():
         seeds = [] if difference is None else list(difference.by_seed)
@@ -291,10 +263,3 @@ def _malformed(preset: Preset) -> Iterator[str]:
             not seeds or not all(re.fullmatch("[0-9]{1,10}", seed) for seed in seeds)
         ):
             yield f"the seeds of {name} are no whole numbers of at most 10 digits"
-
-
-def _alike(one: float | None, other: float | None) -> bool:
-    """Tell whether two numbers differ by rounding at most."""
-    if one is None or other is None:
-        return one is other
-    return math.isclose(one, other, rel_tol=1e-6, abs_tol=1e-9)

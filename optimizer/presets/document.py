@@ -18,6 +18,7 @@ from densitune.density import Densities
 from optimizer.config import documents, problems
 from optimizer.config.agreement import check_kernel_size, check_name
 from optimizer.errors import UsageError
+from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
 from storage import durable, printable
 
@@ -81,7 +82,7 @@ class Confirmation(Part):
 
 
 class Evidence(Part):
-    """What is known about the density; all but `confirmation` and `test` is from the search.
+    """What is known about the density, by the search and, apart from that, by what came after it.
 
     Of a density that was learned, what the search would say is the trainable arm's: layers that had
     densities of their own.
@@ -92,6 +93,9 @@ class Evidence(Part):
     """What to do about it, in one line."""
     note: str
     confirmation: Confirmation | None = None
+    own_rates: RateCheck | None = None
+    """Whether that holds with each arm at a learning rate of its own; None of all but the winner,
+    and where it was not checked."""
     test: Holdout | None = None
     """None of all but the winner, and where there is no test split."""
     seeds: list[int]

@@ -8,9 +8,10 @@ from typing import Any
 from densitune.density import Densities
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
-from optimizer.evidence import advice, cautions
+from optimizer.evidence import advice
 from optimizer.evidence.cautions import UNCOUNTED, UNMASKED
 from optimizer.evidence.differences import TrialResult
+from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import (
     MEANING,
     Control,
@@ -21,6 +22,7 @@ from optimizer.evidence.verdicts import (
     PresetVerdict,
 )
 from optimizer.phases import extension
+from optimizer.presets import notes
 from optimizer.presets.document import (
     CONVENTION,
     SCHEMA,
@@ -36,49 +38,6 @@ from optimizer.presets.document import (
 from optimizer.snapshot import Snapshot, precision
 from storage.ledger import LedgerRow
 from storage.studies import Study
-
-NOTES: dict[PresetVerdict, str] = {
-    "unconfirmed": (
-        "Chosen by a search on validation data and not confirmed: the best of many noisy results "
-        "looks better than it is, and a density also changes the scale of the initial weights. "
-        "Compare it with identity on fresh seeds before relying on it."
-    ),
-    "better": (
-        "On fresh seeds better than the standard convolution, and than every control that tells "
-        "its structure from a smaller start and smaller steps (see confirmation), all at the "
-        "standard convolution's learning rate. This holds for the data, the proxy and the training "
-        "that are named here; other networks may differ."
-    ),
-    "scale_only": (
-        "NOT A REASON TO USE THIS DENSITY: on fresh seeds it is better than the standard "
-        "convolution, but not shown to be better than a standard convolution that starts at the "
-        "same initial scale. That does not say that the latter does as well (see advice)."
-    ),
-    "step_only": (
-        "NOT A REASON TO USE THIS DENSITY: on fresh seeds it is better than the standard "
-        "convolution, also than one that starts at the same initial scale, but a uniform mask of "
-        "the same RMS, which starts there and takes such steps without any structure, was not "
-        "shown to do worse. That does not say that it does as well (see advice)."
-    ),
-    "no_evidence": (
-        "NOT SHOWN TO HELP: fresh seeds did not show this density to be better than the standard "
-        "convolution. Use the standard convolution unless further evidence says otherwise."
-    ),
-    "dropped": (
-        "NOT SHOWN TO HELP: other finalists were ahead of this density, and it was given no more "
-        "fresh seeds. Use the standard convolution unless further evidence says otherwise."
-    ),
-    "worse": (
-        "DO NOT USE THIS DENSITY: fresh seeds show it to be worse than the standard convolution."
-    ),
-}
-"""What each verdict means, for whoever opens the file."""
-
-NOT_SOUND = "NOT TO BE RELIED ON"
-"""What a note begins with where identity was not above every floor."""
-UNHEALTHY = f"{NOT_SOUND}: the standard convolution was no healthy baseline (see cautions)."
-EARLIER = "CONFIRMED BY AN EARLIER VERSION ALONE"
-"""What the note on a `better` begins with that the rules of this version would not give."""
 
 
 def compose(snapshot: Snapshot, chosen: TrialResult) -> Preset:
@@ -107,11 +66,18 @@ def export(
     """
     preset = compose(snapshot, chosen(snapshot, trial))
     complaint = snapshot.complaint
-    if require_better and complaint is None and preset.evidence.note.startswith(EARLIER):
+    if require_better and complaint is None and preset.evidence.note.startswith(notes.EARLIER):
         complaint = next(line for line in (UNMASKED, UNCOUNTED) if line in preset.evidence.note)
     if require_better and complaint is not None:
         raise EvidenceError(
             f"study {preset.name}: {complaint} A sound `better` was required; nothing was written"
+        )
+    checked = preset.evidence.own_rates
+    if require_better and checked is not None and checked.holds is False:
+        raise EvidenceError(
+            f"study {preset.name}: trial {preset.provenance.trial} is not shown to hold with each "
+            "arm at a learning rate of its own, and a `better` that does not fail that check was "
+            "required; nothing was written"
         )
     if require_better and preset.evidence.verdict != "better":
         raise EvidenceError(
@@ -166,6 +132,8 @@ def _task(snapshot: Snapshot) -> PresetTask:
 def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
     verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
+    checked = snapshot.own_rates
+    own_rates = checked if checked is not None and checked.trial == chosen.number else None
     return Evidence(
         verdict=verdict,
         advice=advised(
@@ -174,9 +142,11 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
             snapshot.config,
             finalist,
             snapshot.controls,
+            own_rates,
             healthy=snapshot.healthy,
         ),
-        note=_note(snapshot, verdict, finalist),
+        note=notes.of(verdict, finalist, own_rates, snapshot.controls, healthy=snapshot.healthy),
+        own_rates=own_rates,
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),
         seeds=sorted(chosen.values),
@@ -221,20 +191,14 @@ def advised(
     config: StudyConfig,
     found: Found | None,
     wanted: Collection[Control],
+    rates: RateCheck | None = None,
     *,
     healthy: bool,
 ) -> str:
     """Return what to do where a density has this verdict, and identity was healthy or not."""
     if not healthy:
         return advice.UNHEALTHY
-    return advice.line(verdict, densities, config, found, wanted)
-
-
-def _note(snapshot: Snapshot, verdict: PresetVerdict, found: Found | None) -> str:
-    wanted = snapshot.controls
-    left_open = None if found is None else cautions.left_open(verdict, found, wanted)
-    note = NOTES[verdict] if left_open is None else f"{EARLIER}: {left_open}"
-    return note if snapshot.healthy else f"{UNHEALTHY} {note}"
+    return advice.line(verdict, densities, config, found, wanted, rates)
 
 
 def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation:

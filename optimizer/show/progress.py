@@ -11,6 +11,7 @@ _CALLED: dict[Phase, str] = {
     "calibrate": "about {} left of the calibration",
     "search": "about {} left of the search",
     "confirm": "{} left of the confirmation, if no arm ends early or is added",
+    "check": "about {} left of the check, if no arm asks for further rates",
     "decided": "about {} left of the test split",
 }
 
@@ -29,6 +30,8 @@ def progress(snapshot: Snapshot) -> str:
                 f"confirming: {undecided} of {len(finalists)} finalists open, seed {seeds} of at "
                 f"most {most}, {_job_counts(snapshot, snapshot.confirm)}"
             )
+        case "check":
+            return f"checking at each arm's own rate: {_job_counts(snapshot, snapshot.check)}"
         case "search" | "decided":
             return trial_counts(snapshot)
 

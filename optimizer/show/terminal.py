@@ -143,7 +143,7 @@ def status(snapshot: Snapshot) -> RenderableType:
             f"budget {snapshot.config.training.budget} epochs, {precision(study)} precision, "
             f"{_learning_rate(snapshot)}"
         ),
-        *([text(progress(snapshot))] if study.phase in ("calibrate", "confirm") else []),
+        *([] if study.phase in ("search", "decided") else [text(progress(snapshot))]),
         text(trial_counts(snapshot)),
         text(best_line(snapshot)),
         text(worker_line(snapshot)),

@@ -6,11 +6,18 @@ from densitune.density import Densities
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
 from optimizer.phases import holdout
-from optimizer.presets import exports
+from optimizer.presets import notes
 from optimizer.presets.document import Preset
 from optimizer.snapshot import Snapshot
 from storage import printable
 
+ARMS = {
+    "identity": "identity",
+    "finalist": "the density",
+    "control": "its scale control",
+    "uniform": "its uniform mask",
+}
+"""What arms are called in sentences, by role."""
 UNIFORM_IS_IDENTITY = (
     "Every weighted convolution feeds a normalisation: a uniform mask trains as identity does, so "
     "identity is the control, and a density says nothing about the scale of the start."
@@ -102,10 +109,13 @@ def preset_verdict(preset: Preset) -> str:
     """Return a preset's verdict and what it means, for a line."""
     stated = preset.evidence.verdict
     text = f"{stated}: {MEANING[stated]}"
-    if preset.evidence.note.startswith(exports.NOT_SOUND):
+    if preset.evidence.note.startswith(notes.NOT_SOUND):
         return f"{text}; but identity was no healthy baseline"
-    if preset.evidence.note.startswith(exports.EARLIER):
+    if preset.evidence.note.startswith(notes.EARLIER):
         return f"{text}; but by the rules of an earlier version (see its note)"
+    checked = preset.evidence.own_rates
+    if checked is not None and checked.holds is not None:
+        return f"{text}; at each arm's own rate it {'holds' if checked.holds else 'does not hold'}"
     return text
 
 
@@ -140,6 +150,26 @@ def _over_images(compared: Comparison) -> str:
     if over is None:
         return ""
     return f" over seeds, {interval(over.low, over.high)} over seeds and {over.count} images"
+
+
+def about_own_rates(snapshot: Snapshot) -> str | None:
+    """Return whether the winner holds at each arm's own rate; None unless that is asked."""
+    winner, told = snapshot.winner, snapshot.own_rates
+    begun = bool(snapshot.check.trials)
+    if winner is None or not (begun or winner.verdict == "better"):
+        return None
+    asked = "holds at each arm's own rate"
+    if told is None and snapshot.study.phase == "check":
+        counted = snapshot.check.jobs
+        return f"{asked}: being checked, {counted['done']}/{counted['queued']} jobs done"
+    if told is None or told.holds is None:
+        return f"{asked}: not checked{f': {told.reason}' if told is not None else ''}"
+    rates = ", ".join(f"{ARMS[arm]} at {rate:g}" for arm, rate in told.rates.items())
+    compared = {"identity": told.to_identity}
+    if told.control is not None:
+        compared[ARMS[told.control]] = told.to_control
+    numbers = "; ".join(_comparisons(compared, snapshot.config.unit))
+    return f"{asked}: {'yes' if told.holds else 'no'} ({rates}; {numbers})"
 
 
 def about_test_split(snapshot: Snapshot) -> str | None:

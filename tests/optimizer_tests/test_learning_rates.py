@@ -27,7 +27,7 @@ def test_the_grid_grows_until_the_best_lies_within_or_at_a_limit(peak: float) ->
 
     tried = list(GRID)
     low, high = learning_rates.limits("nafnet", 16)
-    while (further := learning_rates.beyond("nafnet", 16, tried, scores())) is not None:
+    while (further := learning_rates.beyond(1e-3, tried, scores())) is not None:
         end = max(tried) if further > max(tried) else min(tried)
         assert abs(math.log10(further / end)) == pytest.approx(0.5, abs=0.003)
         tried.append(further)
@@ -38,8 +38,8 @@ def test_the_grid_grows_until_the_best_lies_within_or_at_a_limit(peak: float) ->
 
 
 def test_the_grid_does_not_grow_beyond_rates_that_diverged() -> None:
-    assert learning_rates.beyond("nafnet", 16, GRID, {GRID[2]: 20.0, GRID[3]: 24.0}) is None
-    assert learning_rates.beyond("nafnet", 16, GRID, {GRID[0]: 20.0}) == pytest.approx(3.16e-5)
+    assert learning_rates.beyond(1e-3, GRID, {GRID[2]: 20.0, GRID[3]: 24.0}) is None
+    assert learning_rates.beyond(1e-3, GRID, {GRID[0]: 20.0}) == pytest.approx(3.16e-5)
 
 
 @given(peak=st.floats(-3.4, -2.6), curve=st.floats(0.1, 10), top=st.floats(0, 100))

@@ -272,7 +272,7 @@ def test_the_test_split_s_values_are_read_once_the_study_has_its_verdicts_and_im
         studies.enter(connection, study.id, "decided")
     assert read() == (plain, images, [])
     with database.begin() as connection:
-        studies.decide(connection, study.id, [])
+        studies.decide(connection, study.id, [], "decided")
     assert read()[:2] == (plain, images)
     [row] = read()[2]
     assert (row.trial, row.seed, row.rung, row.value) == (0, 5, 4, 20.0)

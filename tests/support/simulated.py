@@ -35,7 +35,7 @@ def small(**changes: Any) -> StudyConfig:
         "kernel_size": 3,
         "training": {"budget": 2},
         "search": {"trials": 7, "seeds": 2, "rungs": [], "in_flight": 4, "sampler": "qmc"},
-        "confirm": {"finalists": 2, "seeds": 24, "batch": 8},
+        "confirm": {"finalists": 2, "seeds": 24, "batch": 8, "rates": "never"},
     }
     for key, value in changes.items():
         merge = isinstance(value, dict) and key in sections

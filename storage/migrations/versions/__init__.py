@@ -7,4 +7,5 @@
 0005_late      measurements that come after their job's end are kept apart
 0006_uniform   a finalist has a uniform mask as a control
 0007_guards    checks, and rules for what a row may become
+0008_check     studies have a phase after the verdict, in which it is looked into
 """

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.synthetic import configured, decided, measured, snapshot, trial, usual, worker
 
 from optimizer.errors import EvidenceError, UsageError
-from optimizer.presets import audit, document, exports, reruns
+from optimizer.presets import audit, document, exports, notes, reruns
 from optimizer.presets.document import Preset
 from optimizer.show import words
 from optimizer.snapshot import Snapshot
@@ -166,10 +166,10 @@ def test_a_reader_who_only_knows_json_finds_the_density(tmp_path: Path) -> None:
 def test_a_preset_claims_nothing() -> None:
     preset = best_of(usual())
     assert preset.evidence.verdict == "unconfirmed"
-    claims = preset.text().replace(json.dumps(exports.NOTES["unconfirmed"])[1:-1], "")
+    claims = preset.text().replace(json.dumps(notes.NOTES["unconfirmed"])[1:-1], "")
     assert not re.search(r"better|best|improve|gain|win|superior|optimal", claims, re.IGNORECASE)
-    assert "not confirmed" in exports.NOTES["unconfirmed"]
-    assert "looks better than it is" in exports.NOTES["unconfirmed"]
+    assert "not confirmed" in notes.NOTES["unconfirmed"]
+    assert "looks better than it is" in notes.NOTES["unconfirmed"]
 
 
 def with_verdicts(*verdicts: str) -> Snapshot:
@@ -295,7 +295,8 @@ def test_better_beside_an_unhealthy_identity_is_marked_and_does_not_do(tmp_path:
     assert "identity was no healthy baseline" in words.preset_verdict(marked)
     _, sound = exports.export(known, tmp_path)
     assert "RELIED" not in sound.evidence.note
-    assert words.preset_verdict(sound) == "better: better than identity and than its controls"
+    told = "better: better than identity and than its controls, at identity's rate"
+    assert words.preset_verdict(sound) == told
 
 
 def test_the_hash_of_the_ledger_covers_the_confirmation() -> None:

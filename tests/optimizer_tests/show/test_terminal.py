@@ -318,7 +318,10 @@ def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) ->
     assert "[+0.340, +0.440]" in shown[4]  # to the scale control
     assert "[+0.245, +0.345]" in shown[4]  # to the uniform mask
     words = flat(text)
-    assert "[0.6333, 1.857] is better: better than identity and than its controls." in words
+    assert (
+        "[0.6333, 1.857] is better: better than identity and than its controls, at identity's rate."
+        in words
+    )
     assert "[0.9333, 2.286] is scale_only: NOT a reason for a density" in words
     assert "about 40 seeds might settle it" in words
 
@@ -359,7 +362,8 @@ def test_no_table_breaks_a_word_at_80_columns(shown: RenderableType) -> None:
 def test_a_decided_study_shows_the_verdict_where_the_best_so_far_was() -> None:
     assert terminal.best_line(decided()) == (
         "Use it, with the learning rate of the standard convolution: den=[0.6333, 1.857]. "
-        "Verdict: [0.6333, 1.857] is better, better than identity and than its controls"
+        "Verdict: [0.6333, 1.857] is better, better than identity and than its controls, "
+        "at identity's rate"
     )
     document = json.loads(json.dumps(programs.document(decided()), allow_nan=False))
     assert (document["phase"], document["verdict"]) == ("decided", "better")

@@ -1,0 +1,60 @@
+"""After the verdict: checks of the winner that a study asks for, and that change no verdict.
+
+Each queues what it lacks as soon as what it has queued has ended; when none lacks anything, the
+study goes on. What a check has found is read from the ledger whenever it is asked for.
+"""
+
+from collections.abc import Sequence
+
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import advice
+from optimizer.evidence.verdicts import FinalistVerdict, best
+from optimizer.phases import comparisons, own_rates
+from optimizer.phases.desk import Desk
+from optimizer.phases.optuna_study import DensityStudy
+from storage.studies import Study
+from storage.trials import TrialRow
+
+
+def due(study: Study, config: StudyConfig, winner: FinalistVerdict | None) -> bool:
+    """Tell whether there is anything to check once a study has this winner."""
+    return winner is not None and own_rates.wanted(study, config, winner)
+
+
+def left(
+    study: Study, config: StudyConfig, winner: FinalistVerdict, trained: Sequence[TrialRow]
+) -> int:
+    """Return how many jobs of the phase are left, given its trials so far."""
+    queued = sum(trial.waiting + trial.running for trial in trained)
+    if not own_rates.wanted(study, config, winner):
+        return queued
+    return queued + own_rates.to_come(study, config, winner, trained)
+
+
+def step(desk: Desk, optuna: DensityStudy | None) -> bool:
+    """Take the next step if there is one now: queue what a check lacks, or end the phase.
+
+    Optuna's study, if it is still there, is told what to do now.
+    """
+    stored = [FinalistVerdict.model_validate(one) for one in desk.study.verdicts or []]
+    winner, trained = best(stored), desk.trials("check")
+    if desk.waits_for(trained):
+        return False
+    if winner is not None and _queued(desk, winner):
+        return True
+    for trial in trained:
+        if trial.state == "running":
+            desk.close(trial)
+    if winner is not None and optuna is not None:
+        found = own_rates.found(desk.config, winner, trained, desk.measured("check"))
+        wanted = comparisons.controls(desk.study, desk.config)
+        told = advice.of_study(winner, desk.config, wanted, decided=True, rates=found)
+        optuna.conclude({"advice": told, "verdict": winner.verdict})
+    desk.enter("decided")
+    return True
+
+
+def _queued(desk: Desk, winner: FinalistVerdict) -> bool:
+    """Tell whether a check lacked something, which is queued now."""
+    asked = own_rates.wanted(desk.study, desk.config, winner)
+    return asked and own_rates.queue(desk, winner, desk.trials("check"))

@@ -1,0 +1,224 @@
+"""The rate check: the winner, identity and its strongest control, each at a rate of its own.
+
+Each arm is tried at three rates around the study's, half a decade apart, with seeds of their own;
+its grid grows as a calibration's does. Then each is trained at its own best rate, with as many
+fresh seeds as the winner's verdict took (optimizer.evidence.own_rates has the test).
+"""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optimizer import arms, learning_rates
+from optimizer.arms import Arm
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import differences, own_rates
+from optimizer.evidence.own_rates import RateCheck
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict, by_text
+from optimizer.phases import comparisons
+from optimizer.phases.desk import Desk
+from storage.ledger import LedgerRow
+from storage.states import Role
+from storage.studies import Study
+from storage.trials import TrialRow
+
+NAMES: dict[Role, str] = {
+    "identity": "identity",
+    "finalist": "density",
+    "control": "scale control",
+    "uniform": "uniform mask",
+}
+"""What the arms are called in labels."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An arm of the check: what it was tried at, and its training at its own rate."""
+
+    role: Role
+    arm: Arm
+    """But for its rate."""
+    tried: Sequence[TrialRow]
+    final: TrialRow | None
+
+    @property
+    def rates(self) -> dict[float, TrialRow]:
+        """Return what was tried, by rate."""
+        found = {Arm.of(trial.densities, trial.arm).lr: trial for trial in self.tried}
+        return {rate: trial for rate, trial in found.items() if rate is not None}
+
+    @property
+    def is_open(self) -> bool:
+        """Tell whether results are still to come."""
+        final = [] if self.final is None else [self.final]
+        return any(trial.is_open for trial in (*self.tried, *final))
+
+    def scores(self, values: Mapping[int, Mapping[int, float]]) -> dict[float, float]:
+        """Return {rate: mean over the seeds} of the rates at which it could be trained."""
+        return {
+            rate: statistics.fmean(values[trial.number].values())
+            for rate, trial in self.rates.items()
+            if not (trial.is_open or trial.failed)
+        }
+
+
+def wanted(study: Study, config: StudyConfig, winner: FinalistVerdict) -> bool:
+    """Tell whether a study asks for the check of this winner.
+
+    A study of a version that knew no such check does not, whatever the default is today.
+    """
+    if winner.to_identity is None or "rates" not in study.config.get("confirm", {}):
+        return False
+    asked = config.confirm.rates
+    return asked == "always" or (asked == "auto" and winner.verdict == "better")
+
+
+def middle(study: Study, config: StudyConfig) -> float:
+    """Return the rate of the study, around which all arms are tried."""
+    given = study.lr if config.training.lr == "auto" else config.training.lr
+    return given or learning_rates.usual(config.proxy.family, config.training.batch_size)
+
+
+def contenders(
+    config: StudyConfig, winner: FinalistVerdict, trained: Sequence[TrialRow]
+) -> list[Contender]:
+    """Return the arms of the check, identity first and the winner second."""
+    densities, strongest = winner.by_kernel_size(), own_rates.strongest(winner)
+    by_role: dict[Role, Arm] = {
+        "identity": arms.identity(config.kernel_size, None),
+        "finalist": Arm(densities, None, config.init),
+    }
+    if strongest == "control":
+        by_role["control"] = arms.scale_control(densities, None)
+    elif strongest == "uniform":
+        by_role["uniform"] = arms.uniform(densities, None, config.init)
+    own = [trial for trial in trained if trial.origin == winner.trial]
+    return [
+        Contender(
+            role,
+            arm,
+            [trial for trial in own if trial.role == "rate" and _bare(trial) == arm],
+            next((trial for trial in own if trial.role == role), None),
+        )
+        for role, arm in by_role.items()
+    ]
+
+
+def queue(desk: Desk, winner: FinalistVerdict, trained: Sequence[TrialRow]) -> bool:
+    """Queue what the check lacks, when all that it has so far has ended; tell whether anything."""
+    compared = contenders(desk.config, winner, trained)
+    scores = [one.scores(differences.final_values(desk.measured("check"))) for one in compared]
+    centre, number = middle(desk.study, desk.config), len(trained)
+    first, budget = number, desk.config.confirm_budget
+    for one, known in zip(compared, scores, strict=True):
+        for rate in _further(one, known, centre):
+            label = f"{NAMES[one.role]} of {winner.label} at {rate:g}"
+            desk.add(
+                number, "rate", label, replace(one.arm, lr=rate),
+                seeds=desk.config.rate_seeds, budget=budget, origin=winner.trial,
+            )  # fmt: skip
+            number += 1
+    if number > first or not all(scores):
+        return number > first
+    seeds = desk.config.own_rate_seeds(_count(compared, winner))
+    for one, known in zip(compared, scores, strict=True):
+        if one.final is None:
+            own = replace(one.arm, lr=learning_rates.best(known), floored=True)
+            label = f"{NAMES[one.role]} of {winner.label} at its own rate"
+            desk.add(number, one.role, label, own, seeds=seeds, budget=budget, origin=winner.trial)
+            number += 1
+    return number > first
+
+
+def found(
+    config: StudyConfig,
+    winner: FinalistVerdict,
+    trained: Sequence[TrialRow],
+    rows: Sequence[LedgerRow],
+) -> RateCheck | None:
+    """Return what the check says of this winner; None as long as it has not ended, or without."""
+    compared = contenders(config, winner, trained)
+    if not all(one.tried for one in compared) or any(one.is_open for one in compared):
+        return None
+    values = differences.final_values(rows)
+    scores = {one.role: one.scores(values) for one in compared}
+    told: dict[str, Any] = {
+        "trial": winner.trial,
+        "control": own_rates.strongest(winner),
+        "tried": {
+            role: {f"{rate:g}": score for rate, score in sorted(known.items())}
+            for role, known in scores.items()
+        },
+    }
+    for one in compared:
+        if not scores[one.role]:
+            reason = f"{NAMES[one.role]} could not be trained at any rate: {one.tried[0].failure}"
+            return RateCheck(holds=None, reason=reason, **told)
+    finals = {one.role: one.final for one in compared if one.final is not None}
+    if len(finals) < len(compared):
+        return None
+    told["rates"] = {one.role: learning_rates.best(scores[one.role]) for one in compared}
+    for role, final in finals.items():
+        if final.failed:
+            reason = f"{NAMES[role]} could not be trained with every fresh seed: {final.failure}"
+            return RateCheck(holds=None, reason=reason, **told)
+    lost = comparisons.diverged(rows)
+    gone: dict[str, list[int]] = {
+        role: sorted(lost.get(final.number, ())) for role, final in finals.items()
+    }
+    to = {
+        role: differences.paired(values[finals["finalist"].number], values[final.number])
+        for role, final in finals.items()
+        if role != "finalist"
+    }
+    control = own_rates.strongest(winner)
+    beside = None if control is None else to[control]
+    return RateCheck(
+        holds=own_rates.holds(
+            to["identity"].by_seed, None if beside is None else beside.by_seed, control, gone
+        ),
+        to_identity=_comparison(to["identity"]),
+        to_control=None if beside is None else _comparison(beside),
+        diverged={role: seeds for role, seeds in gone.items() if seeds},
+        **told,
+    )
+
+
+def to_come(
+    study: Study, config: StudyConfig, winner: FinalistVerdict, trained: Sequence[TrialRow]
+) -> int:
+    """Return how many jobs the check is still to queue, if no grid grows any more."""
+    compared = contenders(config, winner, trained)
+    rates = sum(len(_further(one, {}, middle(study, config))) for one in compared if not one.tried)
+    finals = sum(one.final is None for one in compared)
+    return rates * len(config.rate_seeds) + finals * _count(compared, winner)
+
+
+def _further(one: Contender, scores: Mapping[float, float], centre: float) -> list[float]:
+    """Return the rates that an arm is to be tried at next."""
+    if not one.tried:
+        return learning_rates.around(centre)
+    if one.final is not None or not scores:
+        return []
+    rate = learning_rates.beyond(centre, one.rates, scores)
+    return [] if rate is None else [rate]
+
+
+def _count(compared: Sequence[Contender], winner: FinalistVerdict) -> int:
+    """Return the seeds of the comparison: what it began with, or those that the verdict took."""
+    begun = next((one.final for one in compared if one.final is not None), None)
+    if begun is not None:
+        return begun.jobs
+    assert winner.to_identity is not None  # or it is not checked
+    return max(own_rates.LEAST, len(winner.to_identity.by_seed))
+
+
+def _bare(trial: TrialRow) -> Arm:
+    return replace(Arm.of(trial.densities, trial.arm), lr=None)
+
+
+def _comparison(difference: differences.Difference) -> Comparison:
+    low, high = differences.interval(difference)
+    by_seed = by_text(difference.by_seed)
+    return Comparison(mean=difference.mean, low=low, high=high, by_seed=by_seed)

@@ -1,0 +1,62 @@
+"""What a preset says of its rate check, held against what it records of that."""
+
+from collections.abc import Iterator
+
+from optimizer import learning_rates
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import own_rates
+from optimizer.evidence.own_rates import RateCheck
+from optimizer.presets import arithmetic
+from optimizer.presets.document import Preset
+
+
+def disagreements(preset: Preset, config: StudyConfig) -> Iterator[str]:
+    """Yield what does not follow: control, rates, seeds, intervals and whether it holds."""
+    checked, confirmation = preset.evidence.own_rates, preset.evidence.confirmation
+    if checked is None:
+        return
+    if confirmation is None or confirmation.to_identity is None:
+        yield "own_rates of a density that was not confirmed"
+        return
+    if checked.trial != preset.provenance.trial:
+        yield f"own_rates is of trial {checked.trial}, the preset of {preset.provenance.trial}"
+    if checked.control != own_rates.strongest(confirmation):
+        yield f"own_rates has the control {checked.control}, which is not the strongest"
+    arms = {"identity", "finalist", *([checked.control] if checked.control else [])}
+    yield from _of_the_rates(checked, arms)
+    yield from arithmetic.of_an_interval("own_rates.to_identity", checked.to_identity)
+    yield from arithmetic.of_an_interval("own_rates.to_control", checked.to_control)
+    if checked.to_identity is None:
+        if checked.holds is not None or checked.reason is None:
+            yield "own_rates has no differences, and no reason why"
+        return
+    count = len(checked.to_identity.by_seed)
+    seeds = {str(seed) for seed in config.own_rate_seeds(count)}
+    compared = [checked.to_identity, *([checked.to_control] if checked.to_control else [])]
+    if any(one.by_seed.keys() != seeds for one in compared):
+        yield f"the seeds of own_rates are not the config's first {count} of those"
+    elif (checked.to_control is None) != (checked.control is None):
+        yield "own_rates has no difference to the control that it names, or one to none"
+    elif checked.holds != _holds(checked):
+        yield f"own_rates.holds is {checked.holds}, and its differences say {_holds(checked)}"
+
+
+def _of_the_rates(checked: RateCheck, arms: set[str]) -> Iterator[str]:
+    if set(checked.tried) != arms or not set(checked.rates) <= arms:
+        yield f"own_rates is of the arms {sorted(checked.tried)}, not of {sorted(arms)}"
+        return
+    for arm, rate in checked.rates.items():
+        scores = {float(tried): score for tried, score in checked.tried[arm].items()}
+        if not scores or not arithmetic.alike(rate, learning_rates.best(scores)):
+            yield f"own_rates.rates has {rate:g} for {arm}, which is not its best"
+
+
+def _holds(checked: RateCheck) -> bool:
+    assert checked.to_identity is not None  # our caller's case
+    beside = checked.to_control
+    return own_rates.holds(
+        arithmetic.by_number(checked.to_identity.by_seed),
+        None if beside is None else arithmetic.by_number(beside.by_seed),
+        checked.control,
+        checked.diverged,
+    )

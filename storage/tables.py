@@ -208,7 +208,7 @@ jobs = Table(
         ended="(state IN ('done', 'cut', 'failed')) = (finished_at IS NOT NULL)",
         holder="state <> 'waiting' OR worker_id IS NULL",
         reason="state <> 'failed' OR kind IS NOT NULL",
-        counts="budget >= 1 AND epoch >= losses AND losses >= 0",
+        counts="epoch >= losses AND losses >= 0",
         times=_within("lease_until", "started_at", "finished_at"),
         error="length(error) <= 4000",
     ),

@@ -301,7 +301,8 @@ OLDER = """
                (1, 0, 3, 4, 'running', 1, 0, 0, NULL, '-infinity', NULL, NULL, NULL),
                (1, 0, 4, 4, 'done', 2, 1, 5, NULL, now(), 'infinity', NULL, NULL),
                (1, 0, 5, 4, 'failed', 3, 1, 0, NULL, '2020-02-02', NULL, NULL, repeat('y', 5000)),
-               (1, 0, 6, 4, 'failed', 4, 1, 1, NULL, '2020-02-02', '2020-02-02', 'code', 'kept');
+               (1, 0, 6, 4, 'failed', 4, 1, 1, NULL, '2020-02-02', '2020-02-02', 'code', 'kept'),
+               (1, 0, 7, 0, 'done', 4, 1, 0, NULL, '2020-02-02', '2020-02-02', NULL, NULL);
     INSERT INTO densitune.measurements (job_id, rung, value, seconds)
         VALUES (4, 4, 1, 1), (4, 9, 1, 1), (2, 1, 'NaN', 1);
 """
@@ -332,6 +333,7 @@ def test_rows_of_an_older_database_that_no_check_would_let_change_are_mended(
             (2, 1, 1, None, None),
             (3, 1, 0, "code", 4000),
             (4, 1, 1, "code", 4),
+            (4, 1, 0, None, None),
         ]
         kept = connection.execute(text("SELECT versions FROM densitune.workers ORDER BY id"))
         assert list(kept.scalars()) == [{}, {}, {}, {"torch": "2"}]

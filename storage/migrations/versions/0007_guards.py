@@ -39,7 +39,7 @@ CHECKS = {
         "ended": "(state IN ('done', 'cut', 'failed')) = (finished_at IS NOT NULL)",
         "holder": "state <> 'waiting' OR worker_id IS NULL",
         "reason": "state <> 'failed' OR kind IS NOT NULL",
-        "counts": "budget >= 1 AND epoch >= losses AND losses >= 0",
+        "counts": "epoch >= losses AND losses >= 0",
         "times": _within("lease_until", "started_at", "finished_at"),
         "error": "length(error) <= 4000",
     },
@@ -103,7 +103,8 @@ RULES = {
             "a job is lost when another takes it over or its holder is reported gone",
         ),
         (
-            "NEW.lease_until > now() + interval '1 day'",
+            "NEW.lease_until > now() + interval '1 day' "
+            "AND NEW.lease_until IS DISTINCT FROM OLD.lease_until",  # the clock may go back
             "a lease lasts a day at most",
         ),
     ],
@@ -119,8 +120,10 @@ REFUSE = """
 
 BEGIN_WAITING = """
     CREATE TRIGGER begin_waiting BEFORE INSERT ON densitune.jobs FOR EACH ROW
-        WHEN ((NEW.state, NEW.epoch, NEW.losses) IS DISTINCT FROM ('waiting', 0, 0))
-        EXECUTE FUNCTION densitune.refuse('a job begins as one that waits and was never held')
+        WHEN ((NEW.state, NEW.epoch, NEW.losses) IS DISTINCT FROM ('waiting', 0, 0)
+              OR NEW.budget < 1)
+        EXECUTE FUNCTION densitune.refuse(
+            'a job begins as one that waits, was never held and has a budget')
 """
 
 # Whoever ends a job need not be allowed to read measurements, nor to write failures. What a job is

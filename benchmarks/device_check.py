@@ -36,12 +36,13 @@ from workers.training import devices, packing
 ROOT = Path(__file__).resolve().parents[1]
 STUDY_SECONDS = 120.0
 WIDTH = 90
-"""Of the figures in the table, in characters; results.json has all of them."""
+"""Of the figures in the table, in characters; all of them are printed before, as they come."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sections; return 1 if one is wrong, failed or took too long."""
     options = _options(arguments)
+    signal.signal(signal.SIGTERM, _end)  # or it would leave a section behind
     # A process that has used CUDA cannot fork, so this one only names the device.
     plan = Plan(torch.device(options.device), options.quick)
     chosen = options.section or list(SECTIONS)
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in chosen:
         results[name] = run(name, plan)
         _write(options.out, results)
-        print(*_row(name, results[name]), sep="  ", flush=True)
+        print(*_row(name, results[name], None), sep="  ", flush=True)
     if options.study:
         results["study"] = study(options.device)
         _write(options.out, results)
@@ -72,20 +73,22 @@ def run(name: str, plan: Plan) -> dict[str, Any]:
     limit, started = SECTIONS[name][1] * (4 if plan.quick else 1), time.perf_counter()
     process.start()
     theirs.close()
-    figures: dict[str, Any]
+    figures = {"error": f"not done after {limit:.0f} s"}
     try:
         if ours.poll(limit):
             figures = ours.recv()
-        else:
-            figures = {"error": f"not done after {limit:.0f} s"}
-            _kill(process)
+            process.join(5)
     except EOFError:
         process.join()
         figures = {"error": f"its process ended with code {process.exitcode}"}
-    process.join(5)
-    _kill(process)
-    process.join()
+    finally:
+        _kill(process)
+        process.join()
     return {"seconds": round(time.perf_counter() - started, 1), **figures}
+
+
+def _end(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)
 
 
 def _kill(process: ForkProcess) -> None:
@@ -145,9 +148,9 @@ def _state(result: dict[str, Any]) -> str:
     return "WRONG" if result.get("wrong") else "right"
 
 
-def _row(name: str, result: dict[str, Any]) -> list[str]:
+def _row(name: str, result: dict[str, Any], width: int | None = WIDTH) -> list[str]:
     told = {key: value for key, value in result.items() if key not in ("seconds", "logs")}
-    return [name, f"{result['seconds']:.1f}", _state(result), json.dumps(told)[:WIDTH]]
+    return [name, f"{result['seconds']:.1f}", _state(result), json.dumps(told)[:width]]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -123,19 +123,27 @@ def loader_workers(device: torch.device) -> list[int]:
 def plain_step(case: Case, device: torch.device, seconds: float = 2.0) -> Step:
     """Return plain_search.py's training loop, one batch at a time, with as many loader processes
     as are fastest here in two runs of so many seconds each."""
+    problem = plain_problem(case, device)
     rates = {
-        workers: _rate(plain_loop(case, device, workers), seconds)
+        workers: _rate(plain_loop(problem, case, workers), seconds)
         for workers in loader_workers(device)
     }
-    return plain_loop(case, device, max(rates, key=lambda count: rates[count]))
+    return plain_loop(problem, case, max(rates, key=lambda count: rates[count]))
 
 
-def plain_loop(case: Case, device: torch.device, loader_workers: int) -> Step:
-    sigma = None if case.classifies else SIGMA
-    recipe = case.recipe(device)
-    problem = Problem(case.bank(), recipe, sigma, loader_workers=loader_workers, device=device)
+def plain_problem(case: Case, device: torch.device) -> Problem:
+    """Return plain_search.py's problem, whose data take seconds to prepare."""
+    return Problem(
+        case.bank(), case.recipe(device), None if case.classifies else SIGMA, device=device
+    )
+
+
+def plain_loop(problem: Problem, case: Case, loader_workers: int) -> Step:
+    """Return plain_search.py's training loop with so many loader processes, which have started."""
+    problem.loader_workers = loader_workers
     network = problem._network(case.densities, seed=0)
     training = problem._steps(network, seed=0, total=packing.MOST_STEPS)
+    next(training)
 
     def step() -> int:
         next(training)

@@ -159,7 +159,8 @@ def rival(plan: Plan, family: Family) -> Figures:
     """The engine beside plain_search.py's, in turns."""
     if plan.quick:
         case = plan.case(family)
-        plain = throughput.plain_loop(case, plan.device, loader_workers=0)
+        problem = throughput.plain_problem(case, plan.device)
+        plain = throughput.plain_loop(problem, case, loader_workers=0)
         engine = throughput.densitune_step(case, plan.device)
         return {"ratios": [seconds_of(plan, plain) / seconds_of(plan, engine)]}
     name, images = str(plan.device), throughput.IMAGES[plan.device.type]

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated
 
 import typer
@@ -80,6 +80,9 @@ def _run() -> None:
                 sys.stdout.flush()  # now, so that a full disk is told in one line
     except (OptimizerError, StorageError) as error:
         code, message = error.exit_code, str(error)
+    except PackageNotFoundError as error:  # run from a checkout, say: what a study records lacks
+        code = UsageError.exit_code
+        message = f"{error.name} is not installed; run pip install -e . in the checkout"
     except OSError as error:
         code, message = UsageError.exit_code, _unwritten(error)
     except KeyboardInterrupt:

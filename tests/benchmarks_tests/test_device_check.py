@@ -102,6 +102,16 @@ def test_a_section_that_dies_hangs_or_fails_leaves_the_others_their_results_and_
     assert all(state in line for state, line in zip(states, table[2:], strict=True))
 
 
+def test_whoever_ends_it_ends_its_section_too(tmp_path: Path) -> None:
+    """What the section has started holds the output open until it ends."""
+    ended = (
+        "import os, threading\n" + DRIVEN + "threading.Timer(1, os.kill, (os.getpid(), 15)).start()"
+    )
+    program = ended.replace('"sleeps": (sleeps, 0.3)', '"sleeps": (sleeps, 99)')
+    code, results, _ = run(program, tmp_path, "--device", "cpu", "--section", "dies", "sleeps")
+    assert (code, list(results)) == (128 + 15, ["dies"])
+
+
 def test_a_full_run_takes_at_most_450_seconds() -> None:
     assert sum(seconds for _, seconds in SECTIONS.values()) <= 450
     first = ["ceilings", "captured", "packs", "steps", "sweep", "job", "rival vgg"]

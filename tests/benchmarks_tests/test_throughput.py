@@ -40,6 +40,14 @@ def test_the_engine_is_timed_for_longer_than_a_job_takes(small: Case) -> None:
     assert [step() for _ in range(23)] == [1] * 23
 
 
+def test_the_rival_trains_with_the_loaders_that_it_is_told(small: Case) -> None:
+    problem = throughput.plain_problem(small, CPU)
+    for workers in (1, 0):
+        step = throughput.plain_loop(problem, small, workers)
+        assert problem.loader_workers == workers
+        assert [step() for _ in range(5)] == [1] * 5
+
+
 def test_the_rival_is_timed_with_the_loaders_that_are_fastest(
     small: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,7 +55,10 @@ def test_the_rival_is_timed_with_the_loaders_that_are_fastest(
     speeds = {2: 1.0, 8: 3.0, 15: 2.0}
     monkeypatch.setattr(throughput, "loader_workers", lambda device: list(speeds))
 
-    def loop(case: Case, device: torch.device, workers: int) -> int:
+    problems: list[Any] = []
+
+    def loop(problem: Any, case: Case, workers: int) -> int:
+        problems.append(problem)
         asked.append(workers)
         return workers
 
@@ -56,6 +67,7 @@ def test_the_rival_is_timed_with_the_loaders_that_are_fastest(
     chosen: Any = throughput.plain_step(small, CPU)
     assert chosen == 8
     assert asked == [2, 8, 15, 8]
+    assert all(problem is problems[0] for problem in problems)  # its data are prepared once
 
 
 @pytest.mark.parametrize(

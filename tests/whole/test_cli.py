@@ -480,3 +480,23 @@ def test_a_hangup_is_ignored_under_nohup_and_reacted_to_elsewhere() -> None:
             for number, handler in earlier.items():
                 signal.signal(number, handler)
         assert len(seen) == reactions
+
+
+def test_a_checkout_that_is_not_installed_is_one_line(folder: Path, database_url: str) -> None:
+    """A study records the versions of what it needs, its own among them."""
+    program = (
+        "import sys\nfrom importlib import metadata\nfrom optimizer.cli.main import main\n"
+        "find = metadata.Distribution.from_name\n"
+        "def lacking(name):\n"
+        "    if name == 'densitune': raise metadata.PackageNotFoundError(name)\n"
+        "    return find(name)\n"
+        "metadata.Distribution.from_name = lacking\n"
+        "sys.argv = ['densitune', 'launch', 'tiny.yaml', '--workers', '0']\nmain()\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment(database_url),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    [line] = ended.stderr.splitlines()
+    assert "densitune is not installed; run pip install -e ." in line
+    assert ended.returncode == 2

@@ -152,11 +152,18 @@ class LayerNorm2d(nn.LayerNorm):
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, eps=1e-6)  # NAFNet's eps, basicsr/models/archs/arch_util.py
+        self.normalise = normalise
+        """Of pixels (..., C), weight, bias and eps; workers.networks.pixel_norm has another."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise: (N, C, H, W) to the same shape."""
         pixels = x.permute(0, 2, 3, 1)
-        return super().forward(pixels.to(self.weight.dtype)).permute(0, 3, 1, 2)
+        return self.normalise(pixels, self.weight, self.bias, self.eps).permute(0, 3, 1, 2)
+
+
+def normalise(pixels: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Return pixels (..., C), each normalised over its channels, in the type of the weights."""
+    return F.layer_norm(pixels.to(weight.dtype), weight.shape, weight, bias, eps)
 
 
 def simple_gate(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ images. docs/decisions.md has the measurements.
 Shapes: images (N, C, H, W), kernels (C, 1, k, k) with odd k, both of one dtype.
 """
 
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, overload
 
 import torch
 import torch.nn.functional as F
@@ -42,9 +42,22 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     if input.dim() == 3:
         return convolve(input.unsqueeze(0), weight, bias).squeeze(0)
-    arguments = [_autocast(argument) for argument in (input, weight, bias)]
+    arguments = [autocast(argument) for argument in (input, weight, bias)]
     output: Tensor = _Convolution.apply(*arguments)
     return output
+
+
+@overload
+def autocast(tensor: Tensor) -> Tensor: ...
+@overload
+def autocast(tensor: None) -> None: ...
+def autocast(tensor: Tensor | None) -> Tensor | None:
+    """Cast as autocast casts what torch's convolution gets: everything but float64."""
+    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
+        return tensor
+    if tensor.dtype == torch.float64:
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 class _Convolution(torch.autograd.Function):
@@ -105,15 +118,6 @@ def _backward(
         gradient, input, weight, None, ones, padding, ones, False, zeros, len(weight), wanted
     )
     return gradients
-
-
-def _autocast(tensor: Tensor | None) -> Tensor | None:
-    """Cast as autocast casts what torch's convolution gets: everything but float64."""
-    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
-        return tensor
-    if tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 
 
 def _is_wide_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:

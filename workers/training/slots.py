@@ -5,12 +5,13 @@ rung. So a slot stays: the next job of its shape writes its weights, density, ra
 the last one's were, and goes on with the step that is captured.
 """
 
+import importlib.util
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from workers.networks import depthwise, pointwise, proxies
+from workers.networks import depthwise, pointwise, proxies, turned
 from workers.training import capture
 from workers.training.recipe import (
     Job,
@@ -54,9 +55,7 @@ class Slot:
                 .to(memory_format=torch.channels_last)
                 .to(self._device)
             )
-            if self._device.type == "cpu":
-                depthwise.speed_up(self.network)
-                pointwise.make_exact(self.network)
+            _suit(self.network, self._device)
             steps = job.budget * steps_per_epoch(task, recipe)
             self._tuners = tuners(recipe, self.network, steps, trainable=job.arm.trainable)
             self._draws = Draws(job.seed, self._device)
@@ -178,6 +177,19 @@ class Slots:
         """Forget all that is kept: free slots, weights and orders."""
         self.keep(0)
         self._starts = Starts(self.task, self.recipe, self.device)
+
+
+def _suit(network: nn.Module, device: torch.device) -> None:
+    """Give, in place, a network the forms of its layers that are fast and exact on a device."""
+    if device.type == "cpu":
+        depthwise.speed_up(network)
+        pointwise.make_exact(network)
+        return
+    turned.speed_up(network)
+    if importlib.util.find_spec("triton"):
+        from workers.networks import pixel_norm
+
+        pixel_norm.speed_up(network, device)
 
 
 def _copy(targets: dict[str, Tensor], sources: dict[str, Tensor]) -> None:

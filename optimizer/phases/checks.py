@@ -5,15 +5,18 @@ study goes on. What a check has found is read from the ledger whenever it is ask
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import advice
 from optimizer.evidence.verdicts import FinalistVerdict, best
 from optimizer.phases import comparisons, own_rates
 from optimizer.phases.desk import Desk
-from optimizer.phases.optuna_study import DensityStudy
 from storage.studies import Study
 from storage.trials import TrialRow
+
+if TYPE_CHECKING:  # listing studies must not wait for Optuna
+    from optimizer.phases.optuna_study import DensityStudy
 
 
 def due(study: Study, config: StudyConfig, winner: FinalistVerdict | None) -> bool:
@@ -31,7 +34,7 @@ def left(
     return queued + own_rates.to_come(study, config, winner, trained)
 
 
-def step(desk: Desk, optuna: DensityStudy | None) -> bool:
+def step(desk: Desk, optuna: "DensityStudy | None") -> bool:
     """Take the next step if there is one now: queue what a check lacks, or end the phase.
 
     Optuna's study, if it is still there, is told what to do now.

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from densitune import density
 from densitune.density import Densities
 
+Part = Literal["init_only", "steps_only"]
+"""Which one of a density's two effects an arm has: its start alone, or its steps alone."""
 Init = Literal["library", "compensated"]
 """As the layer library draws initial weights, or divided by RMS(phi) after that."""
 Mask = Literal["density", "uniform", "ones"]
@@ -91,13 +93,20 @@ def uniform(densities: Densities, lr: float | None, init: Init = "library") -> A
     return Arm(densities, lr, init, mask="uniform")
 
 
-def init_only(densities: Densities, lr: float | None) -> Arm:
-    """Return the standard convolution that starts at phi times its weights."""
-    return Arm(densities, lr, "library", mask="ones", start="times_phi")
+def init_only(densities: Densities, lr: float | None, init: Init = "library") -> Arm:
+    """Return the standard convolution that starts where these densities do: phi times its weights.
+
+    With a compensated start those are divided by RMS(phi), as the densities' own are.
+    """
+    return Arm(densities, lr, init, mask="ones", start="times_phi")
 
 
 def steps_only(densities: Densities, lr: float | None) -> Arm:
-    """Return densities that start where identity does: weights divided by phi."""
+    """Return densities that start where identity does: weights divided by phi, tap by tap.
+
+    A tap whose phi is 0, or too small to be divided by in float32 (below some 3e-39), keeps its
+    weight: it has no effect either way, and does not start as identity's.
+    """
     return Arm(densities, lr, "library", start="over_phi")
 
 

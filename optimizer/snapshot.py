@@ -11,10 +11,12 @@ from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import advice, baseline, cautions, differences, verdicts
+from optimizer.evidence.apart import Apart
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Control, FinalistVerdict, Holdout, PresetVerdict
 from optimizer.phases import (
+    apart,
     calibration,
     checks,
     comparisons,
@@ -123,6 +125,15 @@ class Snapshot:
         if winner is None:
             return None
         return own_rates.found(self.config, winner, trained.trials, trained.rows)
+
+    @property
+    def apart(self) -> Apart | None:
+        """Return what the winner's start and steps do alone; None if not asked or not known yet."""
+        winner, trained, before = self.winner, self.check, self.confirm
+        if winner is None:
+            return None
+        known = trained.trials, trained.rows
+        return apart.found(self.config, winner, *known, (before.trials, before.rows))
 
     @property
     def complaint(self) -> str | None:

@@ -245,6 +245,22 @@ def reopen(
         return _study(again)
 
 
+def check_again(engine: Engine, study_id: int, config: Mapping[str, Any]) -> Study:
+    """Take a finished study back to the checks of its winner, with a config; return it.
+
+    Its verdicts stand. A study that is not finished (any more) stays as it is.
+    """
+    columns = tables.studies.c
+    with engine.begin() as connection:
+        connection.execute(
+            update(tables.studies)
+            .where(columns.id == study_id, columns.state == "finished")
+            .values(state="stopped", phase="check", finished_at=None, config=dict(config))
+        )
+        again = connection.execute(select(tables.studies).where(columns.id == study_id)).one()
+        return _study(again)
+
+
 def _set(connection: Connection, study_id: int, **values: Any) -> None:
     connection.execute(
         update(tables.studies).where(tables.studies.c.id == study_id).values(**values)

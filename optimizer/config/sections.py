@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from optimizer.arms import Precision
+from optimizer.arms import Part, Precision
 from optimizer.config.choices import Goal
 from optimizer.config.section import Section, Unit
 from optimizer.learning_rates import Family
@@ -138,6 +138,10 @@ class Confirm(Section):
     rates: Literal["auto", "always", "never"] = "auto"
     """Whether identity, the winner and its strongest control are trained once more, each at the
     best of rates of its own; auto does so after a `better`. The verdict does not depend on it."""
+    arms: tuple[Part, ...] = ()
+    """Which of the winner's two effects are trained alone after the verdict: `init_only` is a plain
+    convolution that starts at phi times its weights, `steps_only` a weighted one that starts at
+    weights divided by phi. With both, the report has main effects and interaction."""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> Self:
@@ -148,6 +152,13 @@ class Confirm(Section):
                 f"{f'{below} or ' if below else ''}{below + self.batch}"
             )
         return self
+
+    @field_validator("arms")
+    @classmethod
+    def _each_once(cls, arms: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(set(arms)) < len(arms):
+            raise ValueError(f"{list(arms)} names an arm twice; take {sorted(set(arms))}")
+        return arms
 
     @field_validator("keep")
     @classmethod

@@ -6,7 +6,7 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, FiniteFloat
 
 from optimizer.arms import Init
-from optimizer.evidence.differences import Difference
+from optimizer.evidence.differences import Difference, interval
 
 Verdict = Literal["better", "scale_only", "step_only", "no_evidence", "worse", "dropped"]
 """What fresh seeds say about a finalist."""
@@ -64,8 +64,15 @@ class Comparison(Part):
     high: FiniteFloat
     by_seed: dict[str, FiniteFloat]
     images: OverImages | None = None
-    """None where the scores of single images are not stored: in studies of earlier versions, and
-    of very many images."""
+    """None where the scores of single images are not stored: in studies of earlier versions, of
+    very many images, and in checks after the verdict."""
+
+    @classmethod
+    def of(cls, difference: Difference) -> "Comparison":
+        """Return a difference over two seeds or more with its interval over seeds."""
+        low, high = interval(difference)
+        by_seed = by_text(difference.by_seed)
+        return cls(mean=difference.mean, low=low, high=high, by_seed=by_seed)
 
 
 class Found(Protocol):

@@ -7,6 +7,7 @@ search         phase 2: densities that Optuna proposes, told in step with the le
 confirmation   phase 3: finalists with fresh seeds, beside identity and controls
 comparisons    a finalist of the confirmation beside its arms
 checks         phase 4, after the verdict: what a study asks about its winner beside it
+apart          the 2 x 2 of the winner's start and its steps
 own_rates      the rate check: each arm at the best of rates of its own
 holdout        after the verdict: what the test split said of identity and the winner
 learned        the density that a trainable arm learns by gradient: one more finalist

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import advice
 from optimizer.evidence.verdicts import FinalistVerdict, best
-from optimizer.phases import comparisons, own_rates
+from optimizer.phases import apart, comparisons, own_rates
 from optimizer.phases.desk import Desk
 from storage.studies import Study
 from storage.trials import TrialRow
@@ -21,17 +21,21 @@ if TYPE_CHECKING:  # listing studies must not wait for Optuna
 
 def due(study: Study, config: StudyConfig, winner: FinalistVerdict | None) -> bool:
     """Tell whether there is anything to check once a study has this winner."""
-    return winner is not None and own_rates.wanted(study, config, winner)
+    if winner is None:
+        return False
+    return own_rates.wanted(study, config, winner) or apart.wanted(config, winner)
 
 
 def left(
     study: Study, config: StudyConfig, winner: FinalistVerdict, trained: Sequence[TrialRow]
 ) -> int:
     """Return how many jobs of the phase are left, given its trials so far."""
-    queued = sum(trial.waiting + trial.running for trial in trained)
-    if not own_rates.wanted(study, config, winner):
-        return queued
-    return queued + own_rates.to_come(study, config, winner, trained)
+    jobs = sum(trial.waiting + trial.running for trial in trained)
+    if own_rates.wanted(study, config, winner):
+        jobs += own_rates.to_come(study, config, winner, trained)
+    if apart.wanted(config, winner):
+        jobs += apart.to_come(config, winner, trained)
+    return jobs
 
 
 def step(desk: Desk, optuna: "DensityStudy | None") -> bool:
@@ -59,5 +63,9 @@ def step(desk: Desk, optuna: "DensityStudy | None") -> bool:
 
 def _queued(desk: Desk, winner: FinalistVerdict) -> bool:
     """Tell whether a check lacked something, which is queued now."""
-    asked = own_rates.wanted(desk.study, desk.config, winner)
-    return asked and own_rates.queue(desk, winner, desk.trials("check"))
+    queued = False
+    if apart.wanted(desk.config, winner):
+        queued = apart.queue(desk, winner, desk.trials("check"))
+    if own_rates.wanted(desk.study, desk.config, winner):
+        queued |= own_rates.queue(desk, winner, desk.trials("check"))
+    return queued

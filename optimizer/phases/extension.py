@@ -1,4 +1,6 @@
-"""A decided study goes on: more fresh seeds for the finalists that are not `better`, once.
+"""A decided study goes on: with checks of its winner, or with more fresh seeds, once.
+
+Seeds are for the finalists that are not `better`; checks change no verdict, whenever they come.
 
 What was called better or dropped stays so. The others are judged anew by a plan of more seeds,
 which begins with those that they have. Each of the two confirmations spends its level, so that what
@@ -16,6 +18,7 @@ from storage import studies
 from storage.studies import Study
 
 SEEDS = "confirm.seeds"
+CHECKS = {"confirm.rates", "confirm.arms"}
 
 
 def is_asked_for(stored: StudyConfig, asked: StudyConfig) -> bool:
@@ -54,4 +57,35 @@ def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
     if obstacle is not None:
         raise UsageError(f"study {study.name} {obstacle} extended; choose another name")
     was: dict[str, Any] = {"seeds": study.config["confirm"]["seeds"], "verdicts": verdicts}
-    return studies.reopen(engine, study.id, asked.document(), {"extended": was})
+    config = asked.document()  # what the study knew nothing of is not asked for by a default
+    config["confirm"] = {**study.config["confirm"], "seeds": asked.confirm.seeds}
+    return studies.reopen(engine, study.id, config, {"extended": was})
+
+
+def checks_are_asked_for(study: Study, stored: StudyConfig, asked: StudyConfig) -> bool:
+    """Tell whether a config differs from its study's in checks of the winner alone.
+
+    They have to be written there. Of a study of a version without the rate check, any word for it
+    differs.
+    """
+    changed = changes.between(stored.document(), asked.document())
+    keys = {line.partition(":")[0] for line in changed}
+    written = {f"confirm.{key}" for key in asked.confirm.model_fields_set}
+    if "rates" not in study.config.get("confirm", {}):
+        keys |= {"confirm.rates"} & written
+    return bool(keys) and keys <= CHECKS & written
+
+
+def check(engine: Engine, study: Study, asked: StudyConfig) -> Study:
+    """Reopen a decided study for checks of its winner; return it as it is then.
+
+    Its verdicts stand, and so does what has been checked. UsageError if it is not finished, or has
+    no finalists.
+    """
+    if study.state != "finished" or not study.verdicts:
+        why = "has no finalists" if study.state == "finished" else f"is {study.state}"
+        raise UsageError(
+            f"study {study.name} {why}, and only the winner of a finished one can get other checks "
+            f"(confirm.rates, confirm.arms); to go on as it is: densitune resume {study.name}"
+        )
+    return studies.check_again(engine, study.id, asked.document())

@@ -15,7 +15,7 @@ from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, own_rates
 from optimizer.evidence.own_rates import RateCheck
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict, by_text
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict
 from optimizer.phases import comparisons
 from optimizer.phases.desk import Desk
 from storage.ledger import LedgerRow
@@ -178,8 +178,8 @@ def found(
         holds=own_rates.holds(
             to["identity"].by_seed, None if beside is None else beside.by_seed, control, gone
         ),
-        to_identity=_comparison(to["identity"]),
-        to_control=None if beside is None else _comparison(beside),
+        to_identity=Comparison.of(to["identity"]),
+        to_control=None if beside is None else Comparison.of(beside),
         diverged={role: seeds for role, seeds in gone.items() if seeds},
         **told,
     )
@@ -216,9 +216,3 @@ def _count(compared: Sequence[Contender], winner: FinalistVerdict) -> int:
 
 def _bare(trial: TrialRow) -> Arm:
     return replace(Arm.of(trial.densities, trial.arm), lr=None)
-
-
-def _comparison(difference: differences.Difference) -> Comparison:
-    low, high = differences.interval(difference)
-    by_seed = by_text(difference.by_seed)
-    return Comparison(mean=difference.mean, low=low, high=high, by_seed=by_seed)

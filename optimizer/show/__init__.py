@@ -10,6 +10,7 @@ confirmation_table  the table of a confirmation
 report              all that a study found as one HTML file
 page                the report's page
 axes                what its figures have in common
+checks              the checks of the winner in it
 search              the search in the report
 response_model      the response over the search box that a model expects
 figures_search      figures of the search and of the response

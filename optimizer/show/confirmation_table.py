@@ -29,7 +29,7 @@ def arms_table(snapshot: Snapshot) -> Table:
     sentences = [words.verdict(finalist) for finalist in snapshot.verdicts] or [
         "No trial was fit to be confirmed."
     ]
-    about = _not_confirmed(snapshot), words.about_own_rates(snapshot)
+    about = _not_confirmed(snapshot), words.about_own_rates(snapshot), words.about_apart(snapshot)
     sentences += filter(None, [*about, words.about_test_split(snapshot)])
     if snapshot.uniform_is_identity and config.init == "library":
         sentences.append(words.UNIFORM_IS_IDENTITY)

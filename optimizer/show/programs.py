@@ -31,6 +31,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "verdicts": [verdict.model_dump() for verdict in snapshot.verdicts],
         "learned": None if snapshot.learned is None else snapshot.learned.document(),
         "own_rates": None if snapshot.own_rates is None else snapshot.own_rates.model_dump(),
+        "apart": None if snapshot.apart is None else snapshot.apart.model_dump(),
         "test": None if snapshot.holdout is None else snapshot.holdout.model_dump(),
         "floors": snapshot.floors,
         "cautions": snapshot.cautions,

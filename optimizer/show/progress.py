@@ -31,7 +31,7 @@ def progress(snapshot: Snapshot) -> str:
                 f"most {most}, {_job_counts(snapshot, snapshot.confirm)}"
             )
         case "check":
-            return f"checking at each arm's own rate: {_job_counts(snapshot, snapshot.check)}"
+            return f"checking the winner: {_job_counts(snapshot, snapshot.check)}"
         case "search" | "decided":
             return trial_counts(snapshot)
 

@@ -11,11 +11,10 @@ from xml.etree.ElementTree import Element
 from densitune import density
 from optimizer.errors import UsageError
 from optimizer.evidence import advice, differences
-from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict
 from optimizer.phases import calibration
 from optimizer.presets import exports
-from optimizer.show import search, words
+from optimizer.show import checks, search, words
 from optimizer.show.figures_arms import Row, intervals, mask, rates
 from optimizer.show.page import html_page, table, tag
 from optimizer.snapshot import Snapshot, precision
@@ -51,10 +50,10 @@ def render(snapshot: Snapshot) -> str:
         tag("p", about, class_="soft"),
         _verdict(snapshot),
         _confirmation(snapshot),
+        checks.section(snapshot),
         search.section(snapshot),
         _density(snapshot),
         _calibration(snapshot),
-        _own_rates(snapshot),
         _baseline(snapshot),
         _origin(snapshot),
     )
@@ -77,7 +76,8 @@ def _verdict(snapshot: Snapshot) -> Element:
     lines.insert(0, snapshot.advice)
     if snapshot.uniform_is_identity and snapshot.config.init == "library":
         lines.append(words.UNIFORM_IS_IDENTITY)
-    for line in (words.about_own_rates(snapshot), words.about_test_split(snapshot)):
+    told = words.about_own_rates(snapshot), words.about_apart(snapshot)
+    for line in (*told, words.about_test_split(snapshot)):
         if line is not None:
             lines.append(f"{line[0].upper()}{line[1:]}.")
     lines += [f"Caution: {caution}" for caution in snapshot.cautions]
@@ -121,9 +121,7 @@ def _confirmation(snapshot: Snapshot) -> list[Element]:
     ]
     if not groups:
         return []
-    checked, tested = snapshot.own_rates, snapshot.holdout
-    if checked is not None and checked.to_identity is not None:
-        groups.append(("each arm at its own rate", _at_own_rates(checked)))
+    tested = snapshot.holdout
     if tested is not None and tested.difference is not None:
         groups.append(("test split", [_row("winner minus identity", tested.difference)]))
     name = f"difference in {snapshot.config.metric}, {snapshot.config.unit}"
@@ -166,14 +164,6 @@ def _rows(finalist: FinalistVerdict) -> list[Row]:
             rows.append(Row(f"{name} minus identity", control))
     if finalist.compensated is not None:
         rows.append(Row("compensated minus identity", finalist.compensated.by_seed))
-    return rows
-
-
-def _at_own_rates(checked: RateCheck) -> list[Row]:
-    rows = [_row("density minus identity", checked.to_identity)] if checked.to_identity else []
-    if checked.control is not None and checked.to_control is not None:
-        name = words.ARMS[checked.control].removeprefix("its ")
-        rows.append(_row(f"density minus {name}", checked.to_control))
     return rows
 
 
@@ -224,28 +214,6 @@ def _calibration(snapshot: Snapshot) -> list[Element]:
         caption += f" The upright line is the rate of all further training, {chosen:g}."
     figure = tag("figure", rates(scores, chosen, unit), tag("figcaption", caption))
     return [tag("h2", "Learning rate"), figure]
-
-
-def _own_rates(snapshot: Snapshot) -> list[Element]:
-    """Return what each arm of the rate check reached, and its own rate."""
-    checked = snapshot.own_rates
-    if checked is None:
-        return []
-    lines = [
-        [words.ARMS[arm], rate, f"{score:.3f}"]
-        for arm, scores in checked.tried.items()
-        for rate, score in scores.items()
-    ]
-    own = ", ".join(f"{words.ARMS[arm]} {rate:g}" for arm, rate in checked.rates.items())
-    return [
-        tag("h2", "Learning rate of each arm"),
-        tag("p", f"Tried on seeds of their own. Chosen: {own or 'none'}.", class_="soft"),
-        table(
-            ["arm", "rate", f"{snapshot.config.metric}, {snapshot.config.unit}"],
-            lines,
-            numbers=(1, 2),
-        ),
-    ]
 
 
 def _baseline(snapshot: Snapshot) -> list[Element]:

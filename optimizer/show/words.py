@@ -172,6 +172,27 @@ def about_own_rates(snapshot: Snapshot) -> str | None:
     return f"{asked}: {'yes' if told.holds else 'no'} ({rates}; {numbers})"
 
 
+def about_apart(snapshot: Snapshot) -> str | None:
+    """Return what the winner's start and its steps do alone; None unless that was asked."""
+    told, unit = snapshot.apart, snapshot.config.unit
+    if told is None:
+        return None
+    compared = {
+        "its start alone": told.init_only,
+        "its steps alone": told.steps_only,
+        "main effect of its start": told.start,
+        "of its steps": told.steps,
+        "interaction": told.interaction,
+    }
+    numbers = [
+        f"{name} {signed(one.mean)} {unit} {brackets(one.low, one.high)}"
+        for name, one in compared.items()
+        if one is not None
+    ]
+    gone = [f"{arm} diverged on {len(seeds)} seeds" for arm, seeds in told.diverged.items()]
+    return f"start and steps apart: {'; '.join([*numbers, *gone, *filter(None, [told.reason])])}"
+
+
 def about_test_split(snapshot: Snapshot) -> str | None:
     """Return a line about the test split; None before the verdict, or without a finalist."""
     config, tested = snapshot.config, snapshot.holdout

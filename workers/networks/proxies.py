@@ -208,9 +208,11 @@ def _amplify(model: nn.Module, gain: Mapping[int, float]) -> None:
 def _start(model: nn.Module, start: Start) -> None:
     """Multiply the weights of weighted convolutions by phi, or divide them by it.
 
-    A tap whose phi is zero has no effect whatever its weight, which then stays as it is.
+    A tap whose phi is zero, or so small that its reciprocal is infinite, has no effect whatever its
+    weight, which then stays as it is.
     """
     for module in model.modules():
         if isinstance(module, WeightedConv2d) and start != "drawn":
-            phi = module.phi
-            module.weight.mul_(phi if start == "times_phi" else phi.reciprocal().where(phi != 0, 1))
+            inverse = module.phi.reciprocal()
+            over = inverse.where(inverse.isfinite(), 1)
+            module.weight.mul_(module.phi if start == "times_phi" else over)

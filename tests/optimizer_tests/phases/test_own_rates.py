@@ -252,7 +252,7 @@ def test_while_it_goes_on_the_verdict_is_shown_with_how_far_it_is(database: Engi
     now = snapshot.of(database, given.name)
     assert (now.study.phase, now.verdict, now.own_rates) == ("check", "better", None)
     assert "being checked, 27/63 jobs done" in (words.about_own_rates(now) or "")
-    assert progress(now).startswith("checking at each arm's own rate: 27/63 jobs done")
+    assert progress(now).startswith("checking the winner: 27/63 jobs done")
     assert now.seconds_left == pytest.approx(3600 * 36 / now.jobs_per_hour)
     assert "left of the check" in worker_line(now)
     arms_table(now)

@@ -31,13 +31,14 @@ START, STEPS, BOTH = 0.4, -0.1, 1.5
 
 def structured(job: ClaimedJob) -> float:
     """Density 0.6 helps: by its start, less its steps, and most by both together."""
-    a, lost = job.densities[3][0], math.log10((job.arm["lr"] or LR) / LR) ** 2
+    a: float = job.densities[3][0]
+    lost = math.log10((job.arm["lr"] or LR) / LR) ** 2
     value: float = 30 - lost + noise(job, SPREAD)
     if a == 1 or job.arm["mask"] == "uniform":
         return value
     start, steps = job.arm["start"] != "over_phi", job.arm["mask"] == "density"
-    own = START * start + STEPS * steps + BOTH * float(start and steps)
-    return value + own - 0.2 * abs(a - 0.6)
+    value += START * start + STEPS * steps + BOTH * float(start and steps)
+    return value - 0.2 * abs(a - 0.6)
 
 
 def asked(arms: list[str], rates: str = "never", **changes: Any) -> StudyConfig:

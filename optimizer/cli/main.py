@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli import look, train
+from optimizer.cli import interruptions, look, train
 from optimizer.errors import OptimizerError, UsageError
 from optimizer.show import printing
 from storage import printable, retry
@@ -86,7 +86,7 @@ def _run() -> None:
     except OSError as error:
         code, message = UsageError.exit_code, _unwritten(error)
     except KeyboardInterrupt:
-        code, message = 130, "interrupted"
+        code, message = interruptions.INTERRUPTED, "interrupted"
     except Exception as error:
         cause = retry.source(error)  # Optuna wraps it
         if cause is None:

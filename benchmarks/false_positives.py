@@ -144,22 +144,26 @@ class Found:
 
 def study(number: int) -> Found:
     """Run one study against the storage of this process's environment."""
-    started = time.perf_counter()
     loop.Member = Blind  # type: ignore[attr-defined]
+    return came_to(configured(number), number)
+
+
+def came_to(given: StudyConfig, number: int) -> Found:
+    """Run a study against the storage of this process's environment; return what it came to."""
+    started = time.perf_counter()
     devices.make_repeatable(CPU)
-    given = configured(number)
     engine = environment.open_storage(None)
-    found = run(engine, given, prepare(given))
+    ended = run(engine, given, prepare(given))
     engine.dispose()
     trained = [
         row.seconds
-        for phase in found.phases.values()
+        for phase in ended.phases.values()
         for row in phase.rows
         if row.rung == row.budget
     ]
     return Found(
         number=number,
-        verdicts=found.verdicts,
+        verdicts=ended.verdicts,
         jobs=len(trained),
         seconds_per_job=statistics.fmean(trained),
         seconds=time.perf_counter() - started,

@@ -27,6 +27,8 @@ ELEMENTS = 4096
 """Of all pixels that a program takes at once."""
 MOST = 2**31
 """Elements that 32-bit offsets reach."""
+OPTIONS = {"enable_fp_fusion": True}
+"""Of every launch: a default of Triton's is another from 3.10 on, and the bits would be too."""
 
 log = logging.getLogger("densitune.worker")
 
@@ -35,7 +37,8 @@ def speed_up(network: nn.Module, device: torch.device) -> None:
     """Give, in place, the layer normalisations of a network on a GPU the fused kernels.
 
     Outputs and gradients change by rounding. Only first derivatives exist afterwards. Where Triton
-    cannot be used (it needs a C compiler, say), torch's own stay, and a line of the log says so.
+    cannot be used (it needs a C compiler and Python's headers), torch's own stay, and a line of the
+    log says so.
     """
     if not _work(device):
         return
@@ -45,8 +48,11 @@ def speed_up(network: nn.Module, device: torch.device) -> None:
 
 
 def fused(pixels: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """Return normalised pixels, (..., C) as given; in the type that autocast asks for, if on."""
-    if pixels.numel() >= MOST:
+    """Return normalised pixels, (..., C) as given; in the type that autocast asks for, if on.
+
+    torch's own where offsets would not fit, or where weights are not float32.
+    """
+    if pixels.numel() >= MOST or weight.dtype != torch.float32:
         return normalise(pixels, weight, bias, eps)
     kind = pixels.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -56,10 +62,12 @@ def fused(pixels: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 @cache
 def _work(device: torch.device) -> bool:
-    """Try the kernels on a device."""
+    """Try the kernels on a device; what it raises when its memory is full comes through."""
     try:
         pixels = torch.ones(2, 16, device=device, requires_grad=True)
         fused(pixels, pixels[0], pixels[0], 1e-6).sum().backward()
+    except torch.OutOfMemoryError:
+        raise  # the next slot may have them, and one process keeps to one kind of bits
     except Exception as error:  # Triton and a compiler have many ways to fail
         reason = next(iter(str(error).splitlines()), "")
         log.warning("layer normalisation stays torch's, and slower: %s", reason)
@@ -77,9 +85,11 @@ class _Fused(torch.autograd.Function):
         pixels = pixels.contiguous()
         output = torch.empty_like(pixels, dtype=dtype)
         count, channels, wide, rows = _shape(pixels)
-        _forward[(triton.cdiv(count, rows),)](
-            pixels, weight, bias, output, count, eps, channels, wide, rows
-        )
+        # Triton takes the current device, and a measurement is made outside of any lane.
+        with torch.cuda.device_of(pixels):
+            _forward[(triton.cdiv(count, rows),)](
+                pixels, weight, bias, output, count, eps, channels, wide, rows, **OPTIONS
+            )
         ctx.save_for_backward(pixels, weight)
         ctx.eps = eps
         return output
@@ -94,9 +104,11 @@ class _Fused(torch.autograd.Function):
         programs = min(PROGRAMS, blocks)
         by_pixels = torch.empty_like(pixels)
         sums = pixels.new_empty((programs, 2, channels), dtype=torch.float32)
-        _backward[(programs,)](
-            pixels, weight, gradient, by_pixels, sums, count, ctx.eps, blocks, channels, wide, rows
-        )
+        with torch.cuda.device_of(pixels):
+            _backward[(programs,)](
+                pixels, weight, gradient, by_pixels, sums, count, ctx.eps, blocks,
+                channels, wide, rows, **OPTIONS,
+            )  # fmt: skip
         by_weight, by_bias = sums.sum(0)
         return by_pixels, by_weight, by_bias, None, None
 

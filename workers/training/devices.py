@@ -156,6 +156,10 @@ def make_repeatable(device: torch.device) -> None:
     # cuDNN takes for convolutions unless told otherwise, has 10 bits. bfloat16 is the fast one.
     torch.backends.cudnn.allow_tf32 = False
     torch.backends.cuda.matmul.allow_tf32 = False
+    if device.index is not None:
+        # Whatever goes by the current device goes to this one: else every worker would also take
+        # hundreds of MB of the first GPU for a context there.
+        torch.cuda.set_device(device)
 
 
 def synchronize(device: torch.device) -> None:

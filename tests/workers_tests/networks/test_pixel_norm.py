@@ -5,11 +5,17 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
 from support.checkout import ROOT
+from torch import Tensor
 
+from workers.networks import pixel_norm
+from workers.networks.denoisers import normalise
 from workers.networks.proxies import Proxy, empty
 from workers.training import slots
 
@@ -65,3 +71,53 @@ def test_where_triton_cannot_be_used_torchs_own_stays_and_the_log_says_so(
     [record] = caplog.records
     assert record.message.startswith("layer normalisation stays torch's, and slower: ")
     assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 8, 8)
+
+
+def test_full_memory_is_no_reason_to_do_without_the_kernels(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Or a worker's bits would depend on who else was in memory when it started."""
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "ones", full)
+    for _ in range(2):
+        with pytest.raises(torch.OutOfMemoryError):
+            pixel_norm.speed_up(torch.nn.Identity(), torch.device("cuda", 98))
+    assert not caplog.records
+
+
+def test_weights_that_are_not_float32_are_left_to_torch() -> None:
+    pixels = torch.linspace(-2, 5, 24, dtype=torch.float64).view(2, 3, 4)
+    weight, bias = pixels[0, 1], pixels[1, 2]
+    expected = normalise(pixels, weight, bias, 1e-6)
+    assert pixel_norm.fused(pixels, weight, bias, 1e-6).equal(expected)
+
+
+def test_kernels_are_launched_on_the_device_of_their_pixels_and_compiled_alike(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton itself takes the current device, and compiles by defaults that are to change."""
+    entered: list[Tensor] = []
+    launched: list[bool] = []
+
+    @contextmanager
+    def device_of(tensor: Tensor) -> Iterator[None]:
+        entered.append(tensor)
+        yield
+        entered.pop()
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int]) -> Any:
+            return self
+
+        def __call__(self, pixels: Tensor, *_: Any, enable_fp_fusion: bool) -> None:
+            launched.append(enable_fp_fusion and entered[-1] is pixels)
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    monkeypatch.setattr(pixel_norm, "_forward", Kernel())
+    monkeypatch.setattr(pixel_norm, "_backward", Kernel())
+    pixels = torch.ones(3, 4, requires_grad=True)
+    pixel_norm.fused(pixels, torch.ones(4), torch.ones(4), 1e-6).sum().backward()
+    assert launched == [True, True]

@@ -195,13 +195,16 @@ def test_devices_have_names_for_people(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def settings_after(device: str) -> list[str]:
-    """Return threads, cuDNN's settings and cuBLAS's of a process set up for a device."""
+    """Return threads, cuDNN's settings and cuBLAS's of a process set up for a device, which may be
+    made up, and the current device if one was chosen."""
     program = (
         "import os, torch; from workers.training.devices import make_repeatable;"
+        "own = [None]; torch.cuda.set_device = own.append;"
         f"make_repeatable(torch.device({device!r})); cudnn = torch.backends.cudnn;"
         "print(torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark,"
         "os.environ.get('CUBLAS_WORKSPACE_CONFIG'), cudnn.allow_tf32,"
-        "torch.backends.cuda.matmul.allow_tf32, os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS'))"
+        "torch.backends.cuda.matmul.allow_tf32, os.environ.get('CUDA_DEVICE_MAX_CONNECTIONS'),"
+        "own[-1])"
     )
     environment = {key: os.environ[key] for key in os.environ if key[:2] != "CU"}
     done = subprocess.run(
@@ -228,6 +231,11 @@ def test_a_gpu_worker_computes_float32_in_float32() -> None:
 
 def test_a_gpu_worker_that_is_given_its_device_has_a_queue_for_every_stream() -> None:
     assert settings_after("cuda")[6] == "32"
+
+
+@pytest.mark.parametrize(("name", "own"), [("cuda:1", "cuda:1"), ("cuda", "None"), ("cpu", "None")])
+def test_a_gpu_with_a_number_is_the_current_one(name: str, own: str) -> None:
+    assert settings_after(name)[7] == own
 
 
 # Memory

@@ -47,13 +47,15 @@ from workers.training.slots import Slots
 MOST_BETTER = 1
 """Of 20 studies. In each the chance is at most 2.5 % (docs/evidence.md)."""
 CPU = torch.device("cpu")
+ASKED = ("split", "per_image", "floored", "searched_by")
+"""What of an arm is not how it trains."""
 
 
 class Blind(member.Member):
     """A member that trains identity whatever its arm is, and draws from the arm's name as well."""
 
     def __init__(self, slots: Slots, job: Job) -> None:
-        asked = {name: getattr(job.arm, name) for name in ("split", "per_image", "floored")}
+        asked = {name: getattr(job.arm, name) for name in ASKED}
         blind = replace(arms.identity(job.arm.densities, job.arm.lr), **asked)
         super().__init__(slots, replace(job, arm=blind))
         self._slot.draw(seeds.derive(job.seed, "arm", name_of(job)))

@@ -23,6 +23,8 @@ Start = Literal["drawn", "times_phi", "over_phi"]
 Split = Literal["validation", "test", "both"]
 """`both` measures the test split beside the other, at the end and where the data have one. Of
 `test` alone, only at the end, are arms of earlier versions."""
+SearchedBy = Literal["metric", "cross_entropy"]
+"""What trials are compared by in a search: the metric, or of classifiers their cross-entropy."""
 Precision = Literal["full", "bfloat16"]
 """Of the network in training; weights, loss and every measurement are float32 in any case."""
 
@@ -49,6 +51,8 @@ class Arm:
     """Whether the last measurement tells the score of every image."""
     floored: bool = False
     """Whether a training that diverges scores the floor; otherwise the job fails."""
+    searched_by: SearchedBy = "metric"
+    """What a job's bars are about: least values of the metric, or of the negated cross-entropy."""
 
     @classmethod
     def of(cls, densities: Densities, stored: Mapping[str, Any]) -> "Arm":
@@ -69,6 +73,7 @@ class Arm:
             "start": self.start,
             "per_image": self.per_image,
             "floored": self.floored,
+            "searched_by": self.searched_by,
         }
 
 

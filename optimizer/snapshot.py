@@ -6,11 +6,11 @@ from typing import get_args
 
 from sqlalchemy import Connection, Engine
 
-from optimizer.arms import Precision
+from optimizer.arms import Precision, SearchedBy
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
-from optimizer.evidence import advice, baseline, cautions, differences, verdicts
+from optimizer.evidence import advice, baseline, cautions, differences, ranking, verdicts
 from optimizer.evidence.apart import Apart
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.own_rates import RateCheck
@@ -153,6 +153,11 @@ class Snapshot:
         return None if self.study.verdicts is None or not values else fmean(values.values())
 
     @property
+    def searched_by(self) -> SearchedBy:
+        """Return what the search compares trials by."""
+        return ranking.of(self.study)
+
+    @property
     def controls(self) -> tuple[Control, ...]:
         """Return the controls that `better` asks for."""
         return comparisons.controls(self.study, self.config)
@@ -268,7 +273,7 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             config=config,
             trials=searched.trials,
             rows=searched.rows,
-            results=differences.results(searched.trials, searched.rows),
+            results=differences.results(searched.trials, searched.rows, ranking.of(study)),
             workers=roster.read(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id, study.phase),
             calibrate=_phase(connection, study, "calibrate"),

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
-from optimizer.evidence import differences
+from optimizer.evidence import differences, ranking
 from optimizer.phases import optuna_study, optuna_tables, upkeep
 from optimizer.phases.proposer import Proposer
 from optimizer.show import words
@@ -210,11 +210,12 @@ def _projection(engine: Engine, study: Study, config: StudyConfig) -> Iterator[D
     tables = optuna_tables.joined(engine)
     with steps.one_moment(engine) as connection:
         rows = trials.all_of(connection, study.id, "search")
-        measured = ledger.read(connection, study.id, "search")
+        by = ranking.of(study)
+        measured = ranking.searched(ledger.read(connection, study.id, "search"), by)
         told = None
         if tables is not None:
             tables.join(connection)
-            behind = optuna_study.find(tables, config, study.id)
+            behind = optuna_study.find(tables, config, study.id, by)
             told = None if behind is None else behind.told()
     if not rows:
         return

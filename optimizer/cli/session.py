@@ -19,6 +19,7 @@ from optimizer.cli.fleet import Fleet
 from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig, parse
 from optimizer.errors import StudyFailedError, UsageError
+from optimizer.evidence import ranking
 from optimizer.phases import extension, optuna_study, upkeep
 from optimizer.phases.proposer import Proposer
 from optimizer.show import printing
@@ -65,6 +66,7 @@ def create(
             "source": source,
             **facts(),
             "precision": precision,
+            ranking.KEPT: ranking.of_new(config),
             "versions": optuna_study.versions(),
         }
         first: Phase = "calibrate" if config.training.lr == "auto" else "search"

@@ -107,7 +107,8 @@ class Search(Section):
     seeds: Annotated[int, Field(ge=1, le=100), Unit("seeds")] = 2
     """How many times each density is trained; every density with the same seeds."""
     rungs: Annotated[tuple[PositiveInt, ...], Unit("epochs")] = ()
-    """After how many, below the budget, a job is measured as well, and its trial perhaps cut."""
+    """After how many, below the budget, a job is measured as well, and its trial perhaps cut; of
+    classifiers, what is seen before half the budget says next to nothing about the end."""
     keep: Annotated[FiniteFloat, Field(gt=0, le=1), Unit("share of trials")] = 0.25
     """What goes on at each rung, and to further seeds; 1 cuts nothing."""
     in_flight: Annotated[int, Field(ge=1, le=1024), Unit("trials")] = 8

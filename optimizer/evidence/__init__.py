@@ -1,6 +1,7 @@
 """What measurements say, and how sure it is.
 
 differences      trials as paired differences against identity
+ranking          what a search compares trials by
 surrogate        a model of the response over the search box, learnt from noisy trials
 finalists        which trials are worth confirming, by that model
 sequential_test  what fresh seeds say about a finalist: a paired, sequential test

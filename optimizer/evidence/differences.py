@@ -13,6 +13,8 @@ from typing import Any
 from scipy.special import stdtrit
 
 from densitune.density import Densities
+from optimizer.arms import SearchedBy
+from optimizer.evidence import ranking
 from storage.ledger import LedgerRow
 from storage.trials import TrialRow
 
@@ -39,6 +41,13 @@ class TrialResult:
     values: dict[int, float]
     """The metric after the full budget, by seed."""
     difference: Difference
+    entropy: Difference | None = None
+    """By how much its cross-entropy is below identity's, in nats, if the search goes by that."""
+
+    @property
+    def searched(self) -> Difference:
+        """Return the difference that the search goes by."""
+        return self.difference if self.entropy is None else self.entropy
 
     @property
     def mean(self) -> float:
@@ -56,6 +65,7 @@ class TrialResult:
             "by_seed": {str(seed): value for seed, value in self.values.items()},
             "difference_to_identity": self.difference.mean,
             "standard_error": self.difference.standard_error,
+            "cross_entropy_below_identity": None if self.entropy is None else self.entropy.mean,
         }
 
 
@@ -109,13 +119,17 @@ def interval(difference: Difference) -> tuple[float, float]:
     return difference.mean - reach, difference.mean + reach
 
 
-def results(trials: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> list[TrialResult]:
+def results(
+    trials: Sequence[TrialRow], rows: Sequence[LedgerRow], by: SearchedBy = "metric"
+) -> list[TrialResult]:
     """Return the complete trials of a study in the order of their numbers.
 
     Empty as long as identity, trial 0, is not complete: there is nothing to compare with. Trials
-    of which no seed is left that identity has, too, are passed over (`doctor` says so).
+    of which no seed is left that identity has, too, are passed over (`doctor` says so). `by` is
+    what the study is searched by.
     """
     values = final_values(rows)
+    entropies = {} if by == "metric" else final_values(ranking.searched(rows, by))
     complete = [
         trial
         for trial in trials
@@ -132,6 +146,7 @@ def results(trials: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> list[Trial
             densities=trial.densities,
             values=values[trial.number],
             difference=paired(values[trial.number], values[0]),
+            entropy=paired(entropies[trial.number], entropies[0]) if entropies else None,
         )
         for trial in complete
     ]
@@ -144,5 +159,5 @@ def _of_search(optuna_number: int | None) -> int:
 
 
 def ranked(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """Return the results, largest difference first; ties in the order of trials."""
-    return sorted(results, key=lambda result: (-result.difference.mean, result.number))
+    """Return the results, the largest of what is searched by first; ties in the order of trials."""
+    return sorted(results, key=lambda result: (-result.searched.mean, result.number))

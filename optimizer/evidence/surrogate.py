@@ -63,8 +63,8 @@ class Table:
         spreads, and out of the means of trials with fewer seeds.
         """
         places = np.array([place(trial.densities, config) for trial in trials])
-        seeds = sorted(set().union(*(trial.difference.by_seed for trial in trials)))
-        values = np.array([[t.difference.by_seed.get(s, np.nan) for s in seeds] for t in trials])
+        seeds = sorted(set().union(*(trial.searched.by_seed for trial in trials)))
+        values = np.array([[t.searched.by_seed.get(s, np.nan) for s in seeds] for t in trials])
         whole = values[~np.isnan(values).any(axis=1)]
         shared = np.median(whole - whole.mean(axis=1, keepdims=True), axis=0)
         values = values - shared

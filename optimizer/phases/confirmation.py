@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from optimizer import arms
 from optimizer.arms import Arm
-from optimizer.evidence import advice, differences, finalists, images, race
+from optimizer.evidence import advice, differences, finalists, images, race, ranking
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.sequential_test import Finding, Plan
 from optimizer.evidence.verdicts import FinalistVerdict, best
@@ -72,7 +72,8 @@ def _begin(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow])
 def _chosen(desk: Desk, trained: Sequence[TrialRow]) -> list[TrialResult]:
     """Return the search's finalists, and what was learned unless it is practically one of them."""
     config = desk.config
-    results = differences.results(desk.trials("search"), desk.measured("search"))
+    searched, by = desk.measured("search"), ranking.of(desk.study)
+    results = differences.results(desk.trials("search"), searched, by)
     by_number = {result.number: result for result in results}
     chosen = [by_number[number] for number in finalists.choose(results, config)]
     one_more = learned.result(config, trained, desk.measured("confirm"), by_number[IDENTITY])

@@ -22,8 +22,10 @@ from optuna.trial import FrozenTrial, TrialState
 from densitune import density
 from densitune.density import Densities
 from optimizer import design
+from optimizer.arms import SearchedBy
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
+from optimizer.evidence import ranking
 from optimizer.phases import samplers
 
 Outcome = Literal["complete", "pruned", "failed"]
@@ -85,7 +87,8 @@ class DensityStudy:
     def tell(self, optuna_number: int, outcome: Outcome, differences: Mapping[int, float]) -> None:
         """Finish a trial with its differences to identity by rung; again is harmless.
 
-        The last one is its value, for a pruned trial too; a failed trial has none.
+        They are of what the study is searched by. The last one is its value, for a pruned trial
+        too; a failed trial has none.
         StudyFailedError if Optuna's table holds another result than the ledger.
         """
         trial = self._frozen(optuna_number)
@@ -159,16 +162,20 @@ class DensityStudy:
         return dict(zip(self._distributions, values, strict=True))
 
 
-def create(storage: BaseStorage, config: StudyConfig, study_id: int) -> DensityStudy:
+def create(
+    storage: BaseStorage, config: StudyConfig, study_id: int, by: SearchedBy = "metric"
+) -> DensityStudy:
     """Create the Optuna study behind a densitune study that has none."""
     with _quiet():
         study = optuna.create_study(storage=storage, study_name=config.name, direction="maximize")
         study.set_user_attr(OWNER, study_id)
-        study.set_metric_names([_metric(config)])
+        study.set_metric_names([METRIC + ranking.name(config, by)])
     return DensityStudy(study, config)
 
 
-def find(storage: BaseStorage, config: StudyConfig, study_id: int) -> DensityStudy | None:
+def find(
+    storage: BaseStorage, config: StudyConfig, study_id: int, by: SearchedBy = "metric"
+) -> DensityStudy | None:
     """Return the Optuna study behind a densitune study, None if there is none.
 
     StudyFailedError if the one of its name belongs to another, or was told something else so far.
@@ -184,9 +191,10 @@ def find(storage: BaseStorage, config: StudyConfig, study_id: int) -> DensityStu
             f"the Optuna study {config.name} is not that of densitune's study of this name; "
             f"if it is left of a deleted one, remove it: densitune doctor --fix"
         )
-    if named != [_metric(config)]:
+    expected = METRIC + ranking.name(config, by)
+    if named != [expected]:
         raise StudyFailedError(
-            f"study {config.name} holds {named[0]} where this densitune tells {_metric(config)}: "
+            f"study {config.name} holds {named[0]} where this densitune tells {expected}: "
             f"it was begun by another version; finish it with that one, or begin anew: "
             f"densitune delete {config.name}"
         )
@@ -221,10 +229,6 @@ def versions() -> dict[str, str]:
     """Return the versions that fix what is proposed."""
     packages = ("densitune", "optuna", "cmaes", "scipy", "numpy", "torch")
     return {package: importlib.metadata.version(package) for package in packages}
-
-
-def _metric(config: StudyConfig) -> str:
-    return f"{METRIC}{config.metric} ({config.unit})"
 
 
 def _names(kernel_size: int) -> list[str]:

@@ -9,6 +9,7 @@ from sqlalchemy import Engine
 
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
+from optimizer.evidence import ranking
 from optimizer.phases import (
     calibration,
     checks,
@@ -83,7 +84,9 @@ class Proposer:
             return None
         self._tables.join(desk.connection)
         if self._optuna is None or not self._optuna.is_there():
-            self._optuna = optuna_study.find(self._tables, self._config, self._study_id)
+            self._optuna = optuna_study.find(
+                self._tables, self._config, self._study_id, ranking.of(desk.study)
+            )
         return self._optuna
 
     def _behind(self, desk: Desk) -> DensityStudy | None:
@@ -98,5 +101,7 @@ class Proposer:
                 f"{desk.study.name}"
             )
         if self._creates:
-            self._optuna = optuna_study.create(self._tables, self._config, self._study_id)
+            self._optuna = optuna_study.create(
+                self._tables, self._config, self._study_id, ranking.of(desk.study)
+            )
         return self._optuna

@@ -10,7 +10,7 @@ import statistics
 
 from optimizer.arms import Arm
 from optimizer.design import Anchor
-from optimizer.evidence import differences
+from optimizer.evidence import differences, ranking
 from optimizer.phases import bars
 from optimizer.phases.desk import Desk
 from optimizer.phases.optuna_study import DensityStudy, Outcome
@@ -43,7 +43,7 @@ def step(desk: Desk, optuna: DensityStudy) -> bool:
 
 
 def _propose(desk: Desk, optuna: DensityStudy, trials: list[TrialRow], told: int) -> None:
-    number, config = len(trials), desk.config
+    number, config, by = len(trials), desk.config, ranking.of(desk.study)
     optuna_number, densities = optuna.ask(number, _optuna_numbers(trials))
     anchors = config.anchors
     anchor = (
@@ -54,12 +54,12 @@ def _propose(desk: Desk, optuna: DensityStudy, trials: list[TrialRow], told: int
     optuna.describe(optuna_number, {"role": anchor.role, "label": anchor.label})
     least = {}
     if number >= len(anchors):
-        least = bars.for_next(config, trials[:told], desk.measured("search"))
+        least = bars.for_next(config, trials[:told], ranking.searched(desk.measured("search"), by))
     desk.add(
         number,
         anchor.role,
         anchor.label,
-        Arm(densities, lr=desk.study.lr, init=config.init),
+        Arm(densities, lr=desk.study.lr, init=config.init, searched_by=by),
         seeds=config.seeds[:1] if least else config.seeds,
         budget=config.training.budget,
         bars=least,
@@ -75,13 +75,15 @@ def _tell(desk: Desk, optuna: DensityStudy, trial: TrialRow) -> None:
         optuna.tell(trial.optuna_number, "failed", {})
         desk.close(trial)
         return
-    rows = desk.measured("search")
-    by_rung = differences.by_rung(rows, trial.number)
+    rows, by = desk.measured("search"), ranking.of(desk.study)
+    by_rung = differences.by_rung(ranking.searched(rows, by), trial.number)
     last = max(row.rung for row in rows if row.trial == trial.number)
     own = [row for row in rows if row.trial == trial.number and row.rung == last]
     mean = statistics.fmean(row.value for row in own)
     by_seed = {str(row.seed): row.value for row in own}
-    optuna.describe(trial.optuna_number, {"values by seed": by_seed, "mean": mean})
+    known = differences.by_rung(rows, trial.number)
+    beside = {} if by == "metric" else {f"{desk.config.metric} minus identity": known[last]}
+    optuna.describe(trial.optuna_number, {"values by seed": by_seed, "mean": mean, **beside})
     outcome: Outcome = "pruned" if trial.cut else "complete"
     reason = f"below its bar after {last} epochs" if trial.cut else None
     optuna.tell(trial.optuna_number, outcome, by_rung)

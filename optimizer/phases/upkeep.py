@@ -10,6 +10,7 @@ from sqlalchemy import Connection, Engine
 
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
+from optimizer.evidence import ranking
 from optimizer.phases import optuna_study, optuna_tables
 from optimizer.phases.optuna_study import DensityStudy, Outcome
 from storage import steps, studies, trials
@@ -94,7 +95,9 @@ def _behind(
         found = None
         if tables is not None:
             tables.join(connection)
-            found = optuna_study.find(tables, config, study_id)
+            study = studies.read(connection, study_id)
+            by = "metric" if study is None else ranking.of(study)
+            found = optuna_study.find(tables, config, study_id, by)
         if found is None:
             raise StudyFailedError(f"there is no Optuna study {config.name}")
         yield connection, found

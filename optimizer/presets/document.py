@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_vali
 
 from densitune import density
 from densitune.density import Densities
+from optimizer.arms import SearchedBy
 from optimizer.config import documents, problems
 from optimizer.config.agreement import check_kernel_size, check_name
 from optimizer.errors import UsageError
@@ -106,6 +107,8 @@ class Evidence(Part):
     floors: dict[str, FiniteFloat] = Field(default_factory=dict)
     """The metric of what needs no deep network, by name."""
     difference_to_identity: PairedDifference
+    searched_by: SearchedBy = "metric"
+    """What the search compared trials by; the differences here are the metric's."""
     trials_compared: int
     cautions: list[str]
     """Signs that the difference means little."""

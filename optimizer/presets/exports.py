@@ -155,6 +155,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
         floor=max(snapshot.floors.values()),
         floors=snapshot.floors,
         difference_to_identity=PairedDifference.of(chosen.difference),
+        searched_by=snapshot.searched_by,
         trials_compared=snapshot.counts["complete"] + snapshot.counts["pruned"],
         cautions=snapshot.cautions,
     )

@@ -31,6 +31,8 @@ def arms_table(snapshot: Snapshot) -> Table:
     ]
     about = _not_confirmed(snapshot), words.about_own_rates(snapshot), words.about_apart(snapshot)
     sentences += filter(None, [*about, words.about_test_split(snapshot)])
+    if snapshot.searched_by == "cross_entropy":
+        sentences.append(words.BY_ENTROPY)
     if snapshot.uniform_is_identity and config.init == "library":
         sentences.append(words.UNIFORM_IS_IDENTITY)
     table = Table(

@@ -23,6 +23,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "finished_at": _iso(snapshot.study.finished_at),
         "metric": snapshot.config.metric,
         "unit": snapshot.config.unit,
+        "searched_by": snapshot.searched_by,
         "precision": precision(snapshot.study),
         "lr": snapshot.lr,
         "calibration": [{"lr": lr, "value": value} for lr, value in snapshot.calibration.items()],

@@ -44,12 +44,12 @@ def plateau(results: Iterable[TrialResult]) -> list[TrialResult]:
     """
     ranked = differences.ranked(results)
     squares = [
-        result.difference.standard_error**2
+        result.searched.standard_error**2
         for result in ranked
-        if result.difference.standard_error is not None and result.role != "identity"
+        if result.searched.standard_error is not None and result.role != "identity"
     ]
     error = math.sqrt(statistics.fmean(squares)) if squares else 0.0
-    return [r for r in ranked if r.difference.mean >= ranked[0].difference.mean - error]
+    return [r for r in ranked if r.searched.mean >= ranked[0].searched.mean - error]
 
 
 def _panels(snapshot: Snapshot, model: Model | None) -> Element:
@@ -58,6 +58,8 @@ def _panels(snapshot: Snapshot, model: Model | None) -> Element:
     box = (config.density.low, config.density.high)
     marks, names = _marks(snapshot), _names(snapshot)
     difference = f"{config.metric} minus identity, {config.unit}"
+    if snapshot.searched_by == "cross_entropy":
+        difference = words.BELOW_IDENTITY
     if _paired(snapshot):
         side = LARGE if len(names) == 2 else SMALL
         panels = [
@@ -77,7 +79,7 @@ def _paired(snapshot: Snapshot) -> bool:
 
 def _marks(snapshot: Snapshot) -> list[Mark]:
     """Return the trials of which nothing more is to come."""
-    known = {result.number: result.difference for result in snapshot.results}
+    known = {result.number: result.searched for result in snapshot.results}
     confirmed = {one.trial for one in snapshot.verdicts}
     return [
         Mark(
@@ -109,13 +111,15 @@ def _legend(snapshot: Snapshot, model: Model | None) -> str:
     lines = ["Blue is above identity, red below; dashes are the box that was searched."]
     if _paired(snapshot):
         low, high = limits(_marks(snapshot))
-        unit = snapshot.config.unit
+        unit = "nats" if snapshot.searched_by == "cross_entropy" else snapshot.config.unit
         ends = [f"{words.signed(end)} {unit}" for end in (low, high) if end]
         lines.append(f"The strongest colours are at {' and '.join(ends) or f'0 {unit}'}.")
     else:
         lines.append("Bars are standard errors; a triangle at the bottom lies below the figure.")
     if any(trial.state in ("pruned", "failed") for trial in snapshot.trials):
         lines.append("A cross was cut at a rung or failed.")
+    if snapshot.searched_by == "cross_entropy":
+        lines.append(words.BY_ENTROPY)
     if snapshot.verdicts:
         lines.append("Thick rings went on to the confirmation.")
     if model is not None:
@@ -127,8 +131,10 @@ def _legend(snapshot: Snapshot, model: Model | None) -> str:
 def _trials(snapshot: Snapshot) -> Element:
     config = snapshot.config
     ranked = differences.ranked(snapshot.results)
+    by_entropy = [words.BELOW_IDENTITY] if snapshot.searched_by == "cross_entropy" else []
     rows = [
         [r.label, words.densities(r.densities), f"{r.mean:.3f}", words.to_identity(r)]
+        + [words.below_identity(r) for _ in by_entropy]
         for r in ranked
     ]
     rows += [
@@ -137,9 +143,10 @@ def _trials(snapshot: Snapshot) -> Element:
             words.densities(trial.densities),
             "",
             trial.failure or trial.reason or "cut at a rung",
+            *("" for _ in by_entropy),
         ]
         for trial in snapshot.trials
         if trial.state in ("pruned", "failed")
     ]
-    heads = ["trial", "density", f"{config.metric}, {config.unit}", "minus identity"]
-    return table(heads, rows, numbers=(2, 3))
+    heads = ["trial", "density", f"{config.metric}, {config.unit}", "minus identity", *by_entropy]
+    return table(heads, rows, numbers=(2, 3, 4))

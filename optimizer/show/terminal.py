@@ -18,6 +18,8 @@ from storage.failures import FailureCount
 from storage.trials import TrialRow
 
 BEST_SHOWN = 5
+FIXED = 4
+"""Columns of the search's table, but for what it goes by where that is not the metric."""
 
 
 def panel(snapshot: Snapshot) -> RenderableType:
@@ -62,8 +64,13 @@ def best_line(snapshot: Snapshot) -> str:
         return f"best so far: identity itself, at {value}"
     return (
         f"best so far (unconfirmed): {words.densities(best.densities)} at {value}, "
-        f"{words.to_identity(best)} {snapshot.config.unit} to identity"
+        f"{words.to_identity(best)} {snapshot.config.unit} to identity{_searched_by(best)}"
     )
+
+
+def _searched_by(best: TrialResult) -> str:
+    below = words.below_identity(best)
+    return f", cross-entropy (searched by) {below} nats below its" if below else ""
 
 
 def plain_line(snapshot: Snapshot) -> str:
@@ -89,6 +96,7 @@ def final_table(snapshot: Snapshot) -> Table:
         caption="\n".join(
             [
                 f"{spread} The best of many noisy results looks better than it is.",
+                *([words.BY_ENTROPY] if snapshot.searched_by == "cross_entropy" else []),
                 *_cut_line(snapshot),
                 *(f"Caution: {caution}" for caution in snapshot.cautions),
             ]
@@ -100,6 +108,8 @@ def final_table(snapshot: Snapshot) -> Table:
     table.add_column("what", overflow="fold")
     table.add_column(f"{config.metric}, {config.unit}", justify="right")
     table.add_column("minus identity", justify="right")
+    if snapshot.searched_by == "cross_entropy":
+        table.add_column(f"{words.BELOW_IDENTITY} (searched by)", justify="right")
     ranked = differences.ranked(snapshot.results)
     anchors = sorted(
         (result for result in ranked if result.role != "candidate"), key=lambda r: r.number
@@ -121,6 +131,7 @@ def _add_rows(table: Table, shown: Iterable[TrialResult], *, rank: bool = False)
             what,
             f"{result.mean:.3f}",
             words.to_identity(result),
+            *([words.below_identity(result)] if len(table.columns) > FIXED else []),
         )
 
 

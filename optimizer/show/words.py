@@ -18,6 +18,13 @@ ARMS = {
     "uniform": "its uniform mask",
 }
 """What arms are called in sentences, by role."""
+BELOW_IDENTITY = "cross-entropy below identity's, nats"
+"""What a search of classifiers goes by, as the head of a column; larger is better."""
+BY_ENTROPY = (
+    "The search went by the cross-entropy on validation data, which tells densities apart with "
+    "fewer seeds; verdicts go by top-1 accuracy."
+)
+"""Which is which, where there are two."""
 UNIFORM_IS_IDENTITY = (
     "Every weighted convolution feeds a normalisation: a uniform mask trains as identity does, so "
     "identity is the control, and a density says nothing about the scale of the start."
@@ -70,6 +77,13 @@ def to_identity(result: TrialResult) -> str:
     if result.role == "identity":
         return "0 (the baseline)"
     return signed(result.difference.mean, result.difference.standard_error)
+
+
+def below_identity(result: TrialResult) -> str:
+    """Return by how much a trial's cross-entropy is below identity's, where a search goes by it."""
+    if result.role == "identity" or result.entropy is None:
+        return ""
+    return signed(result.entropy.mean, result.entropy.standard_error)
 
 
 def verdict(finalist: FinalistVerdict) -> str:

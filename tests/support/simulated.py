@@ -10,8 +10,9 @@ import numpy as np
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.arms import Arm
+from optimizer.arms import Arm, SearchedBy
 from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import ranking
 from optimizer.phases.proposer import Proposer
 from optimizer.snapshot import Snapshot
 from storage import image_scores, jobs, ledger, roster, studies
@@ -44,7 +45,12 @@ def small(**changes: Any) -> StudyConfig:
 
 
 def create(
-    engine: Engine, given: StudyConfig, floor: float = FLOOR, *, normalised: bool = False
+    engine: Engine,
+    given: StudyConfig,
+    floor: float = FLOOR,
+    *,
+    normalised: bool = False,
+    searched_by: SearchedBy = "metric",
 ) -> int:
     """Store a study as `launch` would, with one floor."""
     first: Phase = "calibrate" if given.training.lr == "auto" else "search"
@@ -52,6 +58,7 @@ def create(
         "source": "none",
         "floors": {"noisy input": floor},
         "uniform_is_identity": normalised,
+        ranking.KEPT: searched_by,
         "versions": {},
     }
     study, _ = studies.create(engine, given.name, given.document(), "print", provenance, first)

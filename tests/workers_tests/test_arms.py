@@ -36,6 +36,7 @@ any_arm = st.builds(
     start=st.sampled_from(["drawn", "times_phi", "over_phi"]),
     per_image=st.booleans(),
     floored=st.booleans(),
+    searched_by=st.sampled_from(["metric", "cross_entropy"]),
 )
 
 
@@ -72,7 +73,7 @@ def test_an_arm_reaches_the_worker_to_the_last_bit(
 def test_an_arm_of_an_older_version_is_what_it_was() -> None:
     """Rows from before there were masks, starts and what is told of images."""
     arm = Arm({3: (0.5,)}, 0.01, "compensated", {3: 2.0}, trainable=True, split="test")
-    later = ("mask", "start", "per_image", "floored")
+    later = ("mask", "start", "per_image", "floored", "searched_by")
     stored = {name: value for name, value in arm.stored().items() if name not in later}
     assert Arm.of(arm.densities, stored) == arm
     assert Arm.of(arm.densities, {}) == Arm(arm.densities)

@@ -10,7 +10,7 @@ import torch
 from optimizer.errors import UsageError
 from workers.networks import proxies
 from workers.training.recipe import Ending, Job, Measurement, steps_per_epoch
-from workers.training.scores import Judge
+from workers.training.scores import Judge, Score
 from workers.training.slots import Slots
 from workers.training.tasks import Task
 
@@ -95,7 +95,7 @@ class Member:
             if diverged and arm.floored:
                 judged, epoch = self._slots.task.untrained(), self._job.budget
                 score = self._judge(judged)
-            ending = self._ending(epoch, score.value)
+            ending = self._ending(epoch, score)
             done = ending == "done"
             sealed = self._judge_sealed(judged) if self._judge_sealed and done else None
         network.train()
@@ -113,8 +113,10 @@ class Member:
             score, sealed = replace(score, images=()), sealed and replace(sealed, images=())
         return Measurement(epoch, score, self.seconds, ending, sealed)
 
-    def _ending(self, epoch: int, score: float) -> Ending | None:
-        if score < self._job.bars.get(epoch, -math.inf):
+    def _ending(self, epoch: int, score: Score) -> Ending | None:
+        by_entropy = self._job.arm.searched_by == "cross_entropy"
+        reached = -score.extra["cross_entropy"] if by_entropy else score.value
+        if reached < self._job.bars.get(epoch, -math.inf):
             return "cut"
         return "done" if epoch == self._job.budget else None
 

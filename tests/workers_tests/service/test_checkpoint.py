@@ -135,8 +135,12 @@ def test_a_subject_keeps_the_words_of_the_first_checkpoints() -> None:
 
 
 @pytest.mark.parametrize(
-    "later", [{"mask": "uniform"}, {"start": "over_phi"}, {"per_image": True}, {"floored": True}]
-)
+    "later",
+    [
+        {"mask": "uniform"}, {"start": "over_phi"}, {"per_image": True}, {"floored": True},
+        {"searched_by": "cross_entropy"},
+    ],
+)  # fmt: skip
 def test_what_an_arm_has_since_is_a_part_of_the_subject(later: dict[str, Any]) -> None:
     recipe = Recipe(Proxy("nafnet", 4, 1, (3,), 1, None), "library", 8, None, (1, 2), "full")
     both = (Arm({3: (0.5,)}), Arm({3: (0.5,)}, **later))

@@ -850,6 +850,17 @@ def test_without_a_test_split_a_job_that_asks_for_both_is_measured_on_one() -> N
     assert (measurement.ending, measurement.sealed) == ("done", None)
 
 
+def test_a_classifier_s_bar_may_be_about_its_cross_entropy() -> None:
+    """Least values are of what is negated: larger is better, as for the metric."""
+    task, by = task_of("vgg"), replace(IDENTITY, searched_by="cross_entropy")
+    [(_, free), _] = run(task, recipe("vgg", rungs=(1,)), [Job(by, 0, 2)]).rungs
+    reached = -free.score.extra["cross_entropy"]
+    for bar, ending in ((reached, None), (reached + 1e-9, "cut"), (free.score.value, "cut")):
+        found = run(task, recipe("vgg", rungs=(1,)), [Job(by, 0, 2, bars={1: bar})]).rungs
+        assert found[0][1].ending == ending
+        assert found[0][1].score == free.score
+
+
 def test_a_job_that_is_cut_does_not_look_at_the_test_split() -> None:
     job = Job(replace(IDENTITY, split="both", per_image=True), 0, 2, bars={2: math.inf})
     found = run(task_with_test("vgg"), recipe("vgg", rungs=()), [job])

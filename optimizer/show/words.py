@@ -169,11 +169,13 @@ def _over_images(compared: Comparison) -> str:
 def about_own_rates(snapshot: Snapshot) -> str | None:
     """Return whether the winner holds at each arm's own rate; None unless that is asked."""
     winner, told = snapshot.winner, snapshot.own_rates
-    begun = bool(snapshot.check.trials)
+    begun = any(trial.role == "rate" for trial in snapshot.check.trials)
     if winner is None or not (begun or winner.verdict == "better"):
         return None
     asked = "holds at each arm's own rate"
-    if told is None and snapshot.study.phase == "check":
+    if winner.verdict != "better":
+        asked = "above the others at each arm's own rate, which changes no verdict"
+    if told is None and begun and snapshot.study.phase == "check":
         counted = snapshot.check.jobs
         return f"{asked}: being checked, {counted['done']}/{counted['queued']} jobs done"
     if told is None or told.holds is None:

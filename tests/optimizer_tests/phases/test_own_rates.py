@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,6 +20,7 @@ from optimizer.arms import Arm
 from optimizer.config.study_file import FRESH, StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import own_rates
+from optimizer.phases import optuna_tables
 from optimizer.presets import audit, document, exports
 from optimizer.show import programs, report, words
 from optimizer.show.confirmation_table import arms_table
@@ -89,6 +91,8 @@ def test_a_better_holds_at_each_arms_own_rate_only_if_it_is_no_matter_of_rates(
         assert f"at the learning rate {own:g}, its own best" in now.advice
     else:
         assert now.advice.startswith(f"Use the plain convolution at the rate {LR / 10**0.5:.3g}")
+    told_optuna = optuna.load_study(study_name="a-study", storage=optuna_tables.alone(database))
+    assert told_optuna.user_attrs["advice"] == now.advice
     path, preset = exports.export(now, tmp_path)
     assert preset.evidence.own_rates == told
     audit.check(document.load(path), document.content(path))
@@ -173,6 +177,8 @@ def test_it_is_made_after_a_better_or_on_request_and_changes_no_verdict(
         assert (words.about_own_rates(now) is None) is not trained
     if trained:
         assert checked(now).holds is False
+        told = words.about_own_rates(now) or ""
+        assert "which changes no verdict: no (identity at 0.01, the density at 0.01;" in told
 
 
 def test_a_study_of_a_version_without_the_check_goes_on_without_it(database: Engine) -> None:

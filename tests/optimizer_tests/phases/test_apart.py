@@ -183,3 +183,59 @@ def test_what_is_left_of_the_checks_is_what_they_are_still_to_queue(database: En
     assert winner.to_identity is not None
     seeds = len(winner.to_identity.by_seed)
     assert checks.left(now.study, now.config, winner, []) == 2 * seeds + 9 * 3 + 3 * seeds
+
+
+def test_an_extended_study_checks_its_winner_beside_the_controls_that_it_has_got(
+    database: Engine,
+) -> None:
+    """The first check stands; what a new control lacks is trained with as many seeds."""
+
+    def weakly(job: ClaimedJob) -> float:
+        helped = 0.5 * (job.densities[3][0] < 0.9 and job.arm["mask"] == "density")
+        return 30 + helped - 8 * math.log10((job.arm["lr"] or LR) / LR) ** 2 + noise(job, 1.0)
+
+    def given(seeds: int) -> StudyConfig:
+        return asked([], "always", seeds=seeds, batch=8)
+
+    before = run(database, given(8), weakly)
+    first = before.own_rates
+    assert before.verdict == "no_evidence"
+    assert first is not None
+    assert first.control is None
+    study = session.create(database, given(96), "none", "print", "full", dict)
+    studies.go_on(database, study.id, None, force=False)
+    after = go_on(database, study.id, given(96), weakly)
+    told = after.own_rates
+    assert after.study.state == "finished"
+    assert after.winner is not None
+    assert after.winner.trial == first.trial
+    assert told is not None
+    assert told.to_identity == first.to_identity
+    assert (told.control is None) == (after.winner.to_control is None)
+    assert told.control is not None
+    assert told.to_control is not None
+    assert told.to_control.by_seed.keys() == first.to_identity.by_seed.keys()  # type: ignore[union-attr]
+    known = {(row.trial, row.seed, row.value) for row in before.check.rows}
+    assert known < {(row.trial, row.seed, row.value) for row in after.check.rows}
+
+
+def test_an_extended_study_of_an_earlier_version_is_not_checked_by_a_default(
+    database: Engine,
+) -> None:
+    config = asked([], "auto", seeds=8, batch=8)
+    stored = config.document()
+    del stored["confirm"]["rates"], stored["confirm"]["arms"]
+    study_id = create(database, config)
+    with database.begin() as connection:
+        studies._set(connection, study_id, config=stored)
+
+    def nothing(job: ClaimedJob) -> float:
+        return 30 + noise(job, 1.0)
+
+    go_on(database, study_id, config, nothing)
+    more = config.confirm.model_copy(update={"seeds": 16})
+    more.model_fields_set.difference_update({"rates", "arms"})
+    longer = config.model_copy(update={"confirm": more})
+    study = session.create(database, longer, "none", "print", "full", dict)
+    assert study.config["confirm"]["seeds"] == 16
+    assert not {"rates", "arms"} & study.config["confirm"].keys()

@@ -229,13 +229,16 @@ def test_measurements_on_other_or_unknown_images_are_not_compared(
 
 
 @pytest.mark.parametrize(
-    "written",
+    ("written", "reason"),
     [
-        '"what"', "[]", "{}", '{"value": null}', '{"value": "1"}', '{"value": 1e7}',
-        '{"value": -1e300}', '{"value": {"value": 1}}',
+        *((written, holdout.MISSING) for written in (
+            '"what"', "[]", "{}", '{"value": null}', '{"value": "1"}', '{"value": 1e7}',
+            '{"value": -1e300}', '{"value": {"value": 1}}',
+        )),
+        ('{"value": 20}', "a worker did not say on which test images it had measured"),
     ],
 )  # fmt: skip
-def test_what_is_no_score_is_left_out(database: Engine, written: str) -> None:
+def test_what_is_no_score_is_left_out(database: Engine, written: str, reason: str) -> None:
     """By somebody with a worker's rights; the study ends with its verdict."""
     given = small(**TESTED)
     study_id = create(database, given)
@@ -253,7 +256,7 @@ def test_what_is_no_score_is_left_out(database: Engine, written: str) -> None:
     now = go_on(database, study_id, given, helps)
     assert (now.study.state, now.verdict) == ("finished", "better")
     assert now.holdout is not None
-    assert now.holdout.reason == holdout.MISSING
+    assert now.holdout.reason == reason
 
 
 @pytest.mark.parametrize("sections", [{}, TESTED])

@@ -3,6 +3,7 @@
 density        what a density is: profile, phi, RMS, validation, the published values; plain numbers
 weighted_conv  the operator: weighted convolutions, folding
 conversion     whole models: weight the convolutions that a density is for, or scale them
+preset         what a study exports, read and applied to a model
 
 The names of all stand here as well. Each is loaded when it is asked for, so that a program which
 only reckons with densities does not load torch.
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         rms,
         validate,
     )
+    from densitune.preset import Preset, load_preset
     from densitune.weighted_conv import (
         PlainConv,
         WeightedConv,
@@ -40,6 +42,7 @@ __all__ = [
     "Densities",
     "Density",
     "PlainConv",
+    "Preset",
     "Published",
     "WeightedConv",
     "WeightedConv1d",
@@ -50,6 +53,7 @@ __all__ = [
     "identity",
     "left_alone",
     "length",
+    "load_preset",
     "nest",
     "phi",
     "profile",
@@ -58,12 +62,14 @@ __all__ = [
     "validate",
 ]
 
+_MODULES = ("density", "weighted_conv", "conversion", "preset")  # the first loads no torch
+
 if not TYPE_CHECKING:  # to type checkers it would say that any name exists
 
     def __getattr__(name: str) -> Any:
         """Return a public name from the module that has it."""
         if name in __all__:
-            for module in ("density", "weighted_conv", "conversion"):  # the first loads no torch
+            for module in _MODULES:
                 defined = vars(import_module(f"densitune.{module}"))
                 if name in defined:
                     return defined[name]

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -13,6 +13,9 @@ from torch.nn.utils import parametrize
 
 from densitune import density
 from densitune.weighted_conv import WeightedConv, WeightedConv1d, WeightedConv2d, WeightedConv3d
+
+if TYPE_CHECKING:
+    from densitune.preset import Preset
 
 _WEIGHTED: Mapping[type[nn.Module], type[WeightedConv]] = {
     weighted.plain: weighted for weighted in (WeightedConv1d, WeightedConv2d, WeightedConv3d)
@@ -69,7 +72,7 @@ def apply_densities(
 
 def scale_initial_weights(
     model: nn.Module,
-    by: float | Mapping[int, Sequence[float]] | Mapping[str, Any],
+    by: "float | Preset | Mapping[int, Sequence[float]] | Mapping[str, Any]",
     *,
     init: _Init = "keep",
 ) -> nn.Module:
@@ -77,9 +80,10 @@ def scale_initial_weights(
 
     For a new model, once and before training, where a density's start is all that helps.
 
-    by: a preset as JSON has it, its densities, or a number > 0. A density is for the convolutions
-    of its kernel size, each by RMS(phi) in its number of dimensions; a number is for all kernels of
-    odd k > 1 in every dimension. init: as in `apply_densities`, before the weights are multiplied.
+    by: a preset, also as JSON has it, its densities, or a number > 0. A density is for the
+    convolutions of its kernel size, each by RMS(phi) in its number of dimensions; a number is for
+    all kernels of odd k > 1 in every dimension. init: as in `apply_densities`, before the weights
+    are multiplied.
 
     Biases and weighted convolutions stay as they are; a weight that modules share is multiplied
     once. A UserWarning names the convolutions of these sizes that are left alone. ValueError, with
@@ -91,12 +95,13 @@ def scale_initial_weights(
         if type(module) in _WEIGHTED and (side := _convertible_side(module))
     ]
     sides = {side for _, side in plain if side > 1}
-    if isinstance(by, Mapping):
-        densities = _by_size(cast(Mapping[str, Any], by).get("densities", by))
-    elif math.isfinite(by) and by > 0:
+    factor: Any = getattr(by, "densities", by)
+    if isinstance(factor, Mapping):
+        densities = _by_size(factor.get("densities", factor))
+    elif math.isfinite(factor) and factor > 0:
         densities = dict.fromkeys(sides, ())
     else:
-        raise ValueError(f"factor {by} is not a finite number > 0")
+        raise ValueError(f"factor {factor} is not a finite number > 0")
     if not densities or densities.keys() - sides:
         wanted = ", ".join(map(str, densities)) or "3 or more"
         occurring = ", ".join(map(str, sorted(sides))) or "none"
@@ -113,7 +118,8 @@ def scale_initial_weights(
             WeightedConv.reset_parameters(cast(WeightedConv, module))
         dimensions = weight.dim() - 2
         with torch.no_grad():
-            weight.mul_(density.rms(densities[side], dimensions) if isinstance(by, Mapping) else by)
+            den = densities[side]
+            weight.mul_(density.rms(den, dimensions) if den else factor)
     if others := left_alone(model, densities):
         warnings.warn(f"not every convolution is scaled{_listed('; ', others)}", stacklevel=2)
     return model

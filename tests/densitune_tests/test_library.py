@@ -14,9 +14,9 @@ import torch
 from support.checkout import ROOT
 
 import densitune
-from densitune import conversion, density, weighted_conv
+from densitune import conversion, density, preset, weighted_conv
 
-MODULES = (density, weighted_conv, conversion)
+MODULES = (density, weighted_conv, conversion, preset)
 
 
 def run(program: str, *options: str, folder: Path) -> str:

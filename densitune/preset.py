@@ -1,0 +1,85 @@
+"""Presets: what a study exports, read and applied to a model."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from densitune import conversion, density
+from densitune.density import Densities
+
+_SCHEMA = "densitune/preset/1"
+_MOST_BYTES = 2**20
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a study found, and how it trained."""
+
+    densities: Densities
+    """By kernel size."""
+    init: Literal["library", "compensated"]
+    """How the study drew the initial weights of weighted convolutions."""
+    verdict: str
+    """What is known of the density: `better`, `scale_only`, ... (docs/evidence.md)."""
+    advice: str
+    """What to do about it, in one line; empty in presets of early versions."""
+    document: Mapping[str, Any] = field(repr=False)
+    """The whole file."""
+
+    def apply(
+        self,
+        model: nn.Module,
+        *,
+        init: Literal["keep", "library", "compensated"] | None = None,
+        trainable: bool = False,
+    ) -> nn.Module:
+        """Weight, in place, the convolutions of the preset's sizes, as `apply_densities` does.
+
+        Initial weights are drawn as the study drew them, unless `init` says otherwise: `keep` for a
+        model that is trained already.
+        """
+        init = init or self.init
+        return conversion.apply_densities(model, self.densities, trainable=trainable, init=init)
+
+    def scale_initial_weights(
+        self, model: nn.Module, *, init: Literal["keep", "library"] = "library"
+    ) -> nn.Module:
+        """Give plain convolutions of the preset's sizes, in place, the density's start alone.
+
+        As `scale_initial_weights` of this package does; once, before training.
+        """
+        return conversion.scale_initial_weights(model, self.densities, init=init)
+
+
+def load_preset(path: str | PathLike[str]) -> Preset:
+    """Read a preset; ValueError if the file is none, OSError if it cannot be read.
+
+    Only what is used here is checked; `densitune verify` checks the whole file.
+    """
+    with Path(path).open("rb") as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"{path} has more than {_MOST_BYTES} bytes: no preset")
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no preset: {error}") from None
+    if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
+        raise ValueError(f"{path} is no preset of schema {_SCHEMA}; export one with densitune")
+    try:
+        densities = {
+            int(size): density.validate(den, int(size))
+            for size, den in document["densities"].items()
+        }
+        init, evidence = document["task"]["init"], document["evidence"]
+        if init not in ("library", "compensated"):
+            raise ValueError(f"init is {init!r}, not library or compensated")
+        verdict, advice = str(evidence["verdict"]), str(evidence.get("advice", ""))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is a damaged preset: {error}") from None
+    return Preset(densities, init, verdict, advice, document)

@@ -35,6 +35,8 @@ from workers.training import devices, packing
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDY_SECONDS = 120.0
+INTERRUPTED = 130
+"""With which `launch` ends after Ctrl-C."""
 WIDTH = 90
 """Of the figures in the table, in characters; all of them are printed before, as they come."""
 
@@ -114,26 +116,48 @@ def _section(name: str, plan: Plan, end: "Connection[Any, Any]") -> None:
 def study(device: str) -> dict[str, Any]:
     """Launch the quickstart on the device for two minutes; return how far it came."""
     command = [sys.executable, "-m", "optimizer.cli"]
-    with tempfile.TemporaryDirectory(prefix="device-check-") as home:
+    with tempfile.TemporaryDirectory(prefix="device-check-", ignore_cleanup_errors=True) as home:
         environment = {**os.environ, "DENSITUNE_HOME": home}
         environment.pop("DENSITUNE_STORAGE", None)
         launch = [*command, "launch", "configs/quickstart.yaml", "--device", device]
         started = time.perf_counter()
-        process = subprocess.Popen(launch, cwd=ROOT, env=environment)
+        # A group of its own, so that whoever ends this one has it ended once, and wholly.
+        process = subprocess.Popen(launch, cwd=ROOT, env=environment, start_new_session=True)
         try:
-            process.wait(STUDY_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGINT)
-            process.wait(60)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(STUDY_SECONDS)
+        finally:
+            _interrupt(process)
         taken = time.perf_counter() - started
         status = subprocess.run(
             [*command, "status", "quickstart", "--json"],
             cwd=ROOT, env=environment, capture_output=True, text=True, check=False,
         )  # fmt: skip
         logs = [path.read_text(errors="replace") for path in Path(home).glob("logs/*.log")]
+    figures: dict[str, Any] = {"seconds": round(taken, 1), "logs": logs}
     if status.returncode:
-        return {"seconds": round(taken, 1), "error": status.stderr.strip()[-300:]}
-    return {"seconds": round(taken, 1), "status": json.loads(status.stdout), "logs": logs}
+        return {**figures, "error": status.stderr.strip()[-300:]}
+    found = json.loads(status.stdout)
+    figures |= {"status": found, "wrong": [found["failure"]] if found["failure"] else []}
+    # Jobs that were handed back when it was ended have no error.
+    figures["wrong"] += [failure["error"] for failure in found["failures"] if failure["error"]]
+    if process.returncode not in (0, INTERRUPTED):
+        figures["wrong"].append(f"launch ended with code {process.returncode}")
+    if not any(jobs.get("done") for jobs in found["phases"].values()):
+        figures["wrong"].append("no job was done")
+    return figures
+
+
+def _interrupt(process: "subprocess.Popen[bytes]") -> None:
+    """End a launch as Ctrl-C does; kill what has not ended a minute later."""
+    process.send_signal(signal.SIGINT)
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(60)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _write(folder: Path, results: dict[str, Any]) -> None:

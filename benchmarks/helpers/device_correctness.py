@@ -3,6 +3,7 @@
 A section takes a plan and returns its figures as JSON; "wrong" lists what is not as it must be.
 """
 
+import copy
 import io
 import itertools
 import math
@@ -16,8 +17,10 @@ from torch import nn
 from densitune.weighted_conv import WeightedConv2d
 from helpers.cases import Case
 from helpers.device_plan import PRECISIONS, Figures, Plan, job_of, outcome, seconds_of, slots_of
+from workers.networks.denoisers import LayerNorm2d
 from workers.training import capture, packing
 from workers.training.member import Member
+from workers.training.slots import suit
 
 
 def captured(plan: Plan) -> Figures:
@@ -92,8 +95,8 @@ def memory(plan: Plan) -> Figures:
     slots = slots_of(plan, case)
     if plan.on_gpu:
         total = torch.cuda.get_device_properties(plan.device).total_memory
-        here = torch.cuda.current_device()  # a device without a number is refused here
-        torch.cuda.set_per_process_memory_fraction(3 * 2**30 / total, here)
+        # The current device, which is the plan's: one without a number is refused here.
+        torch.cuda.set_per_process_memory_fraction(3 * 2**30 / total, torch.cuda.current_device())
     sizes: list[int] = []
 
     def rate(size: int) -> float:
@@ -112,8 +115,11 @@ def memory(plan: Plan) -> Figures:
 
 
 def operator(plan: Plan) -> Figures:
-    """A weighted convolution against float64, and what it costs where steps are captured."""
-    figures: Figures = {}
+    """A weighted convolution against float64, and what it costs where steps are captured.
+
+    And the layers that have other forms on a GPU than torch's, as a slot has them.
+    """
+    figures: Figures = _replaced(plan)
     cudnn = torch.backends.cudnn
     for tf32 in (False, True):
         cudnn.allow_tf32 = tf32
@@ -123,8 +129,44 @@ def operator(plan: Plan) -> Figures:
     cudnn.allow_tf32 = False
     for k in (3, 5, 7)[: 1 if plan.quick else None]:
         figures[f"captured overhead k={k}"] = round(_overhead(plan, k), 4)
-    limit = figures["error, TF32 off"]
-    return figures | {"wrong": [] if limit < 1e-5 else [f"float32 is off by {limit:.1g}"]}
+    limits = {"error, TF32 off": 1e-5, "layer normalisation, error": 1e-4, "7 x 7, error": 2e-2}
+    wrong = [f"{name}: {figures[name]:.1g}" for name in limits if not figures[name] < limits[name]]
+    return figures | {"wrong": wrong}
+
+
+def _replaced(plan: Plan) -> Figures:
+    """Return the largest errors of outputs and gradients in float32 and in bfloat16."""
+    norm, conv = LayerNorm2d(64), nn.Conv2d(64, 128, 7, padding=3, bias=False)
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for weights in (*norm.parameters(), *conv.parameters()):
+            weights.normal_(std=0.05, generator=draw)
+    images = torch.randn(32, 64, 8, 8, generator=draw)
+    layers, errors = nn.ModuleList([norm, conv]), []
+    exact = copy.deepcopy(layers).double()
+    suit(layers.to(memory_format=torch.channels_last).to(plan.device), plan.device)
+    for layer, reference, low in zip(layers, exact, (False, True), strict=True):
+        inputs = images.to(plan.device, memory_format=torch.channels_last).requires_grad_()
+        with torch.autocast(plan.device.type, torch.bfloat16, enabled=low):
+            output = layer(inputs)
+        output.float().square().sum().backward()
+        doubles = images.double().requires_grad_()
+        expected = reference(doubles)
+        expected.square().sum().backward()
+        found = [output, inputs.grad, *(weights.grad for weights in layer.parameters())]
+        right = [expected, doubles.grad, *(weights.grad for weights in reference.parameters())]
+        errors.append(max(map(_off, found, right)))
+    return {
+        "layer normalisation": getattr(norm.normalise, "__module__", ""),
+        "layer normalisation, error": errors[0],
+        "7 x 7, error": errors[1],
+    }
+
+
+def _off(found: Any, exact: Any) -> float:
+    """Return the largest error as a share of the largest entry."""
+    exact = exact.detach()
+    return float((found.detach().cpu().double() - exact).abs().max() / exact.abs().max())
 
 
 def _layers(plan: Plan, k: int) -> tuple[nn.Conv2d, WeightedConv2d, torch.Tensor]:
@@ -145,9 +187,9 @@ def _layers(plan: Plan, k: int) -> tuple[nn.Conv2d, WeightedConv2d, torch.Tensor
 def _error(plan: Plan, k: int) -> float:
     """Return the largest error of an output as a share of the largest output."""
     _, weighted, images = _layers(plan, k)
+    images = images[:16]  # a CPU takes seconds for them in float64
     exact = weighted.cpu().double()(images.cpu().double())
-    found = weighted.to(plan.device).float()(images).cpu().double()
-    return float((found - exact).abs().max() / exact.abs().max())
+    return _off(weighted.to(plan.device).float()(images), exact)
 
 
 def _overhead(plan: Plan, k: int) -> float:

@@ -172,8 +172,11 @@ def rival(plan: Plan, family: Family) -> Figures:
         case = Case(family, 3, images=images)
         other.load(case)
         loaded = time.perf_counter()
+        # Told at once: a section that runs out of time leaves no figures.
+        print(f"plain_search.py is ready after {loaded - started:.1f} s", flush=True)
         engine_crew.load(case)
         ready = time.perf_counter()
+        print(f"densitune is ready {ready - loaded:.1f} s later", flush=True)
         rates = throughput.measure(other, engine_crew, rounds=2, seconds=1.0)
     return {
         "plain steps/s": round(min(theirs for theirs, _ in rates), 2),

@@ -55,7 +55,7 @@ class Slot:
                 .to(memory_format=torch.channels_last)
                 .to(self._device)
             )
-            _suit(self.network, self._device)
+            suit(self.network, self._device)
             steps = job.budget * steps_per_epoch(task, recipe)
             self._tuners = tuners(recipe, self.network, steps, trainable=job.arm.trainable)
             self._draws = Draws(job.seed, self._device)
@@ -179,7 +179,7 @@ class Slots:
         self._starts = Starts(self.task, self.recipe, self.device)
 
 
-def _suit(network: nn.Module, device: torch.device) -> None:
+def suit(network: nn.Module, device: torch.device) -> None:
     """Give, in place, a network the forms of its layers that are fast and exact on a device."""
     if device.type == "cpu":
         depthwise.speed_up(network)

@@ -67,7 +67,7 @@ def test_where_triton_cannot_be_used_torchs_own_stays_and_the_log_says_so(
 ) -> None:
     network = empty(Proxy("nafnet", 4, 3, (3,), 1, None), {}, trainable=False)
     with caplog.at_level(logging.WARNING, "densitune.worker"):
-        slots._suit(network, torch.device("cuda", 99))  # there is no such GPU
+        slots.suit(network, torch.device("cuda", 99))  # there is no such GPU
     [record] = caplog.records
     assert record.message.startswith("layer normalisation stays torch's, and slower: ")
     assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 8, 8)

@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import nn
 
 from densitune import conversion, density
+from densitune.conversion import _Init, _WeightedInit
 from densitune.density import Densities
 
 _SCHEMA = "densitune/preset/1"
@@ -22,8 +23,8 @@ class Preset:
 
     densities: Densities
     """By kernel size."""
-    init: Literal["library", "compensated"]
-    """How the study drew the initial weights of weighted convolutions."""
+    init: _WeightedInit
+    """How the study drew the initial weights of weighted convolutions: never `keep`."""
     verdict: str
     """What is known of the density: `better`, `scale_only`, ... (docs/evidence.md)."""
     advice: str
@@ -35,7 +36,7 @@ class Preset:
         self,
         model: nn.Module,
         *,
-        init: Literal["keep", "library", "compensated"] | None = None,
+        init: _WeightedInit | None = None,
         trainable: bool = False,
     ) -> nn.Module:
         """Weight, in place, the convolutions of the preset's sizes, as `apply_densities` does.
@@ -46,9 +47,7 @@ class Preset:
         init = init or self.init
         return conversion.apply_densities(model, self.densities, trainable=trainable, init=init)
 
-    def scale_initial_weights(
-        self, model: nn.Module, *, init: Literal["keep", "library"] = "library"
-    ) -> nn.Module:
+    def scale_initial_weights(self, model: nn.Module, *, init: _Init = "library") -> nn.Module:
         """Give plain convolutions of the preset's sizes, in place, the density's start alone.
 
         As `scale_initial_weights` of this package does; once, before training.

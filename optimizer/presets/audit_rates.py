@@ -1,6 +1,6 @@
 """What a preset says of its rate check, held against what it records of that."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from optimizer import learning_rates
 from optimizer.config.study_file import StudyConfig
@@ -46,9 +46,19 @@ def _of_the_rates(checked: RateCheck, arms: set[str]) -> Iterator[str]:
         yield f"own_rates is of the arms {sorted(checked.tried)}, not of {sorted(arms)}"
         return
     for arm, rate in checked.rates.items():
-        scores = {float(tried): score for tried, score in checked.tried[arm].items()}
+        scores = _by_rate(checked.tried[arm])
         if not scores or not arithmetic.alike(rate, learning_rates.best(scores)):
             yield f"own_rates.rates has {rate:g} for {arm}, which is not its best"
+
+
+def _by_rate(tried: Mapping[str, float]) -> dict[float, float]:
+    """Return scores with numbers for rates; none if one is not a rate or not a score."""
+    try:
+        found = {float(rate): score for rate, score in tried.items()}
+    except ValueError:
+        return {}
+    sound = all(0 < rate < 1e9 and abs(score) <= 1e6 for rate, score in found.items())
+    return found if sound else {}
 
 
 def _holds(checked: RateCheck) -> bool:

@@ -20,8 +20,10 @@ from optimizer.arms import Arm
 from optimizer.config.study_file import FRESH, StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import own_rates
+from optimizer.evidence.own_rates import RateCheck
+from optimizer.evidence.verdicts import Comparison
 from optimizer.phases import optuna_tables
-from optimizer.presets import audit, document, exports
+from optimizer.presets import audit, audit_rates, document, exports
 from optimizer.show import programs, report, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.show.progress import progress, worker_line
@@ -298,6 +300,20 @@ def test_its_seeds_are_nobody_elses(mine: int, other: int) -> None:
     if mine != other:
         others = {*two.seeds, *two.fresh_seeds, *two.rate_seeds, *two.own_rate_seeds(1000)}
         assert not others & {*one.rate_seeds, *one.own_rate_seeds(1000)}
+
+
+@pytest.mark.parametrize("odd", ["rate", "-1", "nan", "inf", "1e400"])
+@pytest.mark.parametrize("score", [20.0, 1e308])
+def test_rates_and_scores_that_are_none_are_refused_and_not_raised_about(
+    odd: str, score: float
+) -> None:
+    compared = Comparison(mean=0.0, low=0.0, high=0.0, by_seed={"3000000000": 0.0})
+    arms = ("identity", "finalist")
+    told = RateCheck(
+        trial=1, holds=False, rates=dict.fromkeys(arms, 0.01), to_identity=compared,
+        tried={arm: {odd: score, "0.01": 20.0, "0.03": score} for arm in arms},
+    )  # fmt: skip
+    assert len(list(audit_rates._of_the_rates(told, set(arms)))) == 2
 
 
 ALTERATIONS: dict[str, Any] = {

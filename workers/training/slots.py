@@ -5,7 +5,9 @@ rung. So a slot stays: the next job of its shape writes its weights, density, ra
 the last one's were, and goes on with the step that is captured.
 """
 
-import importlib.util
+import logging
+from functools import cache
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +26,8 @@ from workers.training.recipe import (
 )
 from workers.training.starts import Starts
 from workers.training.tasks import Draws, Task
+
+log = logging.getLogger("densitune.worker")
 
 Shape = tuple[frozenset[int], bool, int]
 """What a captured step depends on of a job: weighted kernel sizes, whether they learn, budget."""
@@ -186,10 +190,20 @@ def suit(network: nn.Module, device: torch.device) -> None:
         pointwise.make_exact(network)
         return
     turned.speed_up(network)
-    if importlib.util.find_spec("triton"):
-        from workers.networks import pixel_norm
-
+    pixel_norm = _pixel_norm()
+    if pixel_norm is not None:
         pixel_norm.speed_up(network, device)
+
+
+@cache
+def _pixel_norm() -> ModuleType | None:
+    """Return the module of Triton's kernels; None, and a line of the log, if there is no Triton."""
+    try:
+        from workers.networks import pixel_norm
+    except ImportError as error:
+        log.warning("layer normalisation stays torch's, and slower: %s", error)
+        return None
+    return pixel_norm
 
 
 def _copy(targets: dict[str, Tensor], sources: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ import torch
 from support.checkout import ROOT
 from torch import Tensor
 
+from workers import networks
 from workers.networks import pixel_norm
 from workers.networks.denoisers import normalise
 from workers.networks.proxies import Proxy, empty
@@ -71,6 +72,20 @@ def test_where_triton_cannot_be_used_torchs_own_stays_and_the_log_says_so(
     [record] = caplog.records
     assert record.message.startswith("layer normalisation stays torch's, and slower: ")
     assert network(torch.zeros(1, 1, 8, 8)).shape == (1, 1, 8, 8)
+
+
+def test_a_torch_without_triton_trains_too_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)  # as if it could not be imported
+    monkeypatch.delitem(sys.modules, "workers.networks.pixel_norm")
+    monkeypatch.delattr(networks, "pixel_norm")
+    slots._pixel_norm.cache_clear()
+    for _ in range(2):
+        slots.suit(torch.nn.Identity(), torch.device("cuda", 97))
+    slots._pixel_norm.cache_clear()
+    [record] = caplog.records
+    assert record.message.startswith("layer normalisation stays torch's, and slower: ")
 
 
 def test_full_memory_is_no_reason_to_do_without_the_kernels(

@@ -17,6 +17,8 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -146,8 +148,27 @@ class Found:
 
 def study(number: int) -> Found:
     """Run one study against the storage of this process's environment."""
-    loop.Member = Blind  # type: ignore[attr-defined]
+    train_as(Blind)
     return came_to(configured(number), number)
+
+
+def train_as(kind: type[member.Member]) -> None:
+    """Have all jobs of this process trained by members of another kind."""
+    loop.Member = kind  # type: ignore[attr-defined]
+
+
+@contextmanager
+def own_storage(prefix: str) -> Iterator[None]:
+    """Give this process and those that it starts an embedded server of their own, with its data."""
+    with tempfile.TemporaryDirectory(prefix=prefix) as home:
+        os.environ["DENSITUNE_HOME"] = home
+        os.environ.pop("DENSITUNE_STORAGE", None)
+        engine = environment.open_storage(None)  # the server stays as long as somebody uses it
+        optuna_tables.make(engine)  # once
+        engine.dispose()
+        prepare(configured(0))
+        yield
+        server.release()
 
 
 def came_to(given: StudyConfig, number: int) -> Found:
@@ -197,19 +218,14 @@ def main() -> int:
     devices.make_repeatable(CPU)  # what every study's process does
     numbers = range(1, arguments.studies + 1)
     given = configured(0)
-    with tempfile.TemporaryDirectory(prefix="aa-") as home:
-        os.environ["DENSITUNE_HOME"] = home
-        os.environ.pop("DENSITUNE_STORAGE", None)
-        engine = environment.open_storage(None)  # the server stays as long as somebody uses it
-        optuna_tables.make(engine)  # once
-        engine.dispose()
-        prepare(given)
-        with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-            found = []
-            for one in pool.imap(study, numbers):
-                found.append(one)
-                print(*row(one, given.unit), flush=True)
-        server.release()
+    with (
+        own_storage("aa-"),
+        multiprocessing.get_context("spawn").Pool(arguments.processes) as pool,
+    ):
+        found = []
+        for one in pool.imap(study, numbers):
+            found.append(one)
+            print(*row(one, given.unit), flush=True)
     better = sum(one.better > 0 for one in found)
     about = ratios.environment(CPU)
     head = ["study", "verdicts", "seeds", "differences", "jobs", "seconds"]

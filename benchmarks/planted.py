@@ -12,8 +12,6 @@ images and noise of its own. A study of `start` should end with `scale_only` and
 import argparse
 import json
 import multiprocessing
-import os
-import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,19 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import false_positives
-import torch
 from false_positives import CPU, Found
 from helpers import ratios
 
 from densitune import density
 from optimizer import arms
 from optimizer.arms import Arm
-from optimizer.cli import environment
 from optimizer.evidence.verdicts import Verdict
-from optimizer.phases import optuna_tables
-from storage import server
 from workers import seeds
-from workers.training import devices, loop, member
+from workers.training import devices, member
 from workers.training.recipe import Job
 from workers.training.slots import Slots
 
@@ -86,7 +80,7 @@ def is_density(arm: Arm) -> bool:
 def study(name: str, number: int) -> Found:
     """Run one study of a case against the storage of this process's environment."""
     case = Planted.case = CASES[name]
-    loop.Member = Planted  # type: ignore[attr-defined]
+    false_positives.train_as(Planted)
     training = {"budget": 1, "batch_size": 16, "precision": "full", "lr": case.lr}
     # No rate check: after a `better` alone, which would be the failure of this benchmark.
     given = false_positives.configured(
@@ -100,23 +94,18 @@ def main() -> int:
     arguments = _arguments()
     devices.make_repeatable(CPU)  # what every study's process does
     results: dict[str, list[Found]] = {}
-    with tempfile.TemporaryDirectory(prefix="planted-") as home:
-        os.environ["DENSITUNE_HOME"] = home
-        os.environ.pop("DENSITUNE_STORAGE", None)
-        engine = environment.open_storage(None)  # the server stays as long as somebody uses it
-        optuna_tables.make(engine)  # once
-        engine.dispose()
-        given = false_positives.configured(0)
-        false_positives.prepare(given)
-        with multiprocessing.get_context("spawn").Pool(arguments.processes) as pool:
-            for name in CASES:
-                print(name, flush=True)
-                results[name] = []
-                for one in pool.imap(partial(study, name), range(1, arguments.studies + 1)):
-                    results[name].append(one)
-                    print(*false_positives.row(one, given.unit), flush=True)
-        server.release()
-    about: dict[str, Any] = ratios.environment(torch.device("cpu"))
+    given = false_positives.configured(0)
+    with (
+        false_positives.own_storage("planted-"),
+        multiprocessing.get_context("spawn").Pool(arguments.processes) as pool,
+    ):
+        for name in CASES:
+            print(name, flush=True)
+            results[name] = []
+            for one in pool.imap(partial(study, name), range(1, arguments.studies + 1)):
+                results[name].append(one)
+                print(*false_positives.row(one, given.unit), flush=True)
+    about: dict[str, Any] = ratios.environment(CPU)
     print(f"\n{about}")
     for name, found in results.items():
         first = [one.verdicts[0].verdict for one in found]

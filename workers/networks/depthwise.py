@@ -9,14 +9,14 @@ images. docs/decisions.md has the measurements.
 Shapes: images (N, C, H, W), kernels (C, 1, k, k) with odd k, both of one dtype.
 """
 
-from typing import Any, TypeGuard, overload
+from typing import Any, TypeGuard
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from densitune.weighted_conv import WeightedConv2d
+from workers.networks.same_size import autocast, gradients, is_same_size
 
 STRIP = 3
 """Columns of the widest kernel whose gradient is fast."""
@@ -47,19 +47,6 @@ def convolve(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return output
 
 
-@overload
-def autocast(tensor: Tensor) -> Tensor: ...
-@overload
-def autocast(tensor: None) -> None: ...
-def autocast(tensor: Tensor | None) -> Tensor | None:
-    """Cast as autocast casts what torch's convolution gets: everything but float64."""
-    if tensor is None or not torch.is_autocast_enabled(tensor.device.type):
-        return tensor
-    if tensor.dtype == torch.float64:
-        return tensor
-    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
-
-
 class _Convolution(torch.autograd.Function):
     """The convolution with a weight gradient in strips."""
 
@@ -82,7 +69,8 @@ class _Convolution(torch.autograd.Function):
 
 def _input_gradient(gradient: Tensor, input: Tensor, weight: Tensor) -> Tensor:
     padding = weight.shape[-1] // 2
-    return _backward(gradient, input, weight, (padding, padding), (True, False, False))[0]
+    wanted, around = (True, False), (padding, padding)
+    return gradients(gradient, input, weight, wanted, padding=around, groups=len(weight))[0]
 
 
 def _weight_gradient(gradient: Tensor, input: Tensor, weight: Tensor) -> Tensor:
@@ -99,37 +87,16 @@ def _weight_gradient(gradient: Tensor, input: Tensor, weight: Tensor) -> Tensor:
             continue  # these columns never meet the image
         strip = slice(first, first + STRIP)
         shifted = F.pad(input, (left, right, 0, missing))  # a negative number crops
-        result[..., strip] = _backward(
-            gradient, shifted, weight[..., strip], (padding, 0), (False, True, False)
-        )[1]
+        _, result[..., strip] = gradients(
+            gradient, shifted, weight[..., strip], (False, True), padding=(padding, 0),
+            groups=len(weight),
+        )  # fmt: skip
     return result
 
 
-def _backward(
-    gradient: Tensor,
-    input: Tensor,
-    weight: Tensor,
-    padding: tuple[int, int],
-    wanted: tuple[bool, bool, bool],
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of a depthwise convolution by input, weight and bias, where wanted."""
-    ones, zeros = (1, 1), (0, 0)
-    gradients: tuple[Tensor, Tensor, Tensor] = torch.ops.aten.convolution_backward(
-        gradient, input, weight, None, ones, padding, ones, False, zeros, len(weight), wanted
-    )
-    return gradients
-
-
 def _is_wide_depthwise(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    if not (type(module) is nn.Conv2d or type(module) is WeightedConv2d):
-        return False  # a subclass may have a forward of its own
-    side = module.kernel_size[0]
     return (
-        module.kernel_size == (side, side)
-        and side % 2 == 1
-        and side > STRIP
+        is_same_size(module)
+        and module.kernel_size[0] > STRIP
         and 1 < module.groups == module.in_channels == module.out_channels
-        and module.stride == module.dilation == (1, 1)
-        and module.padding in ("same", (side // 2, side // 2))
-        and module.padding_mode == "zeros"
     )

@@ -8,15 +8,14 @@ turned kernel, inputs and outputs exchanged: so computed they take 39 and 58.
 Shapes: images (N, C, H, W), kernels (O, C, k, k) with odd k.
 """
 
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from densitune.weighted_conv import WeightedConv2d
-from workers.networks.depthwise import autocast
+from workers.networks.same_size import autocast, gradients, is_same_size
 
 SIDE = 7
 """Of the smallest kernel whose forward convolution is slow."""
@@ -32,7 +31,7 @@ def speed_up(network: nn.Module) -> None:
     change by rounding, gradients do not. Only first derivatives exist afterwards.
     """
     for module in network.modules():
-        if _has_large_kernel(module):
+        if is_same_size(module) and module.groups == 1 and module.kernel_size[0] >= SIDE:
             # What both torch's and the weighted forward call.
             module._conv_forward = convolve  # type: ignore[method-assign]
 
@@ -68,37 +67,19 @@ class _Turned(torch.autograd.Function):
         exchanged = torch.empty(  # only its shape counts
             shape, dtype=input.dtype, device=input.device, memory_format=memory
         )
-        output, _ = _gradients(input, exchanged, turned, (True, False, False))
+        output, _ = gradients(
+            input, exchanged, turned, (True, False), padding=_padding(weight), groups=1
+        )
         return output
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         input, weight = ctx.saved_tensors
-        return _gradients(gradient, input, weight, (*ctx.needs_input_grad, False))
+        return gradients(
+            gradient, input, weight, ctx.needs_input_grad, padding=_padding(weight), groups=1
+        )
 
 
-def _gradients(
-    gradient: Tensor, input: Tensor, weight: Tensor, wanted: tuple[bool, ...]
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of a convolution without bias by input and weight, where wanted."""
-    ones, zeros, padding = (1, 1), (0, 0), (weight.shape[-1] // 2,) * 2
-    by_input, by_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, input, weight, None, ones, padding, ones, False, zeros, 1, wanted
-    )
-    return by_input, by_weight
-
-
-def _has_large_kernel(module: nn.Module) -> TypeGuard[nn.Conv2d]:
-    if not (type(module) is nn.Conv2d or type(module) is WeightedConv2d):
-        return False  # a subclass may have a forward of its own
-    side = module.kernel_size[0]
-    return (
-        module.kernel_size == (side, side)
-        and side % 2 == 1
-        and side >= SIDE
-        and module.groups == 1
-        and module.stride == module.dilation == (1, 1)
-        and module.padding in ("same", (side // 2, side // 2))
-        and module.padding_mode == "zeros"
-    )
+def _padding(weight: Tensor) -> tuple[int, int]:
+    return weight.shape[-1] // 2, weight.shape[-1] // 2

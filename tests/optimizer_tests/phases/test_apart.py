@@ -214,7 +214,9 @@ def test_an_extended_study_checks_its_winner_beside_the_controls_that_it_has_got
     assert (told.control is None) == (after.winner.to_control is None)
     assert told.control is not None
     assert told.to_control is not None
-    assert told.to_control.by_seed.keys() == first.to_identity.by_seed.keys()  # type: ignore[union-attr]
+    assert told.to_control is not None
+    assert first.to_identity is not None
+    assert told.to_control.by_seed.keys() == first.to_identity.by_seed.keys()
     known = {(row.trial, row.seed, row.value) for row in before.check.rows}
     assert known < {(row.trial, row.seed, row.value) for row in after.check.rows}
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from densitune.weighted_conv import WeightedConv2d, fold_all
-from workers.networks import depthwise, proxies
+from workers.networks import depthwise, proxies, same_size
 from workers.networks.depthwise import convolve, speed_up
 from workers.training import devices
 
@@ -134,12 +134,11 @@ def test_a_gradient_that_nobody_wants_is_not_computed(
 ) -> None:
     calls: list[object] = []
 
-    def counted(*arguments: Any) -> object:
+    def counted(*arguments: Any, **named: Any) -> object:
         calls.append(arguments)
-        return backward(*arguments)
+        return same_size.gradients(*arguments, **named)
 
-    backward = depthwise._backward
-    monkeypatch.setattr(depthwise, "_backward", counted)
+    monkeypatch.setattr(depthwise, "gradients", counted)
     leaves = {"input": draw(0, 2, 4, 9, 9), "weight": draw(1, 4, 1, 5, 5), "bias": draw(2, 4)}
     leaves[wanted].requires_grad_()
     (got,), (expected,) = (

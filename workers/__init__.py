@@ -1,6 +1,7 @@
 """Measures densities by training proxies.
 
 seeds         random generators by purpose
+entries       code of the user's own: where it lies, its fingerprint
 data          images: sources, splits, banks on disk
 networks      the proxies
 training      jobs in training on a device

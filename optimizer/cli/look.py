@@ -14,7 +14,7 @@ from optimizer import snapshot
 from optimizer.cli import display, environment, interruptions
 from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
-from optimizer.presets import audit, document, exports, reruns
+from optimizer.presets import document, exports, recheck, reruns
 from optimizer.presets.document import Preset
 from optimizer.show import overview, printing, programs, terminal, words
 from optimizer.show.confirmation_table import arms_table
@@ -180,7 +180,7 @@ def verify(
     """Check a preset: does it agree with itself, and, if asked, do its numbers come back?"""
     content = document.content(path)
     preset = document.parse(content, path)
-    audit.check(preset, content)
+    recheck.check(preset, content)
     if rerun is not None:  # what comes next is slow to import, and slower the first time
         printing.say(f"{path}: training {rerun} of its seeds again")
     with interruptions.loading():
@@ -190,8 +190,8 @@ def verify(
         verification.check_folding(kernel_size, den)
         verification.check_equivalence(kernel_size, den)
     printing.say(
-        f"{path}: schema, {audit.hashes(preset)}, numbers, verdict, folding and equal training are "
-        f"in order; densities {words.densities(preset.by_kernel_size())}; verdict "
+        f"{path}: schema, {recheck.hashes(preset)}, numbers, verdict, folding and equal training "
+        f"are in order; densities {words.densities(preset.by_kernel_size())}; verdict "
         f"{preset.evidence.verdict}; the file is not signed: --rerun trains recorded seeds again"
     )
     if rerun is not None:

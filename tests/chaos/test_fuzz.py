@@ -24,7 +24,7 @@ from support.synthetic import usual
 
 from optimizer.config import study_file
 from optimizer.errors import UsageError
-from optimizer.presets import audit, document, exports
+from optimizer.presets import document, exports, recheck
 from storage import addresses, passwords
 from storage.errors import StorageUrlError
 from storage.ledger import Entry
@@ -112,7 +112,7 @@ def test_studies(tmp_path: Path) -> None:
 def test_presets(tmp_path: Path) -> None:
     def checked(file: Path) -> None:
         content = document.content(file)
-        audit.check(document.parse(content, file), content)
+        recheck.check(document.parse(content, file), content)
 
     path, _ = exports.export(usual(), tmp_path)
     fuzz([path.read_bytes()], through(tmp_path / "preset.json", checked), UsageError)

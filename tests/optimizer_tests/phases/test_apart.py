@@ -17,7 +17,7 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import apart
 from optimizer.phases import checks, remaining
-from optimizer.presets import audit, document, exports
+from optimizer.presets import document, exports, recheck
 from optimizer.show import programs, report, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
@@ -77,7 +77,7 @@ def test_main_effects_and_interaction_are_those_that_were_planted(
     documented = json.loads(json.dumps(programs.document(now), allow_nan=False))
     assert documented["apart"] == told.model_dump()
     path, _ = exports.export(now, tmp_path)
-    audit.check(document.load(path), document.content(path))
+    recheck.check(document.load(path), document.content(path))
 
 
 @given(st.lists(st.tuples(*[st.floats(-10, 10)] * 4), min_size=2, max_size=8))

@@ -20,7 +20,7 @@ from optimizer.config.study_file import FRESH, StudyConfig
 from optimizer.errors import EvidenceError
 from optimizer.phases import comparisons, upkeep
 from optimizer.phases.proposer import Proposer
-from optimizer.presets import audit, exports, reruns
+from optimizer.presets import exports, recheck, reruns
 from optimizer.snapshot import Snapshot
 from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
@@ -455,7 +455,7 @@ def test_a_study_whose_identity_diverges_on_every_fresh_seed_is_not_healthy(
     assert "Identity with fresh seeds (0.000 %) is not above the noisy input" in now.cautions[0]
     _, preset = exports.export(now, tmp_path)
     assert preset.evidence.note.startswith("NOT TO BE RELIED ON")
-    audit.check(preset, json.loads(preset.text()))
+    recheck.check(preset, json.loads(preset.text()))
     with pytest.raises(EvidenceError, match="Identity with fresh seeds"):
         exports.export(now, tmp_path, require_better=True)
 

@@ -22,7 +22,7 @@ from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import advice, cautions, finalists
 from optimizer.phases import holdout
 from optimizer.phases.proposer import Proposer
-from optimizer.presets import audit, exports
+from optimizer.presets import exports, recheck
 from optimizer.presets.document import Preset, sealed
 from optimizer.show import programs, words
 from optimizer.show.confirmation_table import arms_table
@@ -167,13 +167,13 @@ def test_a_decided_study_is_shown_with_what_its_better_leaves_open(
     assert now.advice == preset.evidence.advice == advice.EARLIER
     assert cautions.UNMASKED in preset.evidence.note
     assert "smaller steps" not in preset.evidence.note
-    audit.check(preset, json.loads(preset.text()))
+    recheck.check(preset, json.loads(preset.text()))
     with pytest.raises(EvidenceError, match="trained no uniform mask"):
         exports.export(now, tmp_path, require_better=True)
     told = preset.evidence.model_copy(update={"cautions": []})
     silent = sealed(preset.model_copy(update={"evidence": told}))
     with pytest.raises(UsageError, match="cautions do not say what is so: An earlier version"):
-        audit.check(silent, json.loads(silent.text()))
+        recheck.check(silent, json.loads(silent.text()))
 
 
 def test_a_better_that_counted_failures_of_other_arms_is_marked_too(
@@ -194,7 +194,7 @@ def test_a_better_that_counted_failures_of_other_arms_is_marked_too(
     assert now.verdict == "better"
     assert cautions.UNCOUNTED in now.cautions
     preset = exports.compose(now, exports.chosen(now))
-    audit.check(preset, json.loads(preset.text()))
+    recheck.check(preset, json.loads(preset.text()))
     assert words.preset_verdict(preset).endswith(
         "by the rules of an earlier version (see its note)"
     )

@@ -23,7 +23,7 @@ from optimizer.evidence import own_rates
 from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Comparison
 from optimizer.phases import optuna_tables
-from optimizer.presets import audit, audit_rates, document, exports
+from optimizer.presets import document, exports, recheck, recheck_rates
 from optimizer.show import programs, report, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.show.progress import progress, worker_line
@@ -97,7 +97,7 @@ def test_a_better_holds_at_each_arms_own_rate_only_if_it_is_no_matter_of_rates(
     assert told_optuna.user_attrs["advice"] == now.advice
     path, preset = exports.export(now, tmp_path)
     assert preset.evidence.own_rates == told
-    audit.check(document.load(path), document.content(path))
+    recheck.check(document.load(path), document.content(path))
     assert programs.document(now)["own_rates"]["holds"] is holds
     if holds:
         assert exports.export(now, tmp_path, require_better=True)[1] == preset
@@ -313,7 +313,7 @@ def test_rates_and_scores_that_are_none_are_refused_and_not_raised_about(
         trial=1, holds=False, rates=dict.fromkeys(arms, 0.01), to_identity=compared,
         tried={arm: {odd: score, "0.01": 20.0, "0.03": score} for arm in arms},
     )  # fmt: skip
-    assert len(list(audit_rates._of_the_rates(told, set(arms)))) == 2
+    assert len(list(recheck_rates._of_the_rates(told, set(arms)))) == 2
 
 
 ALTERATIONS: dict[str, Any] = {
@@ -334,4 +334,4 @@ def test_a_preset_whose_check_does_not_follow_from_its_numbers_is_refused(
     evidence = preset.evidence.model_copy(update={"own_rates": altered})
     forged = document.sealed(preset.model_copy(update={"evidence": evidence}))
     with pytest.raises(UsageError, match=said):
-        audit.check(forged, forged.model_dump(by_alias=True))
+        recheck.check(forged, forged.model_dump(by_alias=True))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.synthetic import configured, decided, measured, snapshot, trial, usual, worker
 
 from optimizer.errors import EvidenceError, UsageError
-from optimizer.presets import audit, document, exports, notes, reruns
+from optimizer.presets import document, exports, notes, recheck, reruns
 from optimizer.presets.document import Preset
 from optimizer.show import words
 from optimizer.snapshot import Snapshot
@@ -522,7 +522,7 @@ def test_no_altered_value_of_a_preset_ends_in_another_error(
     try:
         preset = document.load(path)
         with suppress(UsageError):
-            audit.check(preset, content)
+            recheck.check(preset, content)
         told = reruns.recorded(preset, Path("images"))
         reruns.limits(preset, told.differences, "another device")
         for seed in told.seeds(1):

@@ -14,7 +14,7 @@ from support import simulated
 from support.databases import temporary
 
 from optimizer.errors import UsageError
-from optimizer.presets import audit, document, exports
+from optimizer.presets import document, exports, recheck
 from optimizer.snapshot import Snapshot
 from storage.database import connect
 from storage.jobs import ClaimedJob
@@ -48,7 +48,7 @@ def content(study: Snapshot) -> Content:
 
 
 def check(content: Content) -> None:
-    audit.check(document.parse(content, Path("given.json")), content)
+    recheck.check(document.parse(content, Path("given.json")), content)
 
 
 def sealed(content: Content) -> Content:
@@ -65,8 +65,8 @@ def test_every_exported_preset_agrees_with_itself(study: Snapshot, tmp_path: Pat
         preset = exports.compose(study, result)
         verdicts.add(preset.evidence.verdict)
         path = document.write(preset, tmp_path)
-        audit.check(document.load(path), document.content(path))
-        assert audit.hashes(preset) == "hashes"
+        recheck.check(document.load(path), document.content(path))
+        assert recheck.hashes(preset) == "hashes"
     assert {"better", "dropped", "unconfirmed"} <= verdicts
 
 
@@ -268,7 +268,7 @@ def test_an_older_preset_without_the_hash_is_checked_all_the_same(content: Conte
     del older["evidence"]["confirmation"]["extended_from"]
     del older["evidence"]["advice"]
     check(older)
-    assert "older" in audit.hashes(document.parse(older, Path("given.json")))
+    assert "older" in recheck.hashes(document.parse(older, Path("given.json")))
     older["evidence"]["verdict"] = "no_evidence"
     with pytest.raises(UsageError, match="verdict no_evidence, but the differences say: better"):
         check(older)

@@ -16,7 +16,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import baseline, cautions, race, sequential_test
 from optimizer.evidence.sequential_test import Plan
 from optimizer.evidence.verdicts import Comparison, Control, PairedDifference, asked
-from optimizer.presets import arithmetic, audit_rates, document, exports, notes
+from optimizer.presets import arithmetic, document, exports, notes, recheck_rates
 from optimizer.presets.document import Confirmation, Preset
 
 UNDECIDED = "undecided"
@@ -60,7 +60,7 @@ def _disagreements(preset: Preset, content: Mapping[str, Any]) -> Iterator[str]:
     if preset.evidence.confirmation is not None:
         yield from _of_the_confirmation(preset.evidence.confirmation, config)
     yield from _of_the_verdict(preset, config)
-    yield from audit_rates.disagreements(preset, config)
+    yield from recheck_rates.disagreements(preset, config)
     yield from _of_the_test_split(preset)
 
 

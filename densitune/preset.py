@@ -15,6 +15,12 @@ from densitune.density import Densities
 
 _SCHEMA = "densitune/preset/1"
 _MOST_BYTES = 2**20
+_INIT: Mapping[str, _WeightedInit] = {
+    "library": "library",
+    "model": "keep",
+    "compensated": "compensated",
+}
+"""What draws weights here as a study with this `init` draws them."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Preset:
     densities: Densities
     """By kernel size."""
     init: _WeightedInit
-    """How the study drew the initial weights of weighted convolutions: never `keep`."""
+    """How the study drew the initial weights of weighted convolutions: `keep` if it left that to
+    the network."""
     verdict: str
     """What is known of the density: `better`, `scale_only`, ... (docs/evidence.md)."""
     advice: str
@@ -47,11 +54,13 @@ class Preset:
         init = init or self.init
         return conversion.apply_densities(model, self.densities, trainable=trainable, init=init)
 
-    def scale_initial_weights(self, model: nn.Module, *, init: _Init = "library") -> nn.Module:
+    def scale_initial_weights(self, model: nn.Module, *, init: _Init | None = None) -> nn.Module:
         """Give plain convolutions of the preset's sizes, in place, the density's start alone.
 
-        As `scale_initial_weights` of this package does; once, before training.
+        As `scale_initial_weights` of this package does; once, before training. Weights are drawn
+        first as the study's identity drew them, unless `init` says otherwise.
         """
+        init = init or ("keep" if self.init == "keep" else "library")
         return conversion.scale_initial_weights(model, self.densities, init=init)
 
 
@@ -76,9 +85,9 @@ def load_preset(path: str | PathLike[str]) -> Preset:
             for size, den in document["densities"].items()
         }
         init, evidence = document["task"]["init"], document["evidence"]
-        if init not in ("library", "compensated"):
-            raise ValueError(f"init is {init!r}, not library or compensated")
+        if init not in _INIT:
+            raise ValueError(f"init is {init!r}, not {', '.join(_INIT)}")
         verdict, advice = str(evidence["verdict"]), str(evidence.get("advice", ""))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is a damaged preset: {error}") from None
-    return Preset(densities, init, verdict, advice, document)
+    return Preset(densities, _INIT[init], verdict, advice, document)

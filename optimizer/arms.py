@@ -6,7 +6,7 @@ Plain numbers only, for training knows this module too.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from densitune import density
@@ -14,8 +14,9 @@ from densitune.density import Densities
 
 Part = Literal["init_only", "steps_only"]
 """Which one of a density's two effects an arm has: its start alone, or its steps alone."""
-Init = Literal["library", "compensated"]
-"""As the layer library draws initial weights, or divided by RMS(phi) after that."""
+Init = Literal["library", "model", "compensated"]
+"""As the layer library draws initial weights, as the network itself does, or as the library does
+and divided by RMS(phi) after that."""
 Mask = Literal["density", "uniform", "ones"]
 """What multiplies the kernel: phi itself, RMS(phi) at every tap, or nothing."""
 Start = Literal["drawn", "times_phi", "over_phi"]
@@ -39,8 +40,8 @@ class Arm:
     init: Init | None = None
     """None takes the recipe's."""
     gain: Mapping[int, float] = field(default_factory=dict)
-    """By kernel size: what the initial weights of the convolutions of that size are multiplied
-    by."""
+    """By kernel size: what the initial weights of the convolutions of that size are multiplied by
+    in two dimensions; in d dimensions by its power d / 2, as RMS(phi) goes."""
     trainable: bool = False
     """Whether every layer learns its density along with its weights, starting at `densities`."""
     split: Split = "validation"
@@ -77,15 +78,23 @@ class Arm:
         }
 
 
-def identity(kernel_sizes: Iterable[int], lr: float | None) -> Arm:
-    """Return the standard convolution, which everything is compared with."""
-    return Arm({k: density.identity(k) for k in kernel_sizes}, lr, "library")
+def undivided(init: Init) -> Init:
+    """Return how weights are drawn before any are divided by RMS(phi)."""
+    return "library" if init == "compensated" else init
 
 
-def scale_control(densities: Densities, lr: float | None) -> Arm:
+def identity(kernel_sizes: Iterable[int], lr: float | None, init: Init = "library") -> Arm:
+    """Return the standard convolution, which everything in a study of this `init` is compared with.
+
+    Identity's RMS(phi) is one, so that there is nothing to be divided by.
+    """
+    return Arm({k: density.identity(k) for k in kernel_sizes}, lr, undivided(init))
+
+
+def scale_control(densities: Densities, lr: float | None, init: Init = "library") -> Arm:
     """Return identity with initial weights multiplied by RMS(phi) of densities: the same start."""
     gain = {k: density.rms(den) for k, den in densities.items()}
-    return Arm(identity(densities, lr).densities, lr, "library", gain)
+    return replace(identity(densities, lr, init), gain=gain)
 
 
 def uniform(densities: Densities, lr: float | None, init: Init = "library") -> Arm:
@@ -106,17 +115,19 @@ def init_only(densities: Densities, lr: float | None, init: Init = "library") ->
     return Arm(densities, lr, init, mask="ones", start="times_phi")
 
 
-def steps_only(densities: Densities, lr: float | None) -> Arm:
+def steps_only(densities: Densities, lr: float | None, init: Init = "library") -> Arm:
     """Return densities that start where identity does: weights divided by phi, tap by tap.
 
     A tap whose phi is 0, or too small to be divided by in float32 (below some 3e-39), keeps its
     weight: it has no effect either way, and does not start as identity's.
     """
-    return Arm(densities, lr, "library", start="over_phi")
+    return Arm(densities, lr, undivided(init), start="over_phi")
 
 
-def compensated(densities: Densities, lr: float | None) -> Arm:
+def compensated(densities: Densities, lr: float | None, init: Init = "library") -> Arm:
     """Return densities at identity's initial scale: the same steps."""
+    if init == "model":
+        return Arm(densities, lr, init, {k: 1 / density.rms(den) for k, den in densities.items()})
     return Arm(densities, lr, "compensated")
 
 

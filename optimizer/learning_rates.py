@@ -7,6 +7,10 @@ from typing import Literal
 import numpy as np
 
 Family = Literal["vgg", "resnet", "dncnn", "nafnet"]
+Kind = Literal[Family, "classifier", "regressor"]
+"""Of a network: a family of proxies; of any other network what it is for."""
+CLASSIFIERS: tuple[Kind, ...] = ("vgg", "resnet", "classifier")
+"""What SGD trains; all others are trained by Adam or AdamW."""
 
 DECADES = (-1.0, -0.5, 0.0, 0.5, 1.0)
 """The grid, in powers of ten times the usual rate. Half a decade is about the width of an
@@ -18,18 +22,18 @@ DIGITS = 3
 """Significant digits of a calibrated rate; what is finer is noise."""
 
 
-def usual(family: Family, batch_size: int) -> float:
-    """Return the peak learning rate that a family is usually trained with.
+def usual(kind: Kind, batch_size: int) -> float:
+    """Return the peak learning rate that networks of a kind are usually trained with.
 
     Classifiers: 0.1 at batch size 128, in proportion to it (weiaicunzai/pytorch-cifar100). DnCNN
-    and NAFNet: 1e-3 (cszn/DnCNN; megvii-research/NAFNet, options of SIDD-width32).
+    and NAFNet: 1e-3 (cszn/DnCNN; megvii-research/NAFNet, options of SIDD-width32), which is what
+    torch's Adam has for all others.
     """
-    return 0.1 * batch_size / 128 if family in ("vgg", "resnet") else 1e-3
+    return 0.1 * batch_size / 128 if kind in CLASSIFIERS else 1e-3
 
 
-def grid(family: Family, batch_size: int) -> list[float]:
-    """Return the rates that a calibration tries, rising, rounded to DIGITS."""
-    middle = usual(family, batch_size)
+def grid(middle: float) -> list[float]:
+    """Return the rates that a calibration tries around the usual one, rising, in DIGITS."""
     return [_rounded(middle * 10**decades) for decades in DECADES]
 
 
@@ -50,9 +54,8 @@ def beyond(middle: float, tried: Collection[float], scores: Mapping[float, float
     return _rounded(middle * 10**decades) if direction and abs(decades) <= REACH else None
 
 
-def limits(family: Family, batch_size: int) -> tuple[float, float]:
-    """Return the ends beyond which the grid does not grow."""
-    middle = usual(family, batch_size)
+def limits(middle: float) -> tuple[float, float]:
+    """Return the ends beyond which the grid around a rate does not grow."""
     return _rounded(middle * 10**-REACH), _rounded(middle * 10**REACH)
 
 

@@ -10,7 +10,9 @@ import torch
 from densitune import density
 from optimizer.arms import Precision
 from optimizer.config import tasks
+from optimizer.config.networks import NamedNetwork
 from optimizer.config.study_file import StudyConfig
+from optimizer.errors import UsageError
 from workers.data import cifar100, div2k, folder, photos
 from workers.data.bank import Bank
 from workers.data.patches import PatchPlan
@@ -107,19 +109,25 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
     """Return how the study's jobs are trained; `precision` is decided when the study is made."""
     lr = config.training.lr
     return Recipe(
-        proxy=Proxy(
-            family=config.proxy.family,
-            width=config.proxy.width,
-            depth=config.proxy.depth,
-            kernel_sizes=config.kernel_size,
-            channels=prepared.train.shape[1],
-            classes=prepared.classes,
-        ),
+        proxy=_network(config, prepared),
         init=config.init,
         batch_size=config.training.batch_size,
         lr=None if lr == "auto" else lr,
         rungs=config.rungs,
         precision=precision,
+    )
+
+
+def _network(config: StudyConfig, prepared: Bank) -> Proxy:
+    if isinstance(config.proxy, NamedNetwork):
+        raise UsageError(f"proxy.network {config.proxy.network} cannot be trained yet")
+    return Proxy(
+        family=config.proxy.family,
+        width=config.proxy.width,
+        depth=config.proxy.depth,
+        kernel_sizes=config.kernel_size,
+        channels=prepared.train.shape[1],
+        classes=prepared.classes,
     )
 
 

@@ -5,6 +5,7 @@ reference    docs/config.md, made from them
 schema       the same as a JSON Schema, for editors
 section      what all its sections have in common
 sections     its sections, one model each
+networks     the section on the network: a family's, or any by its name
 tasks        the section on the data: one model for each task
 choices      what some of their keys may say
 agreement    whether its keys and sections fit

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 from densitune import density
 from densitune.density import Densities
 from optimizer import design
-from optimizer.config.sections import Included, ProxyShape, Search
+from optimizer.config.networks import Proxy
+from optimizer.config.sections import Included, Search
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """What a study may be called: fit for files and URLs."""
@@ -30,17 +31,13 @@ def check_kernel_size(k: int) -> None:
         )
 
 
-def check_kernel_sizes(sizes: tuple[int, ...], proxy: ProxyShape) -> None:
-    """Check that a study may have these kernel sizes and its proxy has stages to take them."""
+def check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
+    """Check that a study may have these kernel sizes and its network may take so many."""
     for k in sizes:
         check_kernel_size(k)
     if not sizes or len(set(sizes)) != len(sizes):
         raise ValueError(f"kernel_size {list(sizes)} must name at least one size, each once")
-    if len(sizes) > proxy.stages:
-        raise ValueError(
-            f"kernel_size names {len(sizes)} sizes, but a {proxy.family} of depth {proxy.depth} "
-            f"has {proxy.stages} stages to take them; name at most {proxy.stages}"
-        )
+    proxy.check_sizes(len(sizes))
 
 
 def check_included(

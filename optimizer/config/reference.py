@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from optimizer.config import schema
+from optimizer.config.networks import PROXY_BY_TAG
 from optimizer.config.study_file import SECTIONS
 from optimizer.config.tasks import DATA_BY_TAG
 
@@ -34,6 +35,11 @@ DATA = """
 
 Which keys there are depends on the task.
 """
+PROXY = """
+## proxy
+
+With `network` it is any network by its name, otherwise one of a family.
+"""
 
 
 def page() -> str:
@@ -44,8 +50,12 @@ def page() -> str:
     for tag, model in DATA_BY_TAG.items():
         described = parts[model.__name__]
         blocks += [f"### {tag}", described["description"], _table(described)]
+    blocks += [PROXY]
+    for tag, model in PROXY_BY_TAG.items():
+        described = parts[model.__name__]
+        blocks += [f"### proxy {tag}", described["description"], _table(described)]
     for name, model in SECTIONS.items():
-        if name not in DATA_BY_TAG:
+        if name not in (*DATA_BY_TAG, *PROXY_BY_TAG):
             described = parts[model.__name__]
             blocks += [f"## {name}", described["description"], _table(described)]
     return "\n\n".join(block.strip() for block in blocks) + "\n"
@@ -64,7 +74,7 @@ def _table(described: dict[str, Any]) -> str:
 
 
 def _default(value: Any) -> str:
-    return "that of its keys" if isinstance(value, dict) else _code(value)
+    return "that of its keys" if value and isinstance(value, dict) else _code(value)
 
 
 def _code(value: Any) -> str:
@@ -88,6 +98,8 @@ def _values(described: dict[str, Any]) -> str:
             return f"a list, each {_values(item)}"
         case {"type": "integer" | "number"}:
             return _range(described)
+        case {"type": "object"}:
+            return "a mapping"
         case {"format": "path"}:
             return "a path"
         case _:

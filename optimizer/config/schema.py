@@ -22,7 +22,7 @@ def text() -> str:
     """Return the JSON Schema of a study's file."""
     schema = document()
     for part in (schema, *schema["$defs"].values()):
-        for key in part["properties"].values():
+        for key in part.get("properties", {}).values():  # a JSON value has none
             if "unit" in key:
                 key["description"] += f" Unit: {key.pop('unit')}."
     return json.dumps({"$schema": DIALECT, **schema}, indent=2) + "\n"
@@ -41,6 +41,10 @@ def document() -> dict[str, Any]:
     keys["name"]["pattern"] = f"^{NAME}$"
     del keys["kernel_size"]["type"], keys["kernel_size"]["items"]
     keys["kernel_size"]["anyOf"] = [KERNEL_SIZE, {"type": "array", "items": KERNEL_SIZE}]
+    layers = parts["NamedNetwork"]["properties"]["layers"]
+    layers["anyOf"] = [{"type": "string"}, {"type": layers.pop("type"), "items": layers["items"]}]
+    del layers["items"]
+    keys["proxy"]["anyOf"] = keys["proxy"].pop("oneOf")
     keys["data"]["anyOf"] = [*keys["data"].pop("oneOf"), NULL]
     keys["task"] = {"enum": list(TASKS), "description": "What the study is about."}
     schema["required"].remove("data")

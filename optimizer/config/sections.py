@@ -1,4 +1,6 @@
-"""The sections of a study's configuration, one model each; those of the data are in `tasks`.
+"""The sections of a study's configuration, one model each.
+
+Those of the data are in `tasks`, those of the network in `networks`.
 
 Unknown keys are errors. Defaults, units and descriptions stand here and nowhere else.
 """
@@ -16,9 +18,7 @@ from pydantic import (
 )
 
 from optimizer.arms import Part, Precision
-from optimizer.config.choices import Goal
 from optimizer.config.section import Section, Unit
-from optimizer.learning_rates import Family
 
 Values = tuple[float, ...]
 # Tags are no identifiers, so that messages can tell them from keys.
@@ -26,43 +26,6 @@ Included = Annotated[
     Annotated[Values, Tag("a list")] | Annotated[dict[int, Values], Tag("a mapping")],
     Discriminator(lambda value: "a mapping" if isinstance(value, dict) else "a list"),
 ]
-
-
-class ProxyShape(Section):
-    """The small network that stands for the real one."""
-
-    family: Family
-    """The kind of network: vgg and resnet classify, dncnn and nafnet denoise."""
-    width: Annotated[int, Field(ge=1, le=1024), Unit("channels")]
-    """How wide the first stage is."""
-    depth: Annotated[int, Field(ge=1, le=200), Unit("layers or blocks")]
-    """Layers of a vgg or dncnn (at least 3) or a resnet (6n + 2: 8, 14, 20), blocks of a nafnet."""
-
-    @property
-    def goal(self) -> Goal:
-        """Return what networks of this family are for."""
-        return "classification" if self.family in ("vgg", "resnet") else "denoising"
-
-    @property
-    def stages(self) -> int:
-        """Return the number of stages, which take a list of kernel sizes in turn."""
-        match self.family:
-            case "vgg" | "resnet":
-                return 3
-            case "dncnn":
-                return self.depth
-            case "nafnet":
-                return min(4, (self.depth - 1) // 2) + 1
-
-    @model_validator(mode="after")
-    def _depth_fits_the_family(self) -> Self:
-        if self.family in ("vgg", "dncnn") and self.depth < 3:
-            raise ValueError(
-                f"proxy.depth {self.depth} is too small; a {self.family} has at least 3"
-            )
-        if self.family == "resnet" and (self.depth < 8 or self.depth % 6 != 2):
-            raise ValueError(f"proxy.depth {self.depth} is not 6n + 2; a resnet has 8, 14, 20, ...")
-        return self
 
 
 class Box(Section):

@@ -13,13 +13,15 @@ from pydantic import ValidationError, field_validator, model_validator
 
 from densitune import density
 from densitune.density import Densities
-from optimizer import design
+from optimizer import design, learning_rates
 from optimizer.arms import Init
 from optimizer.config import agreement, documents, problems, strict_yaml
+from optimizer.config.networks import PROXY_BY_TAG, Proxy, ProxyShape
 from optimizer.config.section import Section, Unit
-from optimizer.config.sections import Box, Confirm, ProxyShape, Search, Training
+from optimizer.config.sections import Box, Confirm, Search, Training
 from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data
 from optimizer.errors import UsageError
+from optimizer.learning_rates import Kind
 
 FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on.
@@ -27,7 +29,7 @@ Those of the rate check come after two and three times as many."""
 RATE_SEEDS = 3
 """With how many seeds the rate check tries each rate of an arm (docs/evidence.md)."""
 SECTIONS: dict[str, type[Section]] = {
-    "proxy": ProxyShape,
+    **PROXY_BY_TAG,
     "density": Box,
     "training": Training,
     "search": Search,
@@ -44,16 +46,16 @@ class StudyConfig(Section):
     """What the study is called in commands and in the database: 1 to 63 of `A-Z a-z 0-9 . _ -`."""
     data: Data
     """What is trained on."""
-    proxy: ProxyShape
-    """The network."""
+    proxy: Proxy
+    """The network: of a family, or any by its name."""
     kernel_size: Annotated[tuple[int, ...], Unit("pixels")]
     """Odd, from 3 to 31: the side of every kernel larger than 1; or a list, which the proxy's
-    stages take in turn."""
+    stages take in turn. Of a network by name, the sizes of the kernels that are weighted."""
     density: Box = Box()
     """Where densities are searched."""
     init: Init = "library"
-    """How initial weights are drawn: as the authors' layer does, or compensated, at identity's
-    scale."""
+    """How initial weights are drawn: as the authors' layer does, as a network by name does itself
+    (model), or compensated, as the layer does but at identity's scale."""
     training: Training
     """The recipe."""
     search: Search
@@ -100,11 +102,11 @@ class StudyConfig(Section):
     def _parts_fit_together(self) -> Self:
         agreement.check_kernel_sizes(self.kernel_size, self.proxy)
         agreement.check_included(self.density.include, self.included, self.kernel_size)
-        if self.proxy.goal != self.data.goal:
+        self.proxy.check_task(self.data.task, self.data.goal)
+        if self.init == "model" and isinstance(self.proxy, ProxyShape):
             raise ValueError(
-                f"proxy.family {self.proxy.family} is for {self.proxy.goal}, but task "
-                f"{self.data.task} is {self.data.goal}; take "
-                f"{'vgg or resnet' if self.data.goal == 'classification' else 'dncnn or nafnet'}"
+                f"init: model keeps the initial weights that a network of your own has, and a "
+                f"{self.proxy.family} has none; take library or compensated, or a network by name"
             )
         agreement.check_search(
             self.search, self.training.budget, len(self.anchors), self.dimensions
@@ -171,17 +173,27 @@ class StudyConfig(Section):
     @property
     def metric(self) -> str:
         """Return the name of the value that is maximised."""
-        return "top-1 accuracy" if self.data.goal == "classification" else "PSNR"
+        return self.data.metric
 
     @property
     def unit(self) -> str:
         """Return the metric's unit."""
-        return "%" if self.data.goal == "classification" else "dB"
+        return self.data.unit
 
     @property
     def floor_name(self) -> str:
         """Return what scores the floor: the metric without any training."""
-        return "commonest class" if self.data.goal == "classification" else "noisy input"
+        return self.data.floor_name
+
+    @property
+    def kind(self) -> Kind:
+        """Return what the network is trained as."""
+        return self.proxy.kind(classes=self.data.goal == "classification")
+
+    @property
+    def usual_lr(self) -> float:
+        """Return the peak learning rate around which others are tried."""
+        return learning_rates.usual(self.kind, self.training.batch_size)
 
     def document(self) -> dict[str, Any]:
         """Return the form that is stored and compared: plain JSON values."""

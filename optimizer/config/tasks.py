@@ -18,12 +18,19 @@ class ClassificationData(Section):
     """What all classification data have in common."""
 
     goal: ClassVar[Goal] = "classification"
+    metric: ClassVar[str] = "top-1 accuracy"
+    unit: ClassVar[str] = "%"
+    floor_name: ClassVar[str] = "commonest class"
+    """What scores the floor: the metric without any training."""
 
 
 class DenoisingData(Section):
     """What all denoising data have in common: white Gaussian noise on patches of photographs."""
 
     goal: ClassVar[Goal] = "denoising"
+    metric: ClassVar[str] = "PSNR"
+    unit: ClassVar[str] = "dB"
+    floor_name: ClassVar[str] = "noisy input"
 
     color: Color = "gray"
     """What images are turned into."""

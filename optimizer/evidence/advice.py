@@ -13,6 +13,7 @@ from optimizer.evidence.verdicts import (
     Found,
     PresetVerdict,
 )
+from optimizer.learning_rates import CLASSIFIERS
 
 PLAIN = "Use the plain convolution: no density is shown to help."
 CALL = 'densitune.scale_initial_weights(model, preset, init="library")'
@@ -149,7 +150,7 @@ def _stepped(densities: Mapping[int, Sequence[float]], config: StudyConfig) -> s
     """
     sizes = {k: density.rms(den, 2) for k, den in densities.items()}
     told = [] if config.init == "compensated" else [_scaled(densities)]
-    if config.proxy.family in ("vgg", "resnet"):
+    if config.kind in CLASSIFIERS:
         steps = {k: scale**2 for k, scale in sizes.items()}
         decay = {k: 1 / step for k, step in steps.items()}
         told += [f"multiply {_factors(steps, 'learning rate')}"]

@@ -50,7 +50,7 @@ def signs(
     complaint = baseline.complaint(config, floors, identity.mean, confirmed)
     if complaint is not None:
         lines.append(complaint)
-    low, high = learning_rates.limits(config.proxy.family, config.training.batch_size)
+    low, high = learning_rates.limits(config.usual_lr)
     best_rate = max(calibration, key=lambda rate: calibration[rate], default=None)
     if best_rate in (low, high):
         lines.append(

@@ -101,7 +101,7 @@ def _arm(
     densities = winner.by_kernel_size()
     if part == "init_only":
         return f"start of {winner.label} alone", arms.init_only(densities, lr, config.init)
-    return f"steps of {winner.label} alone", arms.steps_only(densities, lr)
+    return f"steps of {winner.label} alone", arms.steps_only(densities, lr, config.init)
 
 
 def _own(winner: FinalistVerdict, trained: Iterable[TrialRow]) -> dict[Part, TrialRow]:

@@ -20,10 +20,10 @@ from storage.trials import TrialRow
 
 def step(desk: Desk) -> bool:
     """Take the next step if there is one now: queue rates, or conclude when they have ended."""
-    family, batch_size = desk.config.proxy.family, desk.config.training.batch_size
+    middle = desk.config.usual_lr
     trials = desk.trials("calibrate")
     if not trials:
-        for number, first in enumerate(learning_rates.grid(family, batch_size)):
+        for number, first in enumerate(learning_rates.grid(middle)):
             _queue(desk, number, first, desk.config.confirm_budget)
         return True
     if desk.waits_for(trials):
@@ -31,7 +31,6 @@ def step(desk: Desk) -> bool:
     rows = desk.measured("calibrate")
     by_rate = scores(trials, rows)
     tried = [lr for trial in trials if (lr := rate(trial)) is not None]
-    middle = learning_rates.usual(family, batch_size)
     further = learning_rates.beyond(middle, tried, by_rate) if by_rate else None
     if further is not None:
         _queue(desk, len(trials), further, rows[0].budget)

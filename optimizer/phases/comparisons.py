@@ -103,15 +103,21 @@ def beside(study: Study, config: StudyConfig, finalist: TrialRow) -> list[tuple[
     """Return role, label and arm of what is trained beside a finalist once it beats identity."""
     densities, label = finalist.densities, finalist.label
     by_role: dict[Role, tuple[str, Arm]] = {
-        "control": (f"scale control of {label}", arms.scale_control(densities, study.lr)),
+        "control": (
+            f"scale control of {label}",
+            arms.scale_control(densities, study.lr, config.init),
+        ),
         "uniform": (
             f"uniform mask of {label}",
             arms.uniform(densities, study.lr, config.init),
         ),
-        "compensated": (f"{label}, compensated", arms.compensated(densities, study.lr)),
+        "compensated": (
+            f"{label}, compensated",
+            arms.compensated(densities, study.lr, config.init),
+        ),
     }
     wanted: list[Role] = [*controls(study, config)]
-    if config.confirm.compensated and config.init == "library":
+    if config.confirm.compensated and config.init != "compensated":
         wanted.append("compensated")
     return [(role, *by_role[role]) for role in wanted]
 

@@ -62,7 +62,10 @@ def _begin(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow])
     if not chosen:
         _decide(desk, optuna, [])
         return
-    lr, plain = desk.study.lr, arms.identity(desk.config.kernel_size, desk.study.lr)
+    lr, plain = (
+        desk.study.lr,
+        arms.identity(desk.config.kernel_size, desk.study.lr, desk.config.init),
+    )
     _add(desk, IDENTITY, "identity", "identity", plain)
     for number, finalist in enumerate(chosen, start=IDENTITY + len(trained) + 1):
         arm = Arm(finalist.densities, lr, desk.config.init)

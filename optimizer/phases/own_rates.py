@@ -77,7 +77,7 @@ def wanted(study: Study, config: StudyConfig, winner: FinalistVerdict) -> bool:
 def middle(study: Study, config: StudyConfig) -> float:
     """Return the rate of the study, around which all arms are tried."""
     given = study.lr if config.training.lr == "auto" else config.training.lr
-    return given or learning_rates.usual(config.proxy.family, config.training.batch_size)
+    return given or config.usual_lr
 
 
 def contenders(
@@ -86,11 +86,11 @@ def contenders(
     """Return the arms of the check, identity first and the winner second."""
     densities, strongest = winner.by_kernel_size(), own_rates.strongest(winner)
     by_role: dict[Role, Arm] = {
-        "identity": arms.identity(config.kernel_size, None),
+        "identity": arms.identity(config.kernel_size, None, config.init),
         "finalist": Arm(densities, None, config.init),
     }
     if strongest == "control":
-        by_role["control"] = arms.scale_control(densities, None)
+        by_role["control"] = arms.scale_control(densities, None, config.init)
     elif strongest == "uniform":
         by_role["uniform"] = arms.uniform(densities, None, config.init)
     own = [trial for trial in trained if trial.origin == winner.trial]

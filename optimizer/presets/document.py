@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import ConfigDict, Field, FiniteFloat, ValidationError, field_validator
+from pydantic import ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, field_validator
 
 from densitune import density
 from densitune.density import Densities
@@ -37,7 +37,7 @@ class PresetTask(Part):
     source: str
     split: Literal["validation"]
     fingerprint: str
-    proxy: dict[str, str | int]
+    proxy: dict[str, JsonValue]
     kernel_size: list[int]
     init: str
     training: dict[str, str | int | float]

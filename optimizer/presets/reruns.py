@@ -214,7 +214,8 @@ def _arms(preset: Preset, config: StudyConfig, *, confirmed: bool) -> dict[str, 
     densities, rate = preset.by_kernel_size(), preset.task.training.get("lr", "auto")
     lr = None if isinstance(rate, str) else float(rate)
     own = Arm(densities, lr, config.init)
-    plain, control = arms.identity(densities, lr), arms.scale_control(densities, lr)
+    plain = arms.identity(densities, lr, config.init)
+    control = arms.scale_control(densities, lr, config.init)
     uniform = arms.uniform(densities, lr, config.init)
     if preset.provenance.optuna_trial is None and not confirmed:  # learned: what was trained then
         own = arms.trainable(densities, lr, config.init)

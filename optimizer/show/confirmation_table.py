@@ -33,7 +33,7 @@ def arms_table(snapshot: Snapshot) -> Table:
     sentences += filter(None, [*about, words.about_test_split(snapshot)])
     if snapshot.searched_by == "cross_entropy":
         sentences.append(words.BY_ENTROPY)
-    if snapshot.uniform_is_identity and config.init == "library":
+    if snapshot.uniform_is_identity and config.init != "compensated":
         sentences.append(words.UNIFORM_IS_IDENTITY)
     table = Table(
         title=f"{printable.line(snapshot.study.name)}: {config.metric} on validation data, "

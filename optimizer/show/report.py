@@ -74,7 +74,7 @@ def _verdict(snapshot: Snapshot) -> Element:
     """Return the answer in words, with the signs that it means little."""
     kind, lines = _answer(snapshot)
     lines.insert(0, snapshot.advice)
-    if snapshot.uniform_is_identity and snapshot.config.init == "library":
+    if snapshot.uniform_is_identity and snapshot.config.init != "compensated":
         lines.append(words.UNIFORM_IS_IDENTITY)
     told = words.about_own_rates(snapshot), words.about_apart(snapshot)
     for line in (*told, words.about_test_split(snapshot)):

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 
 from optimizer import learning_rates
 
-GRID = learning_rates.grid("nafnet", 16)
+GRID = learning_rates.grid(learning_rates.usual("nafnet", 16))
 
 
 def test_the_grid_is_a_decade_to_either_side_of_the_usual_rate() -> None:
     assert pytest.approx([1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2]) == GRID
-    assert learning_rates.grid("vgg", 512)[2] == pytest.approx(0.4)
+    assert learning_rates.grid(learning_rates.usual("vgg", 512))[2] == pytest.approx(0.4)
     steps = [b / a for a, b in itertools.pairwise(GRID)]
     assert steps == pytest.approx([math.sqrt(10)] * 4, rel=1e-2)
 
@@ -26,7 +26,7 @@ def test_the_grid_grows_until_the_best_lies_within_or_at_a_limit(peak: float) ->
         return {rate: -((math.log10(rate) - peak) ** 2) for rate in tried}
 
     tried = list(GRID)
-    low, high = learning_rates.limits("nafnet", 16)
+    low, high = learning_rates.limits(1e-3)
     while (further := learning_rates.beyond(1e-3, tried, scores())) is not None:
         end = max(tried) if further > max(tried) else min(tried)
         assert abs(math.log10(further / end)) == pytest.approx(0.5, abs=0.003)

@@ -126,13 +126,32 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     (
         {"proxy__family": "nafnet"},
         "proxy.family nafnet is for denoising, but task cifar100 is classification; "
-        "take vgg or resnet",
+        "take vgg or resnet, or a network by name",
     ),
     (
         {"task": "photos"},
         "proxy.family vgg is for classification, but task photos is denoising; "
         "take dncnn or nafnet",
     ),
+    ({"init": "model"}, "init: model keeps the initial weights that a network of your own has"),
+    (
+        {"proxy": {"network": "resnet18"}},
+        "proxy.network = 'resnet18': a network is torchvision:NAME, timm:NAME or PACKAGE.MODULE",
+    ),
+    (
+        {"proxy": {"network": "workers.models:build"}},
+        "proxy.network = 'workers.models:build': workers is a package of densitune's own",
+    ),
+    (
+        {"proxy": {"network": "a:b", "kwargs": {"classes": 3}}},
+        "proxy.kwargs.classes follows from the data; leave it out",
+    ),
+    (
+        {"proxy": {"network": "a:b", "kwargs": {"rate": float("nan")}}},
+        "proxy.kwargs has a number that is not finite",
+    ),
+    ({"proxy": {"network": "a:b", "width": 3}}, "unknown key proxy.width; known are network, kwa"),
+    ({"proxy": {"network": "a:b", "layers": "!"}}, "proxy.layers = '!': an empty pattern fits not"),
     ({"proxy__depth": 2}, "proxy.depth 2 is too small; a vgg has at least 3"),
     (
         {"proxy": {"family": "resnet", "width": 8, "depth": 9}},

@@ -11,7 +11,7 @@ from storage import jobs, roster, studies
 from storage.jobs import ClaimedJob
 from storage.states import Phase
 
-GRID = learning_rates.grid("nafnet", 128)
+GRID = learning_rates.grid(learning_rates.usual("nafnet", 128))
 
 
 def best_at_2e3(job: ClaimedJob) -> float:

@@ -18,7 +18,8 @@ from sqlalchemy.dialects.postgresql import insert
 
 from storage import tables
 from storage.errors import UnreadableError
-from storage.states import Phase
+from storage.jobs import densities_of
+from storage.states import Phase, Role
 
 RECENT_SECONDS = 1800.0
 """The window over which the current rate of finished jobs is taken."""
@@ -48,6 +49,21 @@ class LedgerRow:
     value: float
     extra: dict[str, Any]
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(LedgerRow):
+    """A measurement with all that it is of, and who made it."""
+
+    phase: Phase
+    role: Role
+    label: str
+    origin: int | None  # number of the search's trial that a trial of a confirmation belongs to
+    densities: dict[int, tuple[float, ...]]  # by kernel size
+    arm: dict[str, Any]  # JSON: how its training differs from the study's
+    worker: int | None  # its id
+    host: str | None
+    device: str | None
 
 
 def record(
@@ -96,6 +112,28 @@ def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]
     """)
     rows = connection.execute(query, {"study": study_id, "phase": phase})
     return [_readable(row) for row in rows]
+
+
+def everything(connection: Connection, study_id: int) -> list[Measured]:
+    """Return a study's measurements of all phases by trial, seed, budget and rung, as `read` does.
+
+    What the test split said is not among them, before a verdict and after it.
+    """
+    query = text("""
+        SELECT jobs.phase, jobs.trial, role, label, origin, densities, arm, seed, budget, rung,
+               value, seconds, measurements.worker_id AS worker, host, device,
+               CASE WHEN jsonb_typeof(extra) = 'object'
+                   THEN extra - 'images' - 'sealed' ELSE extra END AS extra
+        FROM densitune.measurements AS measurements
+        JOIN densitune.jobs AS jobs ON jobs.id = job_id
+        JOIN densitune.trials AS trials ON trials.study_id = jobs.study_id
+            AND trials.phase = jobs.phase AND trials.number = jobs.trial
+        LEFT JOIN densitune.workers AS workers ON workers.id = measurements.worker_id
+        WHERE jobs.study_id = :study AND NOT late
+        ORDER BY jobs.trial, seed, budget, rung
+    """)
+    rows = connection.execute(query, {"study": study_id})
+    return [Measured(**{**_checked(row), "densities": densities_of(row.densities)}) for row in rows]
 
 
 def lacking(connection: Connection, study_id: int, phase: Phase) -> int:
@@ -155,9 +193,13 @@ def jobs_per_hour(connection: Connection, study_id: int, phase: Phase) -> float:
 
 
 def _readable(row: Row[Any]) -> LedgerRow:
+    return LedgerRow(**_checked(row))
+
+
+def _checked(row: Row[Any]) -> dict[str, Any]:
     within = abs(row.value) <= MOST_VALUE and 0 <= row.seconds <= MOST_SECONDS  # not so of NaN
     if within and isinstance(row.extra, dict):
-        return LedgerRow(**row._mapping)
+        return dict(row._mapping)
     raise UnreadableError(
         f"a stored value cannot be read: what trial {row.trial} is said to have reached with seed "
         f"{row.seed} after {row.rung} epochs is no measurement"

@@ -16,8 +16,9 @@ from optimizer.cli.options import Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import document, exports, recheck, reruns
 from optimizer.presets.document import Preset
-from optimizer.show import overview, printing, programs, terminal, words
+from optimizer.show import measurements, overview, printing, programs, terminal, words
 from optimizer.show.confirmation_table import arms_table
+from optimizer.show.measurements import Form
 from optimizer.snapshot import Snapshot
 from storage import inspection, printable, studies
 
@@ -105,8 +106,16 @@ def delete(
 def export(
     name: StudyName,
     storage: Storage = None,
+    form: Annotated[
+        Literal["preset", Form],
+        typer.Option(
+            "--format",
+            help="What is written: the preset of a density, or STUDY.csv, .parquet or .json with "
+            "all measurements, one row each (docs/method.md has the columns).",
+        ),
+    ] = "preset",
     folder: Annotated[
-        Path, typer.Option("--output", "-o", help="Folder that the preset is written to.")
+        Path, typer.Option("--output", "-o", help="Folder that it is written to.")
     ] = Path("presets"),
     trial: Annotated[
         int | None,
@@ -117,8 +126,17 @@ def export(
         typer.Option(help="Write nothing and end with 4 unless this is the verdict."),
     ] = None,
 ) -> None:
-    """Write a density as a JSON preset."""
+    """Write a density as a JSON preset, or all measurements as a table."""
+    if form != "preset" and (trial is not None or require is not None):
+        raise UsageError(
+            f"--trial and --require are about a preset; leave them out with --format {form}"
+        )
     engine = environment.open_storage(storage)
+    if form != "preset":
+        table = measurements.read(engine, name)
+        file = measurements.write(table, form, folder / f"{name}.{form}")
+        printing.say(f"measurements: {file} ({len(table.rows)} rows)")
+        return
     now = snapshot.of(engine, name)
     path, preset = exports.export(now, folder, trial, require_better=require is not None)
     printing.say(f"preset: {path} ({words.preset_verdict(preset)})")

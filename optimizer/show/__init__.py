@@ -3,6 +3,7 @@
 terminal            what is shown on a terminal
 overview            all studies at a glance
 progress            how far a study is
+measurements        all measurements as a table: CSV, Parquet, JSON
 programs            a study as JSON, for programs
 printing            the way of everything printed: text commands no terminal
 words               numbers and findings in words

@@ -17,7 +17,6 @@ PLAN = Plan("tiny", "nafnet", 2, 1, 3, 4, 8, (1, 2))
 @pytest.fixture(autouse=True)
 def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(surfaces, "FOLDER", tmp_path / "surfaces")
-    monkeypatch.setattr(surfaces, "SEEDS", 2)
     monkeypatch.setattr(surfaces, "RATE_SEEDS", range(1000, 1001))
     monkeypatch.setattr(surfaces, "_commit", lambda: "a commit")
     monkeypatch.setenv("TMPDIR", str(tmp_path))
@@ -45,12 +44,12 @@ def test_a_recording_that_was_ended_anywhere_goes_on_to_the_same_surface(
     images: Path, tmp_path: Path
 ) -> None:
     path = tmp_path / "surfaces" / "tiny.jsonl"
-    surfaces.record(PLAN, images)
+    surfaces.record(PLAN, images, 2)
     whole = _measured(path)
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:-3]) + lines[-3][:40])  # in the middle of a line
 
-    surfaces.record(PLAN, images)
+    surfaces.record(PLAN, images, 2)
 
     assert _measured(path) == whole
     recorded = surface.load(path)
@@ -64,8 +63,8 @@ def test_a_recording_that_was_ended_anywhere_goes_on_to_the_same_surface(
 def test_all_places_of_a_null_surface_train_identity_with_other_seeds(
     images: Path, tmp_path: Path
 ) -> None:
-    surfaces.record(PLAN, images)
-    surfaces.record(replace(PLAN, name="null", null=True), images)
+    surfaces.record(PLAN, images, 2)
+    surfaces.record(replace(PLAN, name="null", null=True), images, 2)
     plain = surface.load(tmp_path / "surfaces" / "tiny.jsonl").values
     null = surface.load(tmp_path / "surfaces" / "null.jsonl").values
     assert (null[0] == plain[0]).all()

@@ -175,8 +175,8 @@ def best_rate(bench: Bench, journal: Journal) -> float:
             ends.append(reached[-1] if len(reached) == len(plan.rungs) else -np.inf)
         return statistics.fmean(ends)
 
-    tried = learning_rates.grid(plan.family, plan.batch_size)
     middle = learning_rates.usual(plan.family, plan.batch_size)
+    tried = learning_rates.grid(middle)
     while True:
         scores = {lr: value for lr in tried if np.isfinite(value := score(lr))}
         further = learning_rates.beyond(middle, tried, scores)

@@ -88,10 +88,11 @@ class Snapshot:
     def lr(self) -> float | None:
         """Return the learning rate: calibrated or given; None if it is yet to be calibrated.
 
-        Also None for a study from before calibration, which took the family's usual rate.
+        Also None for a script that has its own, and for a study from before calibration, which took
+        the family's usual rate.
         """
         lr = self.config.training.lr
-        return lr if lr != "auto" else self.study.lr
+        return self.study.lr if isinstance(lr, str) else lr
 
     @property
     def verdicts(self) -> list[FinalistVerdict]:

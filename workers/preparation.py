@@ -71,6 +71,8 @@ def bank(data: tasks.Data, home: Path, progress: Callable[[int, int], None] | No
                 cache=cache,
                 test=data.test,
             )
+        case tasks.ScriptData():
+            raise UsageError("a training script has data of its own")
 
 
 def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
@@ -112,13 +114,14 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
         proxy=_network(config, prepared),
         init=config.init,
         batch_size=config.training.batch_size,
-        lr=None if lr == "auto" else lr,
+        lr=None if isinstance(lr, str) else lr,
         rungs=config.rungs,
         precision=precision,
     )
 
 
 def _network(config: StudyConfig, prepared: Bank) -> Proxy:
+    assert config.proxy is not None  # what has no proxy is trained by its own script
     if isinstance(config.proxy, NamedNetwork):
         raise UsageError(f"proxy.network {config.proxy.network} cannot be trained yet")
     return Proxy(

@@ -6,8 +6,10 @@ from collections.abc import Collection, Sequence
 from densitune import density
 from densitune.density import Densities
 from optimizer import design
-from optimizer.config.networks import Proxy
-from optimizer.config.sections import Included, Search
+from optimizer.arms import Init
+from optimizer.config.networks import Proxy, ProxyShape
+from optimizer.config.sections import Included, Search, Training
+from optimizer.config.tasks import Data, ScriptData
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 """What a study may be called: fit for files and URLs."""
@@ -31,13 +33,48 @@ def check_kernel_size(k: int) -> None:
         )
 
 
-def check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy) -> None:
+def check_kernel_sizes(sizes: tuple[int, ...], proxy: Proxy | None) -> None:
     """Check that a study may have these kernel sizes and its network may take so many."""
     for k in sizes:
         check_kernel_size(k)
     if not sizes or len(set(sizes)) != len(sizes):
         raise ValueError(f"kernel_size {list(sizes)} must name at least one size, each once")
-    proxy.check_sizes(len(sizes))
+    if proxy is not None:
+        proxy.check_sizes(len(sizes))
+
+
+def check_network(proxy: Proxy | None, data: Data, training: Training, init: Init) -> None:
+    """Check that there is a network for the data, and a rate to begin with; scripts have both."""
+    if isinstance(data, ScriptData):
+        _check_script(proxy, training)
+        return
+    if proxy is None:
+        raise ValueError("proxy is missing; give it family, width and depth, or network")
+    proxy.check_task(data.task, data.goal)
+    if init == "model" and isinstance(proxy, ProxyShape):
+        raise ValueError(
+            f"init: model keeps the initial weights that a network of your own has, and a "
+            f"{proxy.family} has none; take library or compensated, or a network by name"
+        )
+    if training.lr == "none":
+        raise ValueError("training.lr none is for a training script; take auto or a number")
+
+
+def _check_script(proxy: Proxy | None, training: Training) -> None:
+    if proxy is not None:
+        raise ValueError("proxy has no place beside data.entry: the script builds its network")
+    for key in ("batch_size", "precision"):
+        given = getattr(training, key)
+        if given != Training.model_fields[key].default:
+            raise ValueError(
+                f"training.{key} {given} has no effect on a training script, which has its own; "
+                f"leave it out"
+            )
+    if training.lr == "auto" and training.usual_lr is None:
+        raise ValueError(
+            "training.lr auto needs training.usual_lr, the rate that the script is usually trained "
+            "at; or give training.lr as a number, or as none if the script has its own"
+        )
 
 
 def check_included(

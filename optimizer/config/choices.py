@@ -5,5 +5,6 @@ from typing import Literal
 Goal = Literal["classification", "denoising", "own"]
 """What a task asks of a network; `own` is by a loss and a metric of the user's."""
 Color = Literal["gray", "rgb"]
+Direction = Literal["maximize", "minimize"]
 LabelKind = Literal["fine", "coarse"]
 """CIFAR-100's 100 classes, or the 20 groups of them."""

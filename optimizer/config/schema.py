@@ -44,7 +44,8 @@ def document() -> dict[str, Any]:
     layers = parts["NamedNetwork"]["properties"]["layers"]
     layers["anyOf"] = [{"type": "string"}, {"type": layers.pop("type"), "items": layers["items"]}]
     del layers["items"]
-    keys["proxy"]["anyOf"] = keys["proxy"].pop("oneOf")
+    keys["proxy"]["anyOf"] = keys["proxy"].pop("anyOf")[0]["oneOf"]  # what has none leaves it out
+    del keys["proxy"]["default"]
     keys["data"]["anyOf"] = [*keys["data"].pop("oneOf"), NULL]
     keys["task"] = {"enum": list(TASKS), "description": "What the study is about."}
     schema["required"].remove("data")
@@ -72,10 +73,10 @@ def _data_of(task: str, parts: dict[str, Any]) -> dict[str, Any]:
     ]
     needed = any(parts[name]["required"] for name in names)
     kinds = [{"$ref": f"#/$defs/{name}"} for name in names] + ([] if needed else [NULL])
+    required = ["data"] * needed + ["proxy"] * (task != "python")
     return {
         "if": {"properties": {"task": {"const": task}}, "required": ["task"]},
-        "then": {"properties": {"data": {"anyOf": kinds}}}
-        | ({"required": ["data"]} if needed else {}),
+        "then": {"properties": {"data": {"anyOf": kinds}}, "required": required},
     }
 
 

@@ -53,8 +53,14 @@ class Training(Section):
     """How long each job of the calibration and of the search is trained, if it is not cut."""
     batch_size: Annotated[int, Field(ge=1, le=65_536), Unit("images")] = 128
     """Images (of a classifier) or patches (of a denoiser) in a step."""
-    lr: Annotated[Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"], Unit("per step")] = "auto"
-    """Peak of the learning rate; auto is calibrated on identity before the search."""
+    lr: Annotated[
+        Annotated[FiniteFloat, Field(gt=0)] | Literal["auto", "none"], Unit("per step")
+    ] = "auto"
+    """Peak of the learning rate; auto is calibrated on identity before the search, and none leaves
+    it to a script."""
+    usual_lr: Annotated[Annotated[FiniteFloat, Field(gt=0)] | None, Unit("per step")] = None
+    """The middle of the rates that auto tries; null is what the proxy's family is usually trained
+    with."""
     precision: Literal["auto", Precision] = "auto"
     """Arithmetic of the networks. full is float32; auto takes bfloat16 where the device that
     launches the study gains by it, and the whole study keeps to that."""

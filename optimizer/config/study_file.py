@@ -16,7 +16,7 @@ from densitune.density import Densities
 from optimizer import design, learning_rates
 from optimizer.arms import Init
 from optimizer.config import agreement, documents, problems, strict_yaml
-from optimizer.config.networks import PROXY_BY_TAG, Proxy, ProxyShape
+from optimizer.config.networks import PROXY_BY_TAG, Proxy
 from optimizer.config.section import Section, Unit
 from optimizer.config.sections import Box, Confirm, Search, Training
 from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data
@@ -46,8 +46,8 @@ class StudyConfig(Section):
     """What the study is called in commands and in the database: 1 to 63 of `A-Z a-z 0-9 . _ -`."""
     data: Data
     """What is trained on."""
-    proxy: Proxy
-    """The network: of a family, or any by its name."""
+    proxy: Proxy | None = None
+    """The network: of a family, or any by its name; a training script has its own."""
     kernel_size: Annotated[tuple[int, ...], Unit("pixels")]
     """Odd, from 3 to 31: the side of every kernel larger than 1; or a list, which the proxy's
     stages take in turn. Of a network by name, the sizes of the kernels that are weighted."""
@@ -55,7 +55,8 @@ class StudyConfig(Section):
     """Where densities are searched."""
     init: Init = "library"
     """How initial weights are drawn: as the authors' layer does, as a network by name does itself
-    (model), or compensated, as the layer does but at identity's scale."""
+    (model), or compensated, as the layer does but at identity's scale. A training script's is
+    model unless it is given."""
     training: Training
     """The recipe."""
     search: Search
@@ -77,6 +78,8 @@ class StudyConfig(Section):
                 raise ValueError(f"task = {task!r}, but data.task = {data['task']!r}; give one")
             data = {**data, "task": task}
         raw["data"] = data
+        if isinstance(data, dict) and "entry" in data:
+            raw.setdefault("init", "model")  # a script's network is whatever the script makes of it
         if not isinstance(raw.get("kernel_size", []), list | tuple):
             raw["kernel_size"] = [raw["kernel_size"]]
         return raw
@@ -102,12 +105,7 @@ class StudyConfig(Section):
     def _parts_fit_together(self) -> Self:
         agreement.check_kernel_sizes(self.kernel_size, self.proxy)
         agreement.check_included(self.density.include, self.included, self.kernel_size)
-        self.proxy.check_task(self.data.task, self.data.goal)
-        if self.init == "model" and isinstance(self.proxy, ProxyShape):
-            raise ValueError(
-                f"init: model keeps the initial weights that a network of your own has, and a "
-                f"{self.proxy.family} has none; take library or compensated, or a network by name"
-            )
+        agreement.check_network(self.proxy, self.data, self.training, self.init)
         agreement.check_search(
             self.search, self.training.budget, len(self.anchors), self.dimensions
         )
@@ -173,7 +171,8 @@ class StudyConfig(Section):
     @property
     def metric(self) -> str:
         """Return the name of the value that is maximised."""
-        return self.data.metric
+        lower = self.data.direction == "minimize"
+        return f"negated {self.data.metric}" if lower else self.data.metric
 
     @property
     def unit(self) -> str:
@@ -186,13 +185,17 @@ class StudyConfig(Section):
         return self.data.floor_name
 
     @property
-    def kind(self) -> Kind:
-        """Return what the network is trained as."""
+    def kind(self) -> Kind | None:
+        """Return what the network is trained as; None of a script's."""
+        if self.proxy is None:
+            return None
         return self.proxy.kind(classes=self.data.goal == "classification")
 
     @property
-    def usual_lr(self) -> float:
-        """Return the peak learning rate around which others are tried."""
+    def usual_lr(self) -> float | None:
+        """Return the peak learning rate around which others are tried; None if nobody knows one."""
+        if self.training.usual_lr is not None or self.kind is None:
+            return self.training.usual_lr
         return learning_rates.usual(self.kind, self.training.batch_size)
 
     def document(self) -> dict[str, Any]:

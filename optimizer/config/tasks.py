@@ -8,9 +8,11 @@ from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import Discriminator, Field, FiniteFloat, Tag
 
-from optimizer.config.choices import Color, Goal, LabelKind
+from optimizer.config.choices import Color, Direction, Goal, LabelKind
 from optimizer.config.section import Section, Unit
 
+ENTRY = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
+"""How a function of the user's own is written: module:function."""
 Share = Annotated[float, Field(gt=0, lt=1), Unit("share of images")]
 
 
@@ -20,6 +22,7 @@ class ClassificationData(Section):
     goal: ClassVar[Goal] = "classification"
     metric: ClassVar[str] = "top-1 accuracy"
     unit: ClassVar[str] = "%"
+    direction: ClassVar[Direction] = "maximize"
     floor_name: ClassVar[str] = "commonest class"
     """What scores the floor: the metric without any training."""
 
@@ -30,6 +33,7 @@ class DenoisingData(Section):
     goal: ClassVar[Goal] = "denoising"
     metric: ClassVar[str] = "PSNR"
     unit: ClassVar[str] = "dB"
+    direction: ClassVar[Direction] = "maximize"
     floor_name: ClassVar[str] = "noisy input"
 
     color: Color = "gray"
@@ -138,11 +142,46 @@ class FolderClasses(ClassificationData):
         return self.test is not None
 
 
+class ScriptData(Section):
+    """A training script of the user's own: any data, any network, any loop."""
+
+    goal: ClassVar[Goal] = "own"
+    floor_name: ClassVar[str] = "floor of the script"
+
+    task: Literal["python"]
+    """A training script of your own."""
+    entry: Annotated[str, Field(pattern=ENTRY)]
+    """The function that trains, as module:function; workers find it by `--code`, by DENSITUNE_CODE,
+    in the current folder or as it is installed."""
+    metric: Annotated[str, Field(min_length=1, max_length=40)]
+    """What the script reports."""
+    unit: Annotated[str, Field(max_length=20)] = ""
+    """Its unit."""
+    direction: Direction = "maximize"
+    """Which way is better. What is minimized is negated wherever it is stored or shown."""
+    floor: Annotated[FiniteFloat | Annotated[str, Field(pattern=ENTRY)], Unit("the metric's")]
+    """What needs no network, which identity has to beat: a number, or a function without arguments
+    as module:function. A training that diverges while densities are confirmed scores this."""
+    test: bool = False
+    """Whether the script also reports on a test split, which is read once, after the verdict."""
+    warm: bool = True
+    """Whether a process trains one job after another; false starts a new one for each."""
+    patience: Annotated[FiniteFloat, Field(gt=0, le=1_000_000), Unit("seconds")] = 3600.0
+    """How long a script may be silent before it counts as hanging: without a report, an epoch that
+    begins or a checkpoint."""
+
+    @property
+    def has_test(self) -> bool:
+        """Return whether there is a test split."""
+        return self.test
+
+
 def _which_data(section: Any) -> str:
     """Return the tag of the data section that a mapping (or a section) belongs to."""
     values = section if isinstance(section, dict) else getattr(section, "__dict__", {})
     classes = values.get("task") == "folder" and values.get("kind") == "classes"
-    return f"task {values.get('task')}{' of classes' if classes else ''}"
+    script = " script" if values.get("task") == "python" else ""
+    return f"task {values.get('task')}{' of classes' if classes else script}"
 
 
 # Tags are no identifiers, so that messages can tell them from keys.
@@ -152,6 +191,7 @@ DATA_BY_TAG: dict[str, type[Section]] = {
     "task photos": PhotosData,
     "task folder": FolderPhotographs,
     "task folder of classes": FolderClasses,
+    "task python script": ScriptData,
 }
 TASKS = tuple(
     dict.fromkeys(
@@ -165,6 +205,7 @@ Data = Annotated[
     | Annotated[Div2kData, Tag("task div2k")]
     | Annotated[PhotosData, Tag("task photos")]
     | Annotated[FolderPhotographs, Tag("task folder")]
-    | Annotated[FolderClasses, Tag("task folder of classes")],
+    | Annotated[FolderClasses, Tag("task folder of classes")]
+    | Annotated[ScriptData, Tag("task python script")],
     Discriminator(_which_data),
 ]

@@ -146,17 +146,22 @@ def _stepped(densities: Mapping[int, Sequence[float]], config: StudyConfig) -> s
     """Return how a plain convolution gets start and steps of a uniform mask.
 
     Under SGD a mask s makes of a step at rate r and decay d one of v = s w at r s² with d / s².
-    Adam's steps are s times as long, and its families train without decay.
+    Adam's steps are s times as long, and its families train without decay. A script may have
+    either.
     """
     sizes = {k: density.rms(den, 2) for k, den in densities.items()}
     told = [] if config.init == "compensated" else [_scaled(densities)]
-    if config.kind in CLASSIFIERS:
+    by_sgd = config.kind is None or config.kind in CLASSIFIERS
+    by_adam = config.kind not in CLASSIFIERS
+    if by_sgd:
+        under = "" if config.kind else "under SGD "
         steps = {k: scale**2 for k, scale in sizes.items()}
         decay = {k: 1 / step for k, step in steps.items()}
-        told += [f"multiply {_factors(steps, 'learning rate')}"]
-        told += [f"multiply {_factors(decay, 'weight decay')}"]
-    else:
-        told += [f"multiply {_factors(sizes, 'learning rate')}"]
+        told += [f"{under}multiply {_factors(steps, 'learning rate')}"]
+        told += [f"{under}multiply {_factors(decay, 'weight decay')}"]
+    if by_adam:
+        under = "" if config.kind else "under Adam "
+        told += [f"{under}multiply {_factors(sizes, 'learning rate')}"]
     return f"{'; '.join(told)}: a mask without structure was not shown to do worse"
 
 

@@ -50,9 +50,10 @@ def signs(
     complaint = baseline.complaint(config, floors, identity.mean, confirmed)
     if complaint is not None:
         lines.append(complaint)
-    low, high = learning_rates.limits(config.usual_lr)
+    middle = config.usual_lr
+    low, high = (None, None) if middle is None else learning_rates.limits(middle)
     best_rate = max(calibration, key=lambda rate: calibration[rate], default=None)
-    if best_rate in (low, high):
+    if best_rate is not None and best_rate in (low, high):
         lines.append(
             f"Identity's best learning rate {best_rate:g} lies at the edge of the grid "
             f"[{low:g}, {high:g}]: the best one may lie beyond it. Give training.lr."

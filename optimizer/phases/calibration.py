@@ -21,6 +21,7 @@ from storage.trials import TrialRow
 def step(desk: Desk) -> bool:
     """Take the next step if there is one now: queue rates, or conclude when they have ended."""
     middle = desk.config.usual_lr
+    assert middle is not None  # or the config is refused
     trials = desk.trials("calibrate")
     if not trials:
         for number, first in enumerate(learning_rates.grid(middle)):

@@ -66,9 +66,12 @@ class Contender:
 def wanted(study: Study, config: StudyConfig, winner: FinalistVerdict) -> bool:
     """Tell whether a study asks for the check of this winner.
 
-    A study of a version that knew no such check does not, whatever the default is today.
+    A study of a version that knew no such check does not, whatever the default is today, and
+    neither does one of a script that has a rate of its own.
     """
     if winner.to_identity is None or "rates" not in study.config.get("confirm", {}):
+        return False
+    if config.training.lr == "none":
         return False
     asked = config.confirm.rates
     return asked == "always" or (asked == "auto" and winner.verdict == "better")
@@ -76,8 +79,10 @@ def wanted(study: Study, config: StudyConfig, winner: FinalistVerdict) -> bool:
 
 def middle(study: Study, config: StudyConfig) -> float:
     """Return the rate of the study, around which all arms are tried."""
-    given = study.lr if config.training.lr == "auto" else config.training.lr
-    return given or config.usual_lr
+    given = config.training.lr
+    found = (study.lr or config.usual_lr) if isinstance(given, str) else given
+    assert found is not None  # or the check is not wanted
+    return found
 
 
 def contenders(

@@ -116,17 +116,28 @@ def _task(snapshot: Snapshot) -> PresetTask:
         source=source(study),
         split="validation",
         fingerprint=study.data_fingerprint,
-        proxy=document["proxy"],
+        proxy=document["proxy"] or {},
         kernel_size=list(config.kernel_size),
         init=config.init,
-        training={
-            **document["training"],
-            "lr": snapshot.lr or config.training.lr,
-            "precision": precision(study),
-        },
+        training=_training(snapshot),
         metric=config.metric,
         unit=config.unit,
     )
+
+
+def _training(snapshot: Snapshot) -> dict[str, Any]:
+    """Return how jobs were trained, as far as the study says it and not a script."""
+    config, by_script = snapshot.config, snapshot.config.data.task == "python"
+    told = {
+        **config.training.model_dump(exclude_none=True),
+        "lr": snapshot.lr or config.training.lr,
+        "precision": precision(snapshot.study),
+    }
+    return {
+        key: value
+        for key, value in told.items()
+        if not (by_script and key in ("batch_size", "precision"))
+    }
 
 
 def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:

@@ -168,8 +168,8 @@ def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
 
 def _of_the_rules(preset: Preset, confirmation: Confirmation, config: StudyConfig) -> Iterator[str]:
     """Yield what does not fit today's rules; other networks may be normalised or not (steps)."""
-    if confirmation.uniform_is_identity and config.kind in ("dncnn", "nafnet"):
-        yield f"uniform_is_identity, which no {config.kind} has"
+    if confirmation.uniform_is_identity and config.kind in ("dncnn", "nafnet", None):
+        yield f"uniform_is_identity, which no {config.kind or 'training script'} has"
     wanted = asked(config.init, confirmation.uniform_is_identity)
     left_open = cautions.left_open(preset.evidence.verdict, confirmation, wanted)
     if left_open is not None and left_open not in preset.evidence.cautions:

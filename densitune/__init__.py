@@ -4,6 +4,7 @@ density        what a density is: profile, phi, RMS, validation, the published v
 weighted_conv  the operator: weighted convolutions, folding
 conversion     whole models: weight the convolutions that a density is for, or scale them
 preset         what a study exports, read and applied to a model
+study          studies launched, followed and read, through the command `densitune`
 
 The names of all stand here as well. Each is loaded when it is asked for, so that a program which
 only reckons with densities does not load torch.
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
         validate,
     )
     from densitune.preset import Preset, load_preset
+    from densitune.study import Study, StudyError
     from densitune.weighted_conv import (
         PlainConv,
         WeightedConv,
@@ -44,6 +46,8 @@ __all__ = [
     "PlainConv",
     "Preset",
     "Published",
+    "Study",
+    "StudyError",
     "WeightedConv",
     "WeightedConv1d",
     "WeightedConv2d",
@@ -62,7 +66,8 @@ __all__ = [
     "validate",
 ]
 
-_MODULES = ("density", "weighted_conv", "conversion", "preset")  # the first loads no torch
+_MODULES = ("density", "study", "weighted_conv", "conversion", "preset")
+"""In this order: the first two load no torch."""
 
 if not TYPE_CHECKING:  # to type checkers it would say that any name exists
 

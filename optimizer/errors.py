@@ -9,14 +9,16 @@
     │   ├── StorageUnreachableError    exit code 3
     │   ├── UnreadableError            exit code 3
     │   └── StorageUrlError            exit code 2
+    ├── StudyError                     what a command of `densitune.Study` ended with
     ├── DivergedError                  fails its job
     ├── StoppedError                   hands its jobs back
     ├── CaptureError                   hands its jobs back, and the worker leaves
     ├── SpoolError                     is logged: a measurement could not be kept on this machine
     └── DamagedError                   sets a spooled measurement aside
 
-The others live where they are raised: storage.errors, workers.training, workers.service. What
-the driver raises ends a command with 3, an interruption with 130 (optimizer.cli.main).
+The others live where they are raised: storage.errors, workers.training, workers.service,
+densitune.study. What the driver raises ends a command with 3, an interruption with 130
+(optimizer.cli.main).
 """
 
 from typing import ClassVar

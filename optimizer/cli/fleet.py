@@ -137,7 +137,8 @@ class Fleet:
         return max((128 - code if code < 0 else code for code in codes), default=0)
 
     def _start(self, device: str, token: str, log: IO[bytes]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "optimizer.cli", "worker", self._study]
+        # Without -P an `optimizer` of others in the working directory would come before ours.
+        command = [sys.executable, "-P", "-m", "optimizer.cli", "worker", self._study]
         return subprocess.Popen(
             [*command, "--device", device, *self._options],
             env={**self._environment, TOKEN: token},

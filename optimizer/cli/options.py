@@ -72,6 +72,12 @@ Again = Annotated[
         help="Begin a study that cannot go on anew, with this config: what it measured is deleted.",
     ),
 ]
+Announce = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE", help="Write the study's name to this file once it is stored, for programs."
+    ),
+]
 Checkpoints = Annotated[
     Path | None,
     typer.Option(

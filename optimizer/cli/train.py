@@ -21,6 +21,7 @@ from optimizer import snapshot
 from optimizer.cli import data, environment, interruptions
 from optimizer.cli.options import (
     Again,
+    Announce,
     Checkpoints,
     Device,
     Force,
@@ -40,7 +41,7 @@ from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports
 from optimizer.show import printing, terminal, words
 from optimizer.show.confirmation_table import arms_table
-from storage import retry, steps, studies
+from storage import durable, retry, steps, studies
 from storage.states import Phase
 from storage.studies import Study
 
@@ -53,7 +54,10 @@ POLL_SECONDS = 1.0
 
 
 def launch(
-    path: Annotated[Path, typer.Argument(help="The study's YAML file.", metavar="CONFIG")],
+    path: Annotated[
+        Path,
+        typer.Argument(help="The study's YAML file; - is standard input.", metavar="CONFIG"),
+    ],
     storage: Storage = None,
     workers: LocalWorkers = None,
     device: Device = "auto",
@@ -62,6 +66,7 @@ def launch(
     until: Until = None,
     force: Force = False,
     again: Again = False,
+    announce: Announce = None,
 ) -> None:
     """Run a study from config to preset, or continue it."""
     config = study_file.load(path)
@@ -88,6 +93,8 @@ def launch(
         precision=precision,
         facts=lambda: preparation.facts(config, bank),
     )
+    if announce is not None:
+        durable.write(announce, study.name.encode())
     fleet = _fleet(study, local, pack, storage)
     _run(engine, study, config, fleet, folder, until=until, force=force)
 

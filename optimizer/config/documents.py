@@ -17,8 +17,12 @@ MOST_DIGITS = 100
 
 
 def read(path: Path) -> bytes:
-    """Return a document's bytes; OSError if it cannot be read, ValueError if it is too large."""
-    with path.open("rb") as file:
+    """Return a document's bytes, those of standard input for `-`.
+
+    OSError if it cannot be read, ValueError if it is too large.
+    """
+    standard_input = path == Path("-")
+    with open(0 if standard_input else path, "rb", closefd=not standard_input) as file:
         content = file.read(MOST_BYTES + 1)
     if len(content) > MOST_BYTES:
         raise too_large("bytes")

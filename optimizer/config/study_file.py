@@ -204,7 +204,9 @@ class StudyConfig(Section):
 
 
 def load(path: Path) -> StudyConfig:
-    """Read a study from a YAML file; relative folders in it are relative to the file.
+    """Read a study from a YAML file, or `-` for standard input.
+
+    Relative folders in it are relative to the file, or else to the working directory.
 
     UsageError with one line if the file is not readable, not YAML, or not a valid study.
     """

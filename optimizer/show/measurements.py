@@ -118,8 +118,8 @@ def _parquet(table: Table) -> bytes:
         from pyarrow import parquet
     except ImportError as error:
         raise UsageError(
-            "Parquet needs pyarrow, which is not installed; run pip install 'densitune[tables]', "
-            "or take --format csv"
+            "Parquet needs pyarrow, which is not installed; run pip install pyarrow, or take "
+            "--format csv"
         ) from error
     types = {column: pyarrow.float64() for column in table.columns}
     types |= dict.fromkeys(_WHOLE_NUMBERS, pyarrow.int64()) | dict.fromkeys(_TEXTS, pyarrow.utf8())

@@ -14,9 +14,9 @@ import torch
 from support.checkout import ROOT
 
 import densitune
-from densitune import conversion, density, preset, weighted_conv
+from densitune import conversion, density, preset, study, weighted_conv
 
-MODULES = (density, weighted_conv, conversion, preset)
+MODULES = (density, study, weighted_conv, conversion, preset)
 
 
 def run(program: str, *options: str, folder: Path) -> str:
@@ -83,6 +83,7 @@ def test_another_name_is_an_error() -> None:
         "import densitune; dir(densitune)",
         "from densitune.density import phi",
         "from densitune import PUBLISHED, density, identity",
+        "from densitune import Study, StudyError",
     ],
 )
 def test_what_needs_numbers_alone_does_not_load_torch(program: str) -> None:

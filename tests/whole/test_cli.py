@@ -104,6 +104,14 @@ def test_from_config_to_preset_and_through_every_command(
     exported = here.run(folder, database_url, "export", "tiny", "-o", "out", "--trial", "0")
     assert exported.returncode == 0
     assert document.load(folder / "out" / "tiny.json").densities == {"3": [1.0]}
+    table = here.run(folder, database_url, "export", "tiny", "-o", "out", "--format", "csv")
+    assert table.stdout == f"measurements: out/tiny.csv ({len(first)} rows)\n"
+    assert len((folder / "out" / "tiny.csv").read_text().splitlines()) == 1 + len(first)
+    mixed = here.refused(
+        folder, database_url, "export", "tiny", "--format", "csv", "--require", "better"
+    )
+    assert mixed[0] == 2
+    assert "--trial and --require are about a preset" in mixed[1]
     required = here.run(
         folder, database_url, "export", "tiny", "-o", "other", "--trial", "0", "--require", "better"
     )

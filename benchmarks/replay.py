@@ -30,7 +30,7 @@ from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, finalists
 
-SAMPLERS = ("auto", "gp", "tpe", "cmaes", "qmc", "random")
+SAMPLERS = ("auto", "gp", "tpe", "cmaes", "direct", "qmc", "random")
 BUDGETS = (10, 20, 40, 80)
 """Device time at which regret is told, in jobs of the full length."""
 CORRECT = 0.25

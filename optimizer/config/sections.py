@@ -69,7 +69,7 @@ class Training(Section):
 class Search(Section):
     """How densities are proposed."""
 
-    sampler: Literal["auto", "tpe", "gp", "cmaes", "qmc", "grid", "random"] = "auto"
+    sampler: Literal["auto", "tpe", "gp", "cmaes", "direct", "qmc", "grid", "random"] = "auto"
     """What proposes densities (docs/method.md has a table)."""
     trials: Annotated[int, Field(ge=1, le=100_000), Unit("trials")]
     """How many densities are trained in all, identity and the published ones included."""

@@ -17,5 +17,6 @@ bars           what a trial has to reach at a rung
 optuna_study   the Optuna study: ask and tell
 optuna_tables  where Optuna's tables come from, and in whose transaction they are written
 upkeep         Optuna's studies deleted, cleared away and put in step
+direct         DIRECT-L, one point at a time
 samplers       which of Optuna's samplers proposes, and what it sees
 """

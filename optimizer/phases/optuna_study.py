@@ -26,7 +26,7 @@ from optimizer.arms import SearchedBy
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
 from optimizer.evidence import ranking
-from optimizer.phases import samplers
+from optimizer.phases import direct, samplers
 
 Outcome = Literal["complete", "pruned", "failed"]
 _STATES: dict[Outcome, TrialState] = {
@@ -59,7 +59,7 @@ class DensityStudy:
         failed first, so that it is not taken for this one.
         """
         self.fail_strays(ours)
-        point = self._point_known_in_advance(number)
+        point = self._point_of_ours(number)
         with _quiet():
             self._study.sampler = samplers.for_trial(self._config.search, number)
             if point is not None:
@@ -142,13 +142,18 @@ class DensityStudy:
     def _frozen(self, optuna_number: int) -> FrozenTrial:
         return self._study.get_trials(deepcopy=False)[optuna_number]
 
-    def _point_known_in_advance(self, number: int) -> dict[str, float] | None:
-        """Return the parameters of an anchor or of a point of a design, None for a sampler's."""
+    def _point_of_ours(self, number: int) -> dict[str, float] | None:
+        """Return the parameters of an anchor, a design's point or DIRECT's; None for a sampler's.
+
+        Those are Optuna's, and so is the random point where DIRECT has none left.
+        """
         config = self._config
         if number < len(config.anchors):
             return _parameters(config.anchors[number].densities)
         number -= len(config.anchors)
         dimensions = config.dimensions
+        if config.search.sampler == "direct":
+            return self._next_of_direct()
         if config.search.sampler == "grid":
             unit = design.grid(config.search.trials - len(config.anchors), dimensions)[number]
         elif config.search.sampler == "qmc" or (
@@ -160,6 +165,22 @@ class DensityStudy:
         low, high = config.density.low, config.density.high
         values = (low + (high - low) * unit).tolist()
         return dict(zip(self._distributions, values, strict=True))
+
+    def _next_of_direct(self) -> dict[str, float] | None:
+        """Return where DIRECT goes from the trials so far; a failed one counts as the worst."""
+        told: dict[direct.Point, float] = {}
+        others: list[direct.Point] = []
+        for trial in samplers.shown(self._study):
+            if trial.params.keys() < self._distributions.keys():
+                continue  # a stray of another tool
+            point = tuple(trial.params[name] for name in self._distributions)
+            if trial.state is TrialState.COMPLETE:
+                told.setdefault(point, trial.values[0])
+            else:
+                others.append(point)
+        box = self._config.density
+        found = direct.next_point(box.low, box.high, len(self._distributions), told, others)
+        return None if found is None else dict(zip(self._distributions, found, strict=True))
 
 
 def create(

@@ -1,7 +1,8 @@
 """Optuna's samplers: which one proposes a trial, and what it is shown of the trials before.
 
 TPE knows what to do with pruned trials. The Gaussian process and CMA-ES ignore them, and would
-propose the same poor region again; they are shown an estimate. Optuna's tables stay as they are.
+propose the same poor region again; they and DIRECT are shown an estimate. Optuna's tables stay as
+they are.
 """
 
 import copy
@@ -49,8 +50,13 @@ def for_trial(search: Search, number: int) -> BaseSampler:
                 independent_sampler=_Random(seed),
                 warn_independent_sampling=False,
             )
-        case "random" | "qmc" | "grid":
+        case "random" | "qmc" | "grid" | "direct":  # those of the last have no point left
             return _Random(seed)
+
+
+def shown(study: Study) -> list[FrozenTrial]:
+    """Return a study's trials, pruned ones as complete with an estimate for their value."""
+    return _Estimated(study).get_trials(deepcopy=False)
 
 
 def _gaussian_process(seed: int) -> BaseSampler:

@@ -54,7 +54,8 @@ def test_a_simulated_search_is_what_the_product_does_on_postgresql(database: Eng
         proposer.advance()
         for job in jobs.claim(database, study_id, worker, 8, 60):
             values, _ = world.run(job.densities[5], recorded[job.seed])
-            found, ended = [], False
+            found: list[Entry] = []
+            ended = False
             for rung, value in zip((1, 2, 4), values.tolist(), strict=True):
                 if np.isnan(value):
                     if found:

@@ -234,8 +234,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     # Search.
     (
         {"search__sampler": "bayes"},
-        "search.sampler = 'bayes': input should be 'auto', 'tpe', 'gp', 'cmaes', 'qmc', 'grid' "
-        "or 'random'",
+        "search.sampler = 'bayes': input should be 'auto', 'tpe', 'gp', 'cmaes', 'direct', 'qmc', "
+        "'grid' or 'random'",
     ),
     ({"search__rungs": [3, 2]}, "search.rungs [3, 2] must rise and stay below training.budget 8"),
     ({"search__rungs": [2, 2]}, "search.rungs [2, 2] must rise"),

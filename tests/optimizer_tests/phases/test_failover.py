@@ -171,7 +171,7 @@ def test_who_loses_its_lock_has_written_nothing(
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("sampler", ["gp", "tpe", "qmc", "cmaes", "random"])
+@pytest.mark.parametrize("sampler", ["gp", "tpe", "qmc", "cmaes", "direct", "random"])
 def test_who_loses_its_lock_at_any_call_has_written_nothing(
     postgres: str, prepared: str, sampler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

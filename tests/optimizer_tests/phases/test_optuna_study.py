@@ -118,6 +118,7 @@ def test_identity_and_published_densities_come_first_also_outside_the_box(
         ("gp", 5, 20),
         ("tpe", [3, 5], 24),
         ("cmaes", 5, 24),
+        ("direct", 5, 24),
         ("qmc", 5, 12),
         ("random", 5, 12),
         ("grid", 5, 4 + 9),

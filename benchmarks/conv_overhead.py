@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from densitune import density
 from densitune.weighted_conv import WeightedConv2d
 from workers.networks import proxies
+from workers.networks.named import Network
 from workers.networks.proxies import Proxy
 
 KERNEL_SIZES = (3, 5, 7)
@@ -110,7 +111,7 @@ def collect(kernel_sizes: Sequence[int], resolutions: Sequence[int], part: int) 
     return list(found)
 
 
-def _shapes_of(proxy: Proxy, resolution: int, batch: int) -> list[Shape]:
+def _shapes_of(proxy: Proxy | Network, resolution: int, batch: int) -> list[Shape]:
     """Return the weighted convolutions of a proxy, as a forward pass meets them."""
     (side,) = proxy.kernel_sizes
     network = proxies.build(proxy, {side: _den(side)}, init="library", seed=0)

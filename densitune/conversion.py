@@ -1,5 +1,6 @@
 """Whole models: weight the convolutions that a density is for, or scale them, in place."""
 
+import fnmatch
 import math
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -32,23 +33,31 @@ def apply_densities(
     *,
     trainable: bool = False,
     init: _WeightedInit = "keep",
+    layers: str | Sequence[str] = (),
 ) -> nn.Module:
     """Weight, in place, every convolution whose kernel has a size named in `densities`.
 
     densities: by kernel size, which may be text as in a preset. init: `library` draws the weights
     of these convolutions as the authors' layer does and as studies train (from torch's global
     generator); `compensated` divides them by RMS(phi) after that, as studies with `init:
-    compensated` do; `keep` leaves them as they are.
+    compensated` do; `keep` leaves them as they are. layers:
+    patterns of names as `named_modules` has them, such as `layer[34].*`; only what fits one is
+    weighted, and nothing that fits one with `!` before it.
 
     Converted are Conv1d, Conv2d and Conv3d themselves and weighted ones, which get the new density.
     Modules change class and stay the same objects, `model` included: sharing, hooks, parameters and
     the optimizers that hold them remain valid. A UserWarning names the convolutions of these sizes
-    that are left alone (`left_alone`). ValueError, with nothing changed, for an invalid density or
-    a size that occurs nowhere in the model.
+    that are left alone (`left_alone`). ValueError, with nothing changed, for an invalid density, a
+    size that occurs nowhere in the model, or a pattern that no convolution's name fits.
     """
     checked = _by_size(densities)
-    found = [(module, side) for module in model.modules() if (side := _convertible_side(module))]
-    others = left_alone(model, checked)
+    chosen = _chosen(model, [layers] if isinstance(layers, str) else layers)
+    found = [
+        (module, side)
+        for name, module in model.named_modules()
+        if name in chosen and (side := _convertible_side(module))
+    ]
+    others = {name: why for name, why in left_alone(model, checked).items() if name in chosen}
     sides = {side for _, side in found}
     if unused := sorted(checked.keys() - sides):
         occurring = ", ".join(map(str, sorted(sides))) or "none"
@@ -138,6 +147,22 @@ def left_alone(model: nn.Module, sizes: Collection[int]) -> dict[str, str]:
         and _convertible_side(module) is None
         and not set(sizes).isdisjoint(module.kernel_size)
     }
+
+
+def _chosen(model: nn.Module, layers: Sequence[str]) -> set[str]:
+    """Return the names of the convolutions that patterns fit; ValueError if one fits none."""
+    names = [name for name, module in model.named_modules() if isinstance(module, _ConvNd)]
+    taken = set() if any(not pattern.startswith("!") for pattern in layers) else set(names)
+    for pattern in sorted(layers, key=lambda pattern: pattern.startswith("!")):
+        fitting = fnmatch.filter(names, pattern.removeprefix("!"))
+        if not fitting:
+            known = ", ".join(name or "the model" for name in names[:_NAMED])
+            raise ValueError(
+                f"layers {pattern!r} fits no convolution; their names are {known or 'none'}"
+                f"{', ...' if len(names) > _NAMED else ''}"
+            )
+        taken = taken.difference(fitting) if pattern.startswith("!") else taken.union(fitting)
+    return taken
 
 
 def _by_size(

@@ -1,5 +1,6 @@
 """From a study's configuration to what jobs are trained with: a bank, a task and a recipe."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +14,16 @@ from optimizer.config import tasks
 from optimizer.config.networks import NamedNetwork
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
+from workers import entries
 from workers.data import cifar100, div2k, folder, photos
 from workers.data.bank import Bank
 from workers.data.patches import PatchPlan
-from workers.networks import proxies, scale_free
+from workers.networks import named, proxies, scale_free
+from workers.networks.named import Network
 from workers.networks.proxies import Proxy
-from workers.training import baselines
+from workers.training import baselines, dry_run
 from workers.training.recipe import Recipe, steps_per_epoch
-from workers.training.tasks import Classification, Denoising, Task
+from workers.training.tasks import Classification, Denoising, Task, Tried
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def bank(data: tasks.Data, home: Path, progress: Callable[[int, int], None] | No
             raise UsageError("a training script has data of its own")
 
 
-def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Task:
+def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Tried:
     """Return the study's task with its data on a device."""
     if isinstance(config.data, tasks.DenoisingData):
         return Denoising(prepared, device, config.data.sigma)
@@ -86,10 +89,21 @@ def facts(config: StudyConfig, prepared: Bank) -> dict[str, Any]:
     """Return what a study keeps of its data and network from the beginning, as JSON."""
     trained = task(config, prepared, torch.device("cpu"))
     return {
+        "code": code(config),
         "floors": floors(config, prepared),
         "uniform_is_identity": uniform_is_identity(config, prepared),
         "steps_per_epoch": steps_per_epoch(trained, recipe(config, prepared, "full")),
     }
+
+
+def code(config: StudyConfig) -> dict[str, str]:
+    """Return which code the study's names stand for here: versions of libraries, fingerprints.
+
+    UsageError if some is not here.
+    """
+    proxy, folder = config.proxy, entries.folder(None)
+    names = [proxy.network] if isinstance(proxy, NamedNetwork) else []
+    return {name: named.code(name, folder) for name in names}
 
 
 def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:
@@ -120,18 +134,32 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
     )
 
 
-def _network(config: StudyConfig, prepared: Bank) -> Proxy:
-    assert config.proxy is not None  # what has no proxy is trained by its own script
-    if isinstance(config.proxy, NamedNetwork):
-        raise UsageError(f"proxy.network {config.proxy.network} cannot be trained yet")
-    return Proxy(
-        family=config.proxy.family,
-        width=config.proxy.width,
-        depth=config.proxy.depth,
-        kernel_sizes=config.kernel_size,
-        channels=prepared.train.shape[1],
-        classes=prepared.classes,
-    )
+def _network(config: StudyConfig, prepared: Bank) -> Proxy | Network:
+    proxy, channels, classes = config.proxy, prepared.train.shape[1], prepared.classes
+    assert proxy is not None  # what has no proxy is trained by its own script
+    if isinstance(proxy, NamedNetwork):
+        folder = entries.folder(None)
+        return Network(
+            name=proxy.network,
+            kwargs=json.dumps(proxy.kwargs, sort_keys=True),
+            layers=proxy.layers,
+            kernel_sizes=config.kernel_size,
+            channels=channels,
+            classes=classes,
+            kind=proxy.kind(classes=classes is not None),
+            code=named.code(proxy.network, folder),
+            folder=folder,
+        )
+    return Proxy(proxy.family, proxy.width, proxy.depth, config.kernel_size, channels, classes)
+
+
+def try_network(config: StudyConfig, prepared: Bank) -> list[str]:
+    """Try a network by name on the study's data; return lines for people.
+
+    UsageError if it cannot be trained.
+    """
+    tried = recipe(config, prepared, "full")
+    return dry_run.check(task(config, prepared, torch.device("cpu")), tried)
 
 
 def uniform_is_identity(config: StudyConfig, prepared: Bank) -> bool:

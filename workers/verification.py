@@ -55,13 +55,26 @@ def check_equivalence(kernel_size: int, den: Sequence[float]) -> None:
 
 
 def prepare(
-    config: StudyConfig, home: Path, *, fingerprint: str, precision: Precision, device: str
+    config: StudyConfig,
+    home: Path,
+    *,
+    fingerprint: str,
+    precision: Precision,
+    device: str,
+    versions: Mapping[str, str],
 ) -> Bench:
     """Prepare the data of a config on a device, to train recorded jobs again.
 
-    UsageError if they do not have the fingerprint, or the device not the precision.
+    UsageError if they do not have the fingerprint, the device not the precision, or the network's
+    code is not the one among the recorded versions.
     """
     chosen = devices.resolve(device)
+    for name, code in preparation.code(config).items():
+        if versions.get(name, code) != code:
+            raise UsageError(
+                f"{name} is {code[:20]} here, and {versions[name][:20]} in the preset; its jobs "
+                f"cannot be trained again"
+            )
     devices.check_precision(precision, [device])
     bank = preparation.bank(config.data, home)
     if bank.fingerprint != fingerprint:

@@ -30,6 +30,7 @@ from torchvision.transforms import v2
 from workers import seeds
 from workers.data.bank import Arrays
 from workers.networks import proxies
+from workers.networks.named import Network
 from workers.networks.proxies import Proxy
 from workers.training.recipe import Recipe, schedule, usual_lr
 from workers.training.scores import BEST_PSNR
@@ -292,15 +293,15 @@ class Problem:
         return time.perf_counter()
 
 
-def _optimizer(proxy: Proxy, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+def _optimizer(proxy: Proxy | Network, network: nn.Module, lr: float) -> torch.optim.Optimizer:
     """Return densitune's optimiser of the family (workers.training.recipe), as torch has it."""
     parameters = network.parameters()
-    match proxy.family:
-        case "vgg" | "resnet":
+    match proxy.kind:
+        case "vgg" | "resnet" | "classifier":
             return torch.optim.SGD(
                 parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
             )
-        case "dncnn":
+        case "dncnn" | "regressor":
             return torch.optim.Adam(parameters, lr, fused=True)
         case "nafnet":
             return torch.optim.AdamW(parameters, lr, betas=(0.9, 0.9), weight_decay=0.0, fused=True)

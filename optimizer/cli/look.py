@@ -229,6 +229,7 @@ def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
         fingerprint=preset.task.fingerprint,
         precision=told.precision,
         device=device,
+        versions=preset.provenance.versions,
     )
     kind = devices.describe(bench.device)
     limits = reruns.limits(preset, told.differences, kind)

@@ -35,6 +35,9 @@ REFRESH_SECONDS = 1.0
 LAST_WORD_SECONDS = 30.0
 """How long to wait for a storage that has yet to hear how the last worker ended, or to delete."""
 
+CODE = "code"
+"""What a study keeps of it: which it is, by the name that its config has."""
+
 Result = TypeVar("Result")
 
 
@@ -125,6 +128,19 @@ def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
             f"{study.name} ({study.provenance['source']}, fingerprint "
             f"{study.data_fingerprint[:12]}); results could not be compared"
         )
+
+
+def check_code(study: Study, here: Mapping[str, str]) -> None:
+    """Check that code of the user's, and libraries, are here as the study had them; UsageError."""
+    kept = study.provenance.get(CODE, {})
+    for name, code in here.items():
+        wanted = kept.get(name, code)
+        if code != wanted:
+            raise UsageError(
+                f"{name} is {code[:20]} here, and in study {study.name} it is {wanted[:20]}; "
+                f"results could not be compared: install that version, or name the folder of that "
+                f"code with --code FOLDER or DENSITUNE_CODE"
+            )
 
 
 def run(

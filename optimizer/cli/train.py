@@ -78,11 +78,15 @@ def launch(
 
     local = devices.spread(device, workers)
     bank = data.prepare(config)  # before anything is written
+    for line in preparation.try_network(config, bank):
+        printing.say(line)
     engine = environment.open_storage(storage)
     if again:
         session.clear(engine, config.name)
     precision = devices.precision(config.training.precision, devices.resolve(device))
     found = studies.find(engine, config.name)
+    if found is not None:
+        session.check_code(found, preparation.code(config))
     if found is None or found.config != config.document():  # new, or to be extended
         devices.check_precision(snapshot.precision(found) if found else precision, local)
     study = session.create(
@@ -113,11 +117,13 @@ def resume(
     printing.say(f"{name}: starting")
     with interruptions.loading():
         from optimizer.cli import session
+        from workers import preparation
         from workers.training import devices
 
     local = devices.spread(device, workers)
     engine = environment.open_storage(storage)
     study, stored = snapshot.find(engine, name)
+    session.check_code(study, preparation.code(stored))
     bank = data.prepare(stored)
     session.check_fingerprint(study, bank.source, bank.fingerprint)
     fleet = _fleet(study, local, pack, storage)
@@ -244,8 +250,10 @@ def _work(
     device = devices.resolve(device_name)
     devices.make_repeatable(device)
     with Shift(engine, study, device, environment.home() / "spool") as shift:
+        session.check_code(study, preparation.code(config))
         bank = data.prepare(config)
         session.check_fingerprint(study, bank.source, bank.fingerprint)
+        preparation.try_network(config, bank)
         recipe = preparation.recipe(config, bank, snapshot.precision(study))
         with Notice(shift.hand_back) as notice:
             done = loop.work(

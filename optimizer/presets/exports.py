@@ -180,7 +180,7 @@ def _provenance(snapshot: Snapshot, chosen: TrialResult) -> Provenance:
         label=chosen.label,
         optuna_trial=chosen.optuna_number,
         config=document,
-        versions=study.provenance["versions"],
+        versions=study.provenance["versions"] | study.provenance.get("code", {}),
         devices=sorted({worker.device for worker in snapshot.workers}),
         device_hours=round(
             sum(_seconds(phase.rows) for phase in snapshot.phases.values()) / 3600, 4

@@ -1,6 +1,7 @@
-"""The proxies: small networks of known families.
+"""The networks that are trained: small ones of known families, and any by name.
 
-proxies      a proxy from its description and densities, initialised
+proxies      a network from its description and densities, initialised
+named        networks by name: torchvision's, timm's, the user's own
 classifiers  VGG and ResNet
 denoisers    DnCNN and NAFNet
 scale_free   whether the scale of a network's weighted convolutions matters

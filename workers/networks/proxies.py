@@ -1,25 +1,30 @@
-"""Small networks that stand for a user's own: built from plain numbers, weighted, initialised.
+"""The networks that are trained: of a known family or by their names, weighted, initialised.
 
-Initial weights depend on the seed and on the name of their layer only: not on the density, the
-order of construction or torch's global random state, which is neither read nor moved.
+Initial weights of a family depend on the seed and on the name of their layer only: not on the
+density, the order of construction or torch's global random state, which is neither read nor moved.
+A network by name has its own, which depend on the seed alone; `library` draws its weighted
+convolutions again, as a family's.
 """
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import assert_never
+from typing import ClassVar, assert_never
 
 import torch
 from torch import Tensor, nn
 
 from densitune import density
 from densitune.conversion import apply_densities
-from densitune.weighted_conv import WeightedConv2d
+from densitune.weighted_conv import WeightedConv
 from optimizer.arms import Init, Mask, Start
-from optimizer.learning_rates import Family
+from optimizer.learning_rates import Family, Kind
+from workers.networks import named
 from workers.networks.classifiers import VGG, ResNet
 from workers.networks.denoisers import DnCNN, NAFNet
+from workers.networks.named import Network
 from workers.seeds import generator
 
 
@@ -38,9 +43,17 @@ class Proxy:
     classes: int | None
     """Classes of a classifier; None for a denoiser."""
 
+    channels_last: ClassVar[bool] = True
+    """Whether memory is so: 1.1x to 1.7x in float32 on one core (docs/performance.md)."""
+
+    @property
+    def kind(self) -> Kind:
+        """Return what it is trained as."""
+        return self.family
+
 
 def build(
-    proxy: Proxy,
+    proxy: Proxy | Network,
     densities: Mapping[int, Sequence[float]],
     *,
     init: Init,
@@ -52,16 +65,17 @@ def build(
 ) -> nn.Module:
     """Return the proxy on the CPU, its convolutions weighted by the density of their kernel size.
 
-    `library` draws the weights of spatial convolutions as the layer library does; `compensated`
-    divides the weighted ones by RMS(phi), so that weight * phi starts at the scale of the identity.
-    `gain` multiplies the initial weights of the weighted convolutions of a kernel size; `start`
-    multiplies them by phi or divides by it, tap by tap. `mask` says what multiplies the kernel in
-    the place of phi. With `trainable` every layer has a density of its own as a parameter, which
-    starts at the one given. Convolutions whose size has no density stay plain. ValueError for a
-    proxy that its family cannot build or a density whose kernel size the proxy does not have.
+    `library` draws the weights of spatial convolutions as the layer library does, of a network by
+    name those of the weighted ones; `compensated` then divides the weighted ones by RMS(phi), so
+    that weight * phi starts at the scale of the identity; `model` leaves what a network by name has
+    drawn. `gain` multiplies the initial weights of the weighted convolutions of a kernel size, in d
+    dimensions by its power d / 2; `start` multiplies them by phi or divides by it, tap by tap.
+    `mask` says what multiplies the kernel in the place of phi. With `trainable` every layer has a
+    density of its own as a parameter, which starts at the one given. Convolutions whose size has no
+    density stay plain. ValueError for a proxy that its family cannot build or a density whose
+    kernel size the proxy does not have; UsageError for a network by name that cannot be built.
     """
-    model = empty(proxy, densities, trainable=trainable)
-    _initialise(model, seed)
+    model = _drawn(proxy, densities, init, seed, trainable=trainable)
     if init == "compensated":
         _compensate(model, densities)
     _amplify(model, gain)
@@ -70,13 +84,35 @@ def build(
     return model
 
 
-def empty(proxy: Proxy, densities: Mapping[int, Sequence[float]], *, trainable: bool) -> nn.Module:
+def empty(
+    proxy: Proxy | Network, densities: Mapping[int, Sequence[float]], *, trainable: bool
+) -> nn.Module:
     """Return what `build` does, before weights and buffers other than densities have values."""
+    if isinstance(proxy, Network):
+        return _drawn(proxy, densities, "model", 0, trainable=trainable)
     for kernel_size in proxy.kernel_sizes:
         density.length(kernel_size)
     with torch.device("meta"):  # shapes only: constructors draw from the global generator
         model = _construct(proxy)
     return apply_densities(model.to_empty(device="cpu"), densities, trainable=trainable)
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return all that a network's function depends on, by name: parameters and buffers."""
+    held = [
+        *model.named_parameters(remove_duplicate=False),
+        *model.named_buffers(remove_duplicate=False),
+    ]
+    return {name: tensor.detach() for name, tensor in held}
+
+
+def arrange(model: nn.Module, proxy: Proxy | Network) -> nn.Module:
+    """Put, in place, a network's images and kernels into the order of memory that suits it."""
+    if proxy.channels_last:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if tensor.dim() == 4:
+                tensor.data = tensor.data.to(memory_format=torch.channels_last)
+    return model
 
 
 @torch.no_grad()
@@ -90,21 +126,24 @@ def set_densities(
     weight = next(model.parameters())
     for size, den in densities.items():
         # Once to the device, which need not be waited for, and from there to every layer.
-        own, phi = (
-            values.to(weight.device, non_blocking=True)
-            for values in (torch.tensor(den, dtype=weight.dtype), _phi(den, mask, weight.dtype))
-        )
-        for module in model.modules():
-            if isinstance(module, WeightedConv2d) and module.kernel_size[0] == size:
-                if module.trainable:
-                    module.den.copy_(own)
-                else:
-                    module.phi.copy_(phi)
+        layers = [module for module in _weighted(model) if module.kernel_size[0] == size]
+        own = torch.tensor(den, dtype=weight.dtype).to(weight.device, non_blocking=True)
+        phis = {
+            dimensions: _phi(den, mask, weight.dtype, dimensions).to(
+                weight.device, non_blocking=True
+            )
+            for dimensions in {_dimensions(layer) for layer in layers}
+        }
+        for layer in layers:
+            if layer.trainable:
+                layer.den.copy_(own)
+            else:
+                layer.phi.copy_(phis[_dimensions(layer)])
 
 
-def _phi(den: Sequence[float], mask: Mask, dtype: torch.dtype) -> Tensor:
-    """Return phi (k, k), or what is to be in its place: its root mean square everywhere, or 1."""
-    phi = torch.from_numpy(density.phi(den, 2)).to(dtype)
+def _phi(den: Sequence[float], mask: Mask, dtype: torch.dtype, dimensions: int) -> Tensor:
+    """Return phi (k, ...), or what is to be in its place: its root mean square, or 1."""
+    phi = torch.from_numpy(density.phi(den, dimensions)).to(dtype)
     if mask == "density":
         return phi
     return torch.full_like(
@@ -117,11 +156,7 @@ def trainable_densities(model: nn.Module) -> list[tuple[int, Tensor]]:
 
     In the order of the layers.
     """
-    return [
-        (module.kernel_size[0], module.den)
-        for module in model.modules()
-        if isinstance(module, WeightedConv2d) and module.trainable
-    ]
+    return [(layer.kernel_size[0], layer.den) for layer in _weighted(model) if layer.trainable]
 
 
 def learned(model: nn.Module) -> dict[str, list[list[float]]]:
@@ -130,6 +165,43 @@ def learned(model: nn.Module) -> dict[str, list[list[float]]]:
     for kernel_size, den in trainable_densities(model):
         found.setdefault(str(kernel_size), []).append(den.tolist())
     return found
+
+
+def _drawn(
+    proxy: Proxy | Network,
+    densities: Mapping[int, Sequence[float]],
+    init: Init,
+    seed: int,
+    *,
+    trainable: bool,
+) -> nn.Module:
+    """Return a weighted network with the weights of a seed, before any is scaled."""
+    if not isinstance(proxy, Network):
+        model = empty(proxy, densities, trainable=trainable)
+        _initialise(model, seed)
+        return model
+    model = named.construct(proxy, seed)
+    with warnings.catch_warnings():  # what is left alone is told at the launch
+        warnings.simplefilter("ignore", UserWarning)
+        apply_densities(model, densities, trainable=trainable, layers=proxy.layers)
+    if init != "model":
+        for name, module in model.named_modules():
+            if isinstance(module, WeightedConv):
+                _init_library(module, generator(seed, "weights", name))
+    return model
+
+
+def _weighted(model: nn.Module) -> list[WeightedConv]:
+    return [module for module in model.modules() if isinstance(module, WeightedConv)]
+
+
+def _own_weights(model: nn.Module) -> list[WeightedConv]:
+    """Return the weighted convolutions of a model, one of those that share a weight."""
+    return list({id(layer.weight): layer for layer in reversed(_weighted(model))}.values())
+
+
+def _dimensions(layer: WeightedConv) -> int:
+    return layer.weight.dim() - 2
 
 
 def _construct(proxy: Proxy) -> nn.Module:
@@ -173,7 +245,7 @@ def _is_spatial(conv: nn.Conv2d) -> bool:
     return all(side > 1 and side % 2 == 1 for side in conv.kernel_size)
 
 
-def _init_library(conv: nn.Conv2d, draw: torch.Generator) -> None:
+def _init_library(conv: nn.Conv2d | WeightedConv, draw: torch.Generator) -> None:
     """Draw as the authors' layer does: Kaiming normal over fan_out, zero bias (wConv.py)."""
     nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu", generator=draw)
     if conv.bias is not None:
@@ -191,17 +263,16 @@ def _init_torch(layer: nn.Conv2d | nn.Linear, draw: torch.Generator) -> None:
 @torch.no_grad()
 def _compensate(model: nn.Module, densities: Mapping[int, Sequence[float]]) -> None:
     """Divide the weights of weighted convolutions by RMS(phi), which is their gain in scale."""
-    for module in model.modules():
-        if isinstance(module, WeightedConv2d):
-            module.weight.div_(density.rms(densities[module.kernel_size[0]], 2))
+    for layer in _own_weights(model):
+        layer.weight.div_(density.rms(densities[layer.kernel_size[0]], _dimensions(layer)))
 
 
 @torch.no_grad()
 def _amplify(model: nn.Module, gain: Mapping[int, float]) -> None:
     """Multiply the weights of weighted convolutions by the gain of their kernel size."""
-    for module in model.modules():
-        if isinstance(module, WeightedConv2d) and module.kernel_size[0] in gain:
-            module.weight.mul_(gain[module.kernel_size[0]])
+    for layer in _own_weights(model):
+        if layer.kernel_size[0] in gain:
+            layer.weight.mul_(gain[layer.kernel_size[0]] ** (_dimensions(layer) / 2))
 
 
 @torch.no_grad()
@@ -211,8 +282,9 @@ def _start(model: nn.Module, start: Start) -> None:
     A tap whose phi is zero, or so small that its reciprocal is infinite, has no effect whatever its
     weight, which then stays as it is.
     """
-    for module in model.modules():
-        if isinstance(module, WeightedConv2d) and start != "drawn":
-            inverse = module.phi.reciprocal()
-            over = inverse.where(inverse.isfinite(), 1)
-            module.weight.mul_(module.phi if start == "times_phi" else over)
+    if start == "drawn":
+        return
+    for layer in _own_weights(model):
+        inverse = layer.phi.reciprocal()
+        over = inverse.where(inverse.isfinite(), 1)
+        layer.weight.mul_(layer.phi if start == "times_phi" else over)

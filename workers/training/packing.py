@@ -109,7 +109,7 @@ def best_size(slots: Slots) -> Calibration:
 
 def timed_job(recipe: Recipe) -> Job:
     """Return the job that is timed: identity, as long as a study's longest."""
-    identity = arms.identity(recipe.proxy.kernel_sizes, recipe.lr)
+    identity = arms.identity(recipe.proxy.kernel_sizes, recipe.lr, recipe.init)
     return Job(identity, seed=0, budget=max(recipe.rungs))
 
 

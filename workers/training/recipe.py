@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from optimizer import learning_rates
 from optimizer.arms import Arm, Init, Precision
 from workers.networks import proxies
+from workers.networks.named import Network
 from workers.networks.proxies import Proxy
 from workers.training.scores import Score
 from workers.training.tasks import Task
@@ -35,11 +36,11 @@ PERIOD, LONGER = 10, 2
 class Recipe:
     """How the jobs of a study are trained, where they do not say otherwise."""
 
-    proxy: Proxy
+    proxy: Proxy | Network
     init: Init
     batch_size: int
     lr: float | None
-    """Peak learning rate; None takes the family's usual one."""
+    """Peak learning rate; None takes the usual one of its kind."""
     rungs: tuple[int, ...]
     """Epochs after which a job is measured; those at or beyond its budget are ignored."""
     precision: Precision = "full"
@@ -149,25 +150,25 @@ def schedule(step: int, total: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, total - rise)))
 
 
-def usual_lr(proxy: Proxy, batch_size: int) -> float:
-    """Return the peak learning rate that a proxy's family is usually trained with."""
-    return learning_rates.usual(proxy.family, batch_size)
+def usual_lr(proxy: Proxy | Network, batch_size: int) -> float:
+    """Return the peak learning rate that a network of its kind is usually trained with."""
+    return learning_rates.usual(proxy.kind, batch_size)
 
 
-def optimizer_for(proxy: Proxy, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
-    """Return the optimiser that the family is usually trained with (see optimizer.learning_rates).
+def optimizer_for(proxy: Proxy | Network, network: nn.Module, lr: Tensor) -> torch.optim.Optimizer:
+    """Return what a network of its kind is usually trained with (see optimizer.learning_rates).
 
     It holds all parameters but densities. `lr` is a tensor without dimensions on the network's
     device. Training changes it in place, so that a step needs nothing from the host.
     """
     densities = {id(den) for _, den in proxies.trainable_densities(network)}
     parameters = [each for each in network.parameters() if id(each) not in densities]
-    match proxy.family:
-        case "vgg" | "resnet":
+    match proxy.kind:
+        case "vgg" | "resnet" | "classifier":
             return torch.optim.SGD(
                 parameters, lr, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True
             )
-        case "dncnn":
+        case "dncnn" | "regressor":
             return torch.optim.Adam(parameters, lr, fused=True, capturable=lr.is_cuda)
         case "nafnet":
             return torch.optim.AdamW(

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from workers.networks import depthwise, pointwise, proxies, turned
-from workers.training import capture
+from workers.networks import depthwise, named, pointwise, proxies, turned
+from workers.networks.named import Network
+from workers.training import capture, chance
 from workers.training.recipe import (
     Job,
     Recipe,
@@ -53,23 +54,22 @@ class Slot:
         self.shape = shape_of(job)
         self.lane = lanes.give(self)
         with self.lane():
-            # Channels last: 1.1x to 1.7x in fp32 on one core (docs/performance.md).
-            self.network = (
-                proxies.empty(recipe.proxy, job.arm.densities, trainable=job.arm.trainable)
-                .to(memory_format=torch.channels_last)
-                .to(self._device)
-            )
+            network = proxies.empty(recipe.proxy, job.arm.densities, trainable=job.arm.trainable)
+            self.network = proxies.arrange(network, recipe.proxy).to(self._device)
             suit(self.network, self._device)
+            by_name = recipe.proxy if isinstance(recipe.proxy, Network) else None
+            if by_name is not None:
+                named.adapt(self.network, by_name)
             steps = job.budget * steps_per_epoch(task, recipe)
             self._tuners = tuners(recipe, self.network, steps, trainable=job.arm.trainable)
-            self._draws = Draws(job.seed, self._device)
+            self._draws = Draws(job.seed, self._device, network=by_name is not None)
             shape = steps, min(recipe.batch_size, len(task))
             self._orders = torch.zeros(shape, dtype=torch.int64, device=self._device)
             self._count = torch.zeros(1, dtype=torch.int64, device=self._device)  # of all steps
             self.loss = torch.zeros((), device=self._device)
             """Of the last step, before its change of the weights."""
         self._repeated = capture.Repeated(
-            captured=lanes.captured, generators=list(vars(self._draws).values())
+            captured=lanes.captured, generators=list(self._draws.generators.values())
         )
 
     @torch.no_grad()
@@ -80,7 +80,7 @@ class Slot:
         schedules = [rates(peak, steps), density_rates(steps, steps // job.budget)]
         weights = self._starts.weights(job)
         with self.lane():
-            _copy(self.network.state_dict(), weights)
+            _copy(proxies.tensors(self.network), weights)
             proxies.set_densities(self.network, job.arm.densities, job.arm.mask)
             for tuner, schedule in zip(self._tuners, schedules, strict=False):
                 tuner.begin(schedule)
@@ -104,18 +104,20 @@ class Slot:
         """Return what the next step depends on but for its number; the tensors are those in use."""
         self.lane.wait()
         return {
-            "network": dict(self.network.state_dict()),
+            "network": proxies.tensors(self.network),
             "optimizers": [tuner.optimizer.state_dict()["state"] for tuner in self._tuners],
-            "generators": {name: draw.get_state() for name, draw in vars(self._draws).items()},
+            "generators": {name: draw.get_state() for name, draw in self._draws.generators.items()},
         }
 
     def resume(self, state: dict[str, Any], steps: int) -> None:
         """Take over the state of another slot with the same job after so many steps."""
         with self.lane():
-            self.network.load_state_dict(state["network"])
+            held = proxies.tensors(self.network)
+            for name, value in state["network"].items():
+                held[name].copy_(value)
             for tuner, own in zip(self._tuners, state["optimizers"], strict=True):
                 tuner.resume(own)
-            for name, draw in vars(self._draws).items():
+            for name, draw in self._draws.generators.items():
                 draw.set_state(state["generators"][name])
             self._count.fill_(steps)
 
@@ -125,20 +127,21 @@ class Slot:
         for tuner in self._tuners:
             tuner.set_rate(self._count)
         inputs, targets = self._task.batch(chosen, self._draws)
-        loss = self._task.loss(self._outputs(inputs), targets)
         for tuner in self._tuners:
             tuner.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        with chance.drawing_from(self._draws.network, self._device):
+            loss = self._task.loss(self._outputs(inputs), targets)
+            loss.backward()
         for tuner in self._tuners:
             tuner.optimizer.step()
         self.loss.copy_(loss.detach())
         self._count += 1
 
-    def _outputs(self, inputs: Tensor) -> Tensor:
+    def _outputs(self, inputs: Tensor) -> Any:
         low = self._recipe.precision == "bfloat16"
         with torch.autocast(self._device.type, torch.bfloat16, enabled=low):
-            outputs: Tensor = self.network(inputs)
-        return outputs.float()
+            outputs = self.network(inputs)
+        return named.in_float32(outputs)
 
 
 class Slots:

@@ -32,27 +32,23 @@ class Starts:
     def weights(self, job: Job) -> Tensors:
         """Return the initial parameters and buffers of a job's network by name, but for densities.
 
-        Their memory is channels last, as that of every network in training.
+        Their memory is in the order of every network in training.
         """
         arm, init = job.arm, job.arm.init or self._recipe.init
         # A density has a say in weights that are scaled by it; all others it shares.
-        scaled = (init, arm.start) != ("library", "drawn")
+        scaled = init == "compensated" or arm.start != "drawn"
         own = tuple(sorted(arm.densities.items())) if scaled else None
         key = ("weights", job.seed, init, arm.start, tuple(sorted(arm.gain.items())), own)
 
         def drawn() -> Tensors:
+            proxy = self._recipe.proxy
             network = proxies.build(
-                self._recipe.proxy,
-                arm.densities,
-                init=init,
-                seed=job.seed,
-                gain=arm.gain,
-                start=arm.start,
-            ).to(memory_format=torch.channels_last)
+                proxy, arm.densities, init=init, seed=job.seed, gain=arm.gain, start=arm.start
+            )
             return {
                 name: value
-                for name, value in network.state_dict().items()
-                if not name.endswith(".phi")
+                for name, value in proxies.tensors(proxies.arrange(network, proxy)).items()
+                if name != "phi" and not name.endswith(".phi")
             }
 
         return self._get(key, drawn)

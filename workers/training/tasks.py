@@ -5,7 +5,7 @@ work per image. Shapes: N images, C channels, H x W pixels, B images of a batch.
 """
 
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -43,17 +43,49 @@ class Task(Protocol):
         """Return the metric without any training: what a network has to beat."""
 
 
-class Draws:
-    """The random numbers of a job's batches, one generator per purpose, on a device."""
+class Tried(Task, Protocol):
+    """What has to be known of a task as well, to try a network on it."""
 
-    def __init__(self, seed: int, device: torch.device) -> None:
+    def check(self, outputs: Any, targets: Any, network: str) -> None:
+        """Raise UsageError, which names the network, if outputs are of a shape that has no loss."""
+
+    def judge_few(self, network: nn.Module, count: int) -> float:
+        """Return the metric on the first validation items alone."""
+
+
+class Draws:
+    """The random numbers of a job, one generator per purpose, on a device.
+
+    Those of its batches; and of a network that draws some itself (dropout) its own.
+    """
+
+    def __init__(self, seed: int, device: torch.device, *, network: bool = False) -> None:
         self.augmentation, self.noise = Generator(device), Generator(device)
+        self.network = Generator(device) if network else None
         self.start(seed)
+
+    @property
+    def generators(self) -> dict[str, Generator]:
+        """Return the generators by purpose."""
+        return {purpose: draw for purpose, draw in vars(self).items() if draw is not None}
 
     def start(self, seed: int) -> None:
         """Begin with another seed's numbers, in place: a captured step keeps its generators."""
-        for purpose, generator in vars(self).items():
+        for purpose, generator in self.generators.items():
             generator.manual_seed(seeds.derive(seed, purpose))
+
+
+def _check_shape(outputs: Any, shape: tuple[int, ...], what: str, network: str) -> None:
+    if not isinstance(outputs, Tensor):
+        raise UsageError(
+            f"proxy.network {network} returns a {type(outputs).__name__}, and {what} of shape "
+            f"{shape} are wanted"
+        )
+    if tuple(outputs.shape) != shape:
+        raise UsageError(
+            f"proxy.network {network} returns {tuple(outputs.shape)}, and {what} of shape {shape} "
+            f"are wanted; look at proxy.kwargs, or return them from a function of your own"
+        )
 
 
 def _opened(bank: Bank) -> Held:
@@ -114,6 +146,10 @@ class Classification:
         crops = self._pixels.index_select(0, places.flatten()).view(*places.shape, -1)
         return self._normalised(crops.movedim(-1, 1)), self._labels[chosen]
 
+    def check(self, outputs: Any, targets: Any, network: str) -> None:
+        """Raise UsageError if these are no logits (B, classes)."""
+        _check_shape(outputs, (len(targets), self._bank.classes or 0), "logits", network)
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of logits (B, classes)."""
         return F.cross_entropy(outputs, targets)
@@ -121,6 +157,11 @@ class Classification:
     def evaluate(self, network: nn.Module) -> Score:
         """Return top-1 accuracy in %, with top-5 and the mean cross-entropy in nats beside it."""
         return self._judged(network, self._validation, self._validation_labels)
+
+    def judge_few(self, network: nn.Module, count: int) -> float:
+        """Return the top-1 accuracy on the first validation images alone."""
+        few = slice(count)
+        return self._judged(network, self._validation[few], self._validation_labels[few]).value
 
     def test(self) -> Judge:
         """Return what judges on the test split; ValueError if that has no labels."""
@@ -203,6 +244,10 @@ class Denoising:
         noise = torch.randn(clean.shape, generator=draws.noise, device=device)
         return clean + self._sigma * noise, clean
 
+    def check(self, outputs: Any, targets: Any, network: str) -> None:
+        """Raise UsageError if these are no images of the targets' shape (B, C, H, W)."""
+        _check_shape(outputs, tuple(targets.shape), "images", network)
+
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Return the mean squared error."""
         return F.mse_loss(outputs, targets)
@@ -210,6 +255,10 @@ class Denoising:
     def evaluate(self, network: nn.Module) -> Score:
         """Return PSNR in dB of the clipped output, averaged over images, and SSIM beside it."""
         return scores.restored(network, self._clean, self._noise)
+
+    def judge_few(self, network: nn.Module, count: int) -> float:
+        """Return the PSNR on the first validation images alone."""
+        return scores.restored(network, self._clean[:count], self._noise[:count]).value
 
     def test(self) -> Judge:
         """Return what judges on the test split."""

@@ -1,0 +1,170 @@
+"""Whether a network by name can be trained and judged on a task: tried before anything is written.
+
+Two items go forward and backward, once as identity and once weighted, and two are judged. What is
+wrong is told in one line, with what to do.
+"""
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from densitune import density
+from densitune.conversion import left_alone
+from densitune.density import Densities
+from densitune.weighted_conv import WeightedConv
+from optimizer.errors import UsageError
+from workers.networks import named, proxies
+from workers.networks.named import Network, said
+from workers.training.chance import drawing_from
+from workers.training.recipe import Recipe
+from workers.training.tasks import Draws, Tried
+
+ITEMS = 2
+HALF = 0.5
+"""Of every value of the density that is tried: far from identity, and allowed."""
+CPU = torch.device("cpu")
+NAMED = 5
+"""How many layers a line names."""
+
+
+def check(task: Tried, recipe: Recipe) -> list[str]:
+    """Try a recipe's network on a task that is on the CPU; return lines for people.
+
+    UsageError if it cannot be trained or judged there, or its result would depend on more than its
+    job. Networks of a family are not tried: they are known.
+    """
+    network = recipe.proxy
+    if not isinstance(network, Network):
+        return []
+    ones = {k: density.identity(k) for k in network.kernel_sizes}
+    halves = {k: tuple(HALF for _ in den) for k, den in ones.items()}
+    plain, weighted = (_built(network, recipe, densities) for densities in (ones, halves))
+    layers = {
+        name: layer for name, layer in weighted.named_modules() if isinstance(layer, WeightedConv)
+    }
+    called: set[nn.Module] = set()
+    for layer in layers.values():
+        layer.register_forward_hook(lambda one, *_: called.add(one))
+    for model in (plain, weighted):
+        _trained(task, recipe, model, network)
+    _check_layers(network, layers, called)
+    _check_judging(task, weighted, network)
+    return _lines(network, weighted, layers)
+
+
+def _built(network: Network, recipe: Recipe, densities: Densities) -> nn.Module:
+    """Return a network as a slot has it; ValueError becomes a UsageError with the same line."""
+    try:
+        model = proxies.build(network, densities, init=recipe.init, seed=0)
+    except ValueError as error:
+        raise UsageError(f"proxy.network {network.name}: {error}") from error
+    named.adapt(proxies.arrange(model, network), network)
+    return model
+
+
+def _trained(task: Tried, recipe: Recipe, model: nn.Module, network: Network) -> None:
+    """Go forward and backward with the first items, twice from the same state to the same loss."""
+    chosen = torch.arange(min(ITEMS, recipe.batch_size, len(task)))
+    before = {name: value.clone() for name, value in proxies.tensors(model).items()}
+    losses = []
+    for _ in range(2):
+        draws = Draws(0, CPU, network=True)
+        inputs, targets = task.batch(chosen, draws)
+        for name, value in proxies.tensors(model).items():
+            value.copy_(before[name])
+        model.zero_grad(set_to_none=True)
+        with drawing_from(draws.network, CPU):
+            outputs = _forward(model, inputs, network)
+            task.check(outputs, targets, network.name)
+            losses.append(_backward(task, outputs, targets, network))
+    if not all(map(math.isfinite, losses)):
+        raise UsageError(
+            f"proxy.network {network.name}: its loss is {losses[0]:g} before the first step; look "
+            f"at init and at the network"
+        )
+    if losses[0] != losses[1]:
+        raise UsageError(
+            f"proxy.network {network.name}: two passes with the same seed have the losses "
+            f"{losses[0]:g} and {losses[1]:g}; whatever it draws in training has to come from "
+            f"torch's global generator, and its state has to be in parameters and buffers"
+        )
+
+
+def _forward(model: nn.Module, inputs: Tensor, network: Network) -> Any:
+    try:
+        return model(inputs)
+    except Exception as error:  # whatever a foreign forward does
+        raise UsageError(
+            f"proxy.network {network.name} does not take inputs of shape {tuple(inputs.shape)}: "
+            f"{said(error)}; look at data (color, size, patch) and proxy.kwargs"
+        ) from error
+
+
+def _backward(task: Tried, outputs: Any, targets: Any, network: Network) -> float:
+    try:
+        loss = task.loss(outputs, targets)
+        loss.backward()
+    except Exception as error:
+        raise UsageError(
+            f"proxy.network {network.name} cannot be trained: {said(error)}"
+        ) from error
+    return loss.item()
+
+
+def _check_layers(
+    network: Network, layers: Mapping[str, WeightedConv], called: Collection[nn.Module]
+) -> None:
+    """Check that every weighted layer has a say: it is called, and a gradient comes back."""
+    for why, idle in (
+        ("not called", [name for name, layer in layers.items() if layer not in called]),
+        ("without a gradient", [n for n, layer in layers.items() if layer.weight.grad is None]),
+    ):
+        if idle:
+            raise UsageError(
+                f"proxy.network {network.name}: {_some(idle)} {'is' if len(idle) == 1 else 'are'} "
+                f"{why}, so that a density has no effect there; leave out what is not to be "
+                f"weighted, such as proxy.layers: ['!{idle[0]}']"
+            )
+
+
+def _check_judging(task: Tried, model: nn.Module, network: Network) -> None:
+    """Judge twice: what is judged must not depend on chance, nor on what was judged before."""
+    model.eval()
+    try:
+        with torch.inference_mode():
+            first, second = (task.judge_few(model, ITEMS) for _ in range(2))
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"proxy.network {network.name} cannot be judged on the validation data: {said(error)}"
+        ) from error
+    if not (first == second or first != first):
+        raise UsageError(
+            f"proxy.network {network.name}: judged twice on the same it scores {first:g} and "
+            f"{second:g}; in evaluation mode it must draw nothing and keep its state"
+        )
+
+
+def _lines(network: Network, model: nn.Module, layers: Mapping[str, WeightedConv]) -> list[str]:
+    """Return what is weighted and what is left alone."""
+    counts: dict[str, int] = {}
+    for layer in layers.values():
+        kernel = " x ".join(map(str, layer.kernel_size))
+        counts[kernel] = counts.get(kernel, 0) + 1
+    told = " and ".join(f"{count} of {kernel}" for kernel, count in counts.items())
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    lines = [f"{network.name} ({network.code[:20]}): {weights:,} weights; weighted layers: {told}"]
+    others = left_alone(model, network.kernel_sizes)
+    if others:
+        why = "; ".join(f"{name}: {reason}" for name, reason in list(others.items())[:NAMED])
+        lines.append(f"left as they are: {len(others)} that cannot be weighted ({why})")
+    return lines
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more

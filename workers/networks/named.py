@@ -129,9 +129,14 @@ def drawing_by(seed: int) -> Iterator[None]:
 def adapt(model: nn.Module, network: Network) -> None:
     """Have a model, in place, take inputs in its order of memory, and give what a task takes."""
     if not network.channels_last:
-        model.register_forward_pre_hook(lambda _, given: tuple(each.contiguous() for each in given))
+        model.register_forward_pre_hook(lambda _, given: tuple(map(_plainly, given)))
     if not network.all_outputs:
         model.register_forward_hook(lambda _, __, outputs: first_of(outputs))
+
+
+def _plainly(inputs: Tensor) -> Tensor:
+    """Return a copy in plain memory: `contiguous` leaves the strides of images of one channel."""
+    return inputs.clone(memory_format=torch.contiguous_format)
 
 
 def first_of(outputs: Any) -> Any:

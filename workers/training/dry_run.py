@@ -142,10 +142,11 @@ def _check_judging(task: Tried, model: nn.Module, network: Network) -> None:
         raise UsageError(
             f"proxy.network {network.name} cannot be judged on the validation data: {said(error)}"
         ) from error
-    if not (first == second or first != first):
+    if repr(first) != repr(second):  # NaN is as good as any other number here
         raise UsageError(
-            f"proxy.network {network.name}: judged twice on the same it scores {first:g} and "
-            f"{second:g}; in evaluation mode it must draw nothing and keep its state"
+            f"proxy.network {network.name}: judged twice on the same it scores {first.value:g} and "
+            f"{second.value:g}, with {first.extra} and {second.extra}; in evaluation mode it must "
+            f"draw nothing and keep its state"
         )
 
 

@@ -49,8 +49,8 @@ class Tried(Task, Protocol):
     def check(self, outputs: Any, targets: Any, network: str) -> None:
         """Raise UsageError, which names the network, if outputs are of a shape that has no loss."""
 
-    def judge_few(self, network: nn.Module, count: int) -> float:
-        """Return the metric on the first validation items alone."""
+    def judge_few(self, network: nn.Module, count: int) -> Score:
+        """Judge a network on the first validation items alone."""
 
 
 class Draws:
@@ -158,10 +158,10 @@ class Classification:
         """Return top-1 accuracy in %, with top-5 and the mean cross-entropy in nats beside it."""
         return self._judged(network, self._validation, self._validation_labels)
 
-    def judge_few(self, network: nn.Module, count: int) -> float:
-        """Return the top-1 accuracy on the first validation images alone."""
+    def judge_few(self, network: nn.Module, count: int) -> Score:
+        """Return the same of the first validation images alone."""
         few = slice(count)
-        return self._judged(network, self._validation[few], self._validation_labels[few]).value
+        return self._judged(network, self._validation[few], self._validation_labels[few])
 
     def test(self) -> Judge:
         """Return what judges on the test split; ValueError if that has no labels."""
@@ -256,9 +256,9 @@ class Denoising:
         """Return PSNR in dB of the clipped output, averaged over images, and SSIM beside it."""
         return scores.restored(network, self._clean, self._noise)
 
-    def judge_few(self, network: nn.Module, count: int) -> float:
-        """Return the PSNR on the first validation images alone."""
-        return scores.restored(network, self._clean[:count], self._noise[:count]).value
+    def judge_few(self, network: nn.Module, count: int) -> Score:
+        """Return the same of the first validation images alone."""
+        return scores.restored(network, self._clean[:count], self._noise[:count])
 
     def test(self) -> Judge:
         """Return what judges on the test split."""

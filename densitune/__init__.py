@@ -4,6 +4,12 @@ density        what a density is: profile, phi, RMS, validation, the published v
 weighted_conv  the operator: weighted convolutions, folding
 conversion     whole models: weight the convolutions that a density is for, or scale them
 preset         what a study exports, read and applied to a model
+treatment      what an arm of a study does to a model
+choices        the words for that
+run            one training of a script of the user's own
+link           whom a run tells how it goes
+repeatable     random numbers and settings by which it gives the same result again
+child          the process that a study's worker runs it in
 study          studies launched, followed and read, through the command `densitune`
 
 The names of all stand here as well. Each is loaded when it is asked for, so that a program which
@@ -29,6 +35,7 @@ if TYPE_CHECKING:
         validate,
     )
     from densitune.preset import Preset, load_preset
+    from densitune.run import Run
     from densitune.study import Study, StudyError
     from densitune.weighted_conv import (
         PlainConv,
@@ -46,6 +53,7 @@ __all__ = [
     "PlainConv",
     "Preset",
     "Published",
+    "Run",
     "Study",
     "StudyError",
     "WeightedConv",
@@ -66,7 +74,7 @@ __all__ = [
     "validate",
 ]
 
-_MODULES = ("density", "study", "weighted_conv", "conversion", "preset")
+_MODULES = ("density", "study", "weighted_conv", "conversion", "preset", "run")
 """In this order: the first two load no torch."""
 
 if not TYPE_CHECKING:  # to type checkers it would say that any name exists

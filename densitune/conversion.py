@@ -52,31 +52,45 @@ def apply_densities(
     """
     checked = _by_size(densities)
     chosen = _chosen(model, [layers] if isinstance(layers, str) else layers)
+    for module, side in _of_sizes(model, checked, chosen):
+        _weigh(module, checked[side], trainable)
+        if init != "keep":
+            cast(WeightedConv, module).reset_parameters()
+        if init == "compensated":
+            weight = cast(nn.Parameter, module.weight)
+            with torch.no_grad():
+                weight.div_(density.rms(checked[side], weight.dim() - 2))
+    others = {name: why for name, why in left_alone(model, checked).items() if name in chosen}
+    if others:
+        warnings.warn(f"not every convolution is weighted{_listed('; ', others)}", stacklevel=2)
+    return model
+
+
+def _of_sizes(
+    model: nn.Module, sizes: Collection[int], chosen: Collection[str] | None = None
+) -> list[tuple[nn.Module, int]]:
+    """Return the convolutions that are or can be weighted and have one of these sizes, with it.
+
+    Of those with a name in `chosen`, or all. ValueError for a size that occurs nowhere among them.
+    """
     found = [
         (module, side)
         for name, module in model.named_modules()
-        if name in chosen and (side := _convertible_side(module))
+        if (chosen is None or name in chosen) and (side := _convertible_side(module))
     ]
-    others = {name: why for name, why in left_alone(model, checked).items() if name in chosen}
     sides = {side for _, side in found}
-    if unused := sorted(checked.keys() - sides):
+    if unused := sorted(set(sizes) - sides):
         occurring = ", ".join(map(str, sorted(sides))) or "none"
+        others = {
+            name: why
+            for name, why in left_alone(model, sizes).items()
+            if chosen is None or name in chosen
+        }
         raise ValueError(
             f"no convolution has kernel size {', '.join(map(str, unused))}; "
             f"sizes in this model that can be weighted: {occurring}{_listed('; ', others)}"
         )
-    for module, side in found:
-        if side in checked:
-            _weigh(module, checked[side], trainable)
-            if init != "keep":
-                cast(WeightedConv, module).reset_parameters()
-            if init == "compensated":
-                weight = cast(nn.Parameter, module.weight)
-                with torch.no_grad():
-                    weight.div_(density.rms(checked[side], weight.dim() - 2))
-    if others:
-        warnings.warn(f"not every convolution is weighted{_listed('; ', others)}", stacklevel=2)
-    return model
+    return [(module, side) for module, side in found if side in sizes]
 
 
 def scale_initial_weights(

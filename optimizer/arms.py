@@ -9,18 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from densitune import density
+from densitune import choices, density
 from densitune.density import Densities
 
 Part = Literal["init_only", "steps_only"]
 """Which one of a density's two effects an arm has: its start alone, or its steps alone."""
-Init = Literal["library", "model", "compensated"]
-"""As the layer library draws initial weights, as the network itself does, or as the library does
-and divided by RMS(phi) after that."""
-Mask = Literal["density", "uniform", "ones"]
-"""What multiplies the kernel: phi itself, RMS(phi) at every tap, or nothing."""
-Start = Literal["drawn", "times_phi", "over_phi"]
-"""Initial weights as they are drawn, multiplied by phi, or divided by it."""
+Init = choices.Init
+Mask = choices.Mask
+Start = choices.Start
 Split = Literal["validation", "test", "both"]
 """`both` measures the test split beside the other, at the end and where the data have one. Of
 `test` alone, only at the end, are arms of earlier versions."""

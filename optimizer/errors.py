@@ -1,5 +1,7 @@
 """All errors of our own, of every package: what ends a command does so with one line, no traceback.
 
+    BaseException
+    └── Ended                          ends a run of a script, which lets it pass
     Exception
     ├── OptimizerError
     │   ├── StudyFailedError           exit code 1
@@ -12,13 +14,14 @@
     ├── StudyError                     what a command of `densitune.Study` ended with
     ├── DivergedError                  fails its job
     ├── StoppedError                   hands its jobs back
+    ├── ScriptError                    fails its job
     ├── CaptureError                   hands its jobs back, and the worker leaves
     ├── SpoolError                     is logged: a measurement could not be kept on this machine
     └── DamagedError                   sets a spooled measurement aside
 
 The others live where they are raised: storage.errors, workers.training, workers.service,
-densitune.study. What the driver raises ends a command with 3, an interruption with 130
-(optimizer.cli.main).
+workers.scripts, densitune.study. What the driver raises ends a command with 3, an interruption with
+130 (optimizer.cli.main).
 """
 
 from typing import ClassVar

@@ -21,7 +21,7 @@ from optimizer.errors import UsageError
 VARIABLE = "DENSITUNE_CODE"
 MOST_FILES, MOST_BYTES = 10_000, 2**26
 """What code may come to: beyond that, the folder has something else in it."""
-_INSTALLED = ("site-packages", "dist-packages")
+INSTALLED = ("site-packages", "dist-packages")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,11 @@ class Entry:
     def name(self) -> str:
         """Return what a study's file calls it."""
         return f"{self.module}:{self.function}"
+
+    @property
+    def source(self) -> str:
+        """Return what a study says of it."""
+        return f"code {self.name}"
 
 
 def folder(given: Path | None) -> Path:
@@ -77,7 +82,7 @@ def find(entry: str, folder: Path) -> Entry:
         root = places[0].parent
     else:
         root = file.parent
-        sources = [file] if root.name in _INSTALLED else sorted(_below(root))
+        sources = [file] if root.name in INSTALLED else sorted(_below(root))
     return Entry(module, function, root, file, _fingerprint(entry, root, sources))
 
 
@@ -155,7 +160,7 @@ def _below(root: Path) -> Iterator[Path]:
             name
             for name in folders
             if not name.startswith(".")
-            and name not in ("__pycache__", *_INSTALLED)
+            and name not in ("__pycache__", *INSTALLED)
             and not (at / name / "pyvenv.cfg").exists()
         ]
         yield from (at / name for name in files if name.endswith(".py") and name[0] != ".")

@@ -1,7 +1,8 @@
 """From a study's configuration to what jobs are trained with: a bank, a task and a recipe."""
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,13 @@ from workers import entries
 from workers.data import cifar100, div2k, folder, photos
 from workers.data.bank import Bank
 from workers.data.patches import PatchPlan
+from workers.entries import Entry
 from workers.networks import named, proxies, scale_free
 from workers.networks.named import Network
 from workers.networks.proxies import Proxy
+from workers.scripts.process import ScriptError
+from workers.scripts.script import Script
+from workers.scripts.stage import Stage
 from workers.training import baselines, dry_run
 from workers.training.recipe import Recipe, steps_per_epoch
 from workers.training.tasks import Classification, Denoising, Task, Tried
@@ -78,6 +83,28 @@ def bank(data: tasks.Data, home: Path, progress: Callable[[int, int], None] | No
             raise UsageError("a training script has data of its own")
 
 
+def prepare(
+    data: tasks.Data, home: Path, progress: Callable[[int, int], None] | None = None
+) -> Bank | Entry:
+    """Return the prepared images of a task, as `bank` does, or where the code of a script is."""
+    if isinstance(data, tasks.ScriptData):
+        return entries.find(data.entry, entries.folder(None))
+    return bank(data, home, progress)
+
+
+def bench(
+    config: StudyConfig,
+    prepared: Bank | Entry,
+    precision: Precision,
+    device: torch.device,
+    floors: Mapping[str, float],
+) -> Bench | Stage:
+    """Return what jobs are trained with on a device; `floors` are those that the study keeps."""
+    if isinstance(prepared, Entry):
+        return Stage(_script(config, prepared, max(floors.values(), default=0.0)), prepared, device)
+    return Bench(task(config, prepared, device), recipe(config, prepared, precision), device)
+
+
 def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Tried:
     """Return the study's task with its data on a device."""
     if isinstance(config.data, tasks.DenoisingData):
@@ -85,8 +112,14 @@ def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Tried:
     return Classification(prepared, device)
 
 
-def facts(config: StudyConfig, prepared: Bank) -> dict[str, Any]:
-    """Return what a study keeps of its data and network from the beginning, as JSON."""
+def facts(config: StudyConfig, prepared: Bank | Entry) -> dict[str, Any]:
+    """Return what a study keeps of its data and network from the beginning, as JSON.
+
+    Of a script's network nothing is known. UsageError if a script's floor cannot be computed.
+    """
+    if isinstance(prepared, Entry):
+        floor = script_floor(config, prepared, torch.device("cpu"))
+        return {"floors": {config.floor_name: floor}, "uniform_is_identity": False}
     trained = task(config, prepared, torch.device("cpu"))
     return {
         "code": code(config),
@@ -121,6 +154,43 @@ def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:
     return scores
 
 
+def script_floor(config: StudyConfig, entry: Entry, device: torch.device) -> float:
+    """Return the floor of a script, given or computed by it; higher is better.
+
+    UsageError if its function fails or returns no finite number.
+    """
+    assert isinstance(config.data, tasks.ScriptData)  # our caller's case
+    floor, script = config.data.floor, _script(config, entry, 0.0)
+    if isinstance(floor, str):
+        stage = Stage(script, entry, device)
+        try:
+            told = stage.call(floor)
+        except ScriptError as error:
+            raise UsageError(f"data.floor {floor} failed: {error}") from error
+        finally:
+            stage.close()
+        if isinstance(told, str) or not math.isfinite(told):
+            raise UsageError(f"data.floor {floor} returned {told!r}; it has to be a finite number")
+        floor = told
+    return script.score(floor, {}).value
+
+
+def _script(config: StudyConfig, entry: Entry, floor: float) -> Script:
+    data, lr = config.data, config.training.lr
+    assert isinstance(data, tasks.ScriptData)  # our callers' case
+    return Script(
+        name=entry.name,
+        fingerprint=entry.fingerprint,
+        init=config.init,
+        lr=None if isinstance(lr, str) else lr,
+        rungs=config.rungs,
+        is_lower_better=data.direction == "minimize",
+        floor=floor,
+        warm=data.warm,
+        patience=data.patience,
+    )
+
+
 def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
     """Return how the study's jobs are trained; `precision` is decided when the study is made."""
     lr = config.training.lr
@@ -153,11 +223,13 @@ def _network(config: StudyConfig, prepared: Bank) -> Proxy | Network:
     return Proxy(proxy.family, proxy.width, proxy.depth, config.kernel_size, channels, classes)
 
 
-def try_network(config: StudyConfig, prepared: Bank) -> list[str]:
+def try_network(config: StudyConfig, prepared: Bank | Entry) -> list[str]:
     """Try a network by name on the study's data; return lines for people.
 
-    UsageError if it cannot be trained.
+    UsageError if it cannot be trained. A script's is not known.
     """
+    if isinstance(prepared, Entry):
+        return []
     tried = recipe(config, prepared, "full")
     return dry_run.check(task(config, prepared, torch.device("cpu")), tried)
 

@@ -3,6 +3,7 @@
 main           which commands there are, and how errors end them
 options        what several commands take
 train          the commands that train: launch, resume, worker
+working        a worker's process on one device
 look           the commands that look at studies and presets, stop and delete
 session        a study from creation to end, for the process that launches it
 display        what is shown of a running study

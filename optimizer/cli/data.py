@@ -9,13 +9,18 @@ from optimizer.show import printing
 
 if TYPE_CHECKING:
     from workers.data.bank import Bank
+    from workers.entries import Entry
 
 
-def prepare(config: StudyConfig) -> "Bank":
-    """Prepare the study's data, with a progress bar for a download; say what was taken."""
+def prepare(config: StudyConfig) -> "Bank | Entry":
+    """Prepare the study's data, with a progress bar for a download; say what was taken.
+
+    Of a training script, which has data of its own, find the code.
+    """
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn
 
     from workers import preparation
+    from workers.entries import Entry
 
     columns = ("downloading", BarColumn(), DownloadColumn(), TimeRemainingColumn())
     with ExitStack() as shown:
@@ -27,7 +32,9 @@ def prepare(config: StudyConfig) -> "Bank":
                 shown.enter_context(progress)
             progress.update(bar, completed=done, total=total)
 
-        bank = preparation.bank(config.data, environment.home(), show)
+        bank = preparation.prepare(config.data, environment.home(), show)
+    if isinstance(bank, Entry):
+        return bank
     for line in bank.taken:
         printing.say(line)
     return bank

@@ -1,6 +1,7 @@
 """What a process is told by its environment: where to keep things, and where PostgreSQL is.
 
 DENSITUNE_HOME                   database, datasets, caches and logs (default: the XDG data folder)
+DENSITUNE_CODE                   folder of the user's own code (default: the current one)
 DENSITUNE_STORAGE                URL of a PostgreSQL server (default: the embedded one)
 DENSITUNE_STORAGE_PASSWORD_FILE  file with the password that the URL leaves out
 """
@@ -31,6 +32,12 @@ def home() -> Path:
             f"the folder {folder or data} cannot be found: {error}; set DENSITUNE_HOME to a folder "
             "by its full path, or name a server with --storage"
         ) from error
+
+
+def tell_code(folder: Path | None) -> None:
+    """Have this process, and workers that it starts, look for the user's own code in a folder."""
+    if folder is not None:
+        os.environ["DENSITUNE_CODE"] = str(folder.expanduser().resolve())
 
 
 def open_storage(url: str | None) -> Engine:

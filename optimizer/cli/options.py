@@ -39,6 +39,17 @@ StudyName = Annotated[str, typer.Argument(help="Name of the study.", metavar="ST
 PresetFolder = Annotated[
     Path, typer.Option("--presets", help="Folder that the preset is written to.")
 ]
+Code = Annotated[
+    Path | None,
+    typer.Option(
+        "--code",
+        metavar="FOLDER",
+        envvar="DENSITUNE_CODE",
+        show_envvar=True,
+        help="Where code of your own is looked for before what is installed.",
+        show_default="the current folder",
+    ),
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Pack = Annotated[
     int | None,

@@ -4,13 +4,9 @@ Here optimizer, workers and storage meet. What is slow to import (torch, Optuna)
 commands that need it.
 """
 
-import faulthandler
 import functools
-import logging
 import math
-import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,11 +14,12 @@ import typer
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.cli import data, environment, interruptions
+from optimizer.cli import data, environment, interruptions, working
 from optimizer.cli.options import (
     Again,
     Announce,
     Checkpoints,
+    Code,
     Device,
     Force,
     IdleExit,
@@ -41,13 +38,12 @@ from optimizer.errors import StudyFailedError, UsageError
 from optimizer.presets import exports
 from optimizer.show import printing, terminal, words
 from optimizer.show.confirmation_table import arms_table
-from storage import durable, retry, steps, studies
+from storage import durable, retry, studies
 from storage.states import Phase
 from storage.studies import Study
 
 if TYPE_CHECKING:
     from optimizer.cli.fleet import Fleet
-    from optimizer.phases.proposer import Proposer
 
 POLL_SECONDS = 1.0
 """Between two looks for a study that a worker waits for."""
@@ -62,6 +58,7 @@ def launch(
     workers: LocalWorkers = None,
     device: Device = "auto",
     pack: Pack = None,
+    code: Code = None,
     folder: PresetFolder = Path("presets"),
     until: Until = None,
     force: Force = False,
@@ -77,6 +74,7 @@ def launch(
         from workers.training import devices
 
     local = devices.spread(device, workers)
+    environment.tell_code(code)
     bank = data.prepare(config)  # before anything is written
     for line in preparation.try_network(config, bank):
         printing.say(line)
@@ -109,6 +107,7 @@ def resume(
     workers: LocalWorkers = None,
     device: Device = "auto",
     pack: Pack = None,
+    code: Code = None,
     folder: PresetFolder = Path("presets"),
     until: Until = None,
     force: Force = False,
@@ -121,6 +120,7 @@ def resume(
         from workers.training import devices
 
     local = devices.spread(device, workers)
+    environment.tell_code(code)
     engine = environment.open_storage(storage)
     study, stored = snapshot.find(engine, name)
     session.check_code(study, preparation.code(stored))
@@ -137,6 +137,7 @@ def worker(
     device: Device = "auto",
     all_gpus: Annotated[bool, typer.Option("--all-gpus", help="One process per GPU.")] = False,
     pack: Pack = None,
+    code: Code = None,
     wait: Annotated[bool, typer.Option("--wait", help="Wait for server and study.")] = False,
     checkpoints: Checkpoints = None,
     idle_exit: IdleExit = None,
@@ -150,6 +151,7 @@ def worker(
         from workers.training import devices
 
     local = devices.all_gpus() if all_gpus else devices.spread(device, workers)
+    environment.tell_code(code)
     terms = Terms(
         pack,
         checkpoints or environment.home() / "checkpoints",
@@ -163,7 +165,7 @@ def worker(
     study, stored = retry.persist(functools.partial(snapshot.find, engine, name), patience)
     _check_precision(study, local)
     if len(local) == 1:
-        _work(engine, study, stored, local[0], terms)
+        working.work(engine, study, stored, local[0], terms)
         return
     from optimizer.cli import session
     from optimizer.cli.fleet import Fleet
@@ -172,9 +174,9 @@ def worker(
         name, local, pack=pack, storage=storage, logs=_logs(), options=terms.options()
     ) as fleet:
         printing.say(f"{len(local)} workers for {name}; logs in {_logs()}")
-        code = session.attend(engine, study, fleet)
-    if code:
-        raise typer.Exit(code)
+        worst = session.attend(engine, study, fleet)
+    if worst:
+        raise typer.Exit(worst)
 
 
 def _check_precision(study: Study, local: list[str]) -> None:
@@ -231,67 +233,6 @@ def _run(
         console.print(arms_table(now))
     path, preset = exports.export(now, folder)
     printing.say(f"preset: {path} ({words.preset_verdict(preset)})")
-
-
-def _work(
-    engine: Engine, study: Study, config: StudyConfig, device_name: str, terms: Terms
-) -> None:
-    """Work for a study in this process until it ends or a signal comes."""
-    from optimizer.cli import session
-    from workers import preparation
-    from workers.service import checkpoint, loop
-    from workers.service.notice import INTERRUPTED, Notice
-    from workers.service.shift import Shift
-    from workers.training import devices
-
-    printing.log("%(asctime)s %(message)s", logging.INFO, force=True)
-    if sys.stderr is not None:
-        faulthandler.enable()  # a native crash tells its place in the log
-    device = devices.resolve(device_name)
-    devices.make_repeatable(device)
-    with Shift(engine, study, device, environment.home() / "spool") as shift:
-        session.check_code(study, preparation.code(config))
-        bank = data.prepare(config)
-        session.check_fingerprint(study, bank.source, bank.fingerprint)
-        preparation.try_network(config, bank)
-        recipe = preparation.recipe(config, bank, snapshot.precision(study))
-        with Notice(shift.hand_back) as notice:
-            done = loop.work(
-                shift,
-                preparation.Bench(preparation.task(config, bank, device), recipe, device),
-                checkpoint.Checkpoints(terms.checkpoints, study),
-                pack=terms.pack,
-                packs=environment.home() / "packs",
-                stop=notice.stop,
-                when_idle=_take_role_when_idle(engine, study, config),
-                idle_exit=terms.idle_exit,
-                outage_limit=terms.outage_limit,
-            )
-    printing.say(f"worker for {study.name} ends after {done} jobs")
-    if notice.stop.is_set():
-        raise typer.Exit(INTERRUPTED)
-
-
-def _take_role_when_idle(engine: Engine, study: Study, config: StudyConfig) -> Callable[[], None]:
-    """Return what an idle worker does: propose and tell, so that no process is indispensable.
-
-    Nothing, if the storage does not let it (storage.roles).
-    """
-
-    @functools.cache
-    def proposer() -> "Proposer | None":
-        if not steps.may_propose(engine):
-            return None
-        from optimizer.phases.proposer import Proposer
-
-        return Proposer(engine, study.id, config, creates=False)
-
-    def advance() -> None:
-        taken = proposer()
-        if taken is not None:
-            taken.advance()
-
-    return advance
 
 
 def _logs() -> Path:

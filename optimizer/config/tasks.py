@@ -155,8 +155,8 @@ class ScriptData(Section):
     in the current folder or as it is installed."""
     metric: Annotated[str, Field(min_length=1, max_length=40)]
     """What the script reports."""
-    unit: Annotated[str, Field(max_length=20)] = ""
-    """Its unit."""
+    unit: Annotated[str, Field(min_length=1, max_length=20)]
+    """Its unit, as tables show it."""
     direction: Direction = "maximize"
     """Which way is better. What is minimized is negated wherever it is stored or shown."""
     floor: Annotated[FiniteFloat | Annotated[str, Field(pattern=ENTRY)], Unit("the metric's")]

@@ -15,8 +15,9 @@ from support.checkout import ROOT
 
 import densitune
 from densitune import conversion, density, preset, study, weighted_conv
+from densitune import run as runs
 
-MODULES = (density, study, weighted_conv, conversion, preset)
+MODULES = (density, study, weighted_conv, conversion, preset, runs)
 
 
 def run(program: str, *options: str, folder: Path) -> str:

@@ -13,7 +13,7 @@ from support import shell, simulated
 from support.queued import add_trial, expire_leases
 
 from optimizer import snapshot
-from optimizer.cli import train
+from optimizer.cli import working
 from optimizer.phases import optuna_study, optuna_tables, upkeep
 from storage import database as db
 from storage import jobs, ledger, roles, roster, steps, studies
@@ -207,14 +207,14 @@ def test_an_idle_worker_leaves_proposing_to_those_who_may(granted: Engine) -> No
             return int(connection.scalar(text("SELECT count(*) FROM densitune.jobs")) or 0)
 
     with role(granted, "densitune_proposer") as engine:  # before `launch` has begun
-        train._take_role_when_idle(engine, stored, given)()
+        working._take_role_when_idle(engine, stored, given)()
     assert not optuna_tables.are_there(granted)
     optuna_study.create(optuna_tables.alone(granted), given, stored.id)
     with role(granted, "densitune_worker") as engine:
-        train._take_role_when_idle(engine, stored, given)()
+        working._take_role_when_idle(engine, stored, given)()
     assert queued() == 0
     with role(granted, "densitune_proposer") as engine:
-        train._take_role_when_idle(engine, stored, given)()
+        working._take_role_when_idle(engine, stored, given)()
     assert queued() > 0
     assert steps.may_propose(granted)
 

@@ -21,6 +21,7 @@ from optimizer.arms import Arm
 from storage import durable
 from storage.retry import first_line
 from storage.studies import Study
+from workers.scripts.script import Script
 from workers.service.spool import StudyKey, key_of
 from workers.training.recipe import Job, Recipe
 
@@ -94,7 +95,7 @@ class Checkpoints:
         }
 
 
-def subject(job: Job, recipe: Recipe, device: torch.device) -> str:
+def subject(job: Job, recipe: Recipe | Script, device: torch.device) -> str:
     """Return what a job's result depends on beside study and versions.
 
     The words are those of the first checkpoints, whatever has become of the classes since: by them

@@ -14,6 +14,7 @@ from optimizer.errors import StudyFailedError
 from storage.errors import StorageUnreachableError
 from storage.jobs import ClaimedJob
 from workers.preparation import Bench
+from workers.scripts.stage import Stage
 from workers.service.checkpoint import Checkpoints
 from workers.service.pack import FIRST_WAIT, LONGEST_WAIT, Place, train
 from workers.service.packs import PackSizes
@@ -27,7 +28,7 @@ log = logging.getLogger("densitune.worker")
 
 def work(
     shift: Shift,
-    bench: Bench,
+    bench: Bench | Stage,
     checkpoints: Checkpoints,
     *,
     pack: int | None,
@@ -40,16 +41,20 @@ def work(
     """Train jobs of a study until it is finished or stopped, or `stop` is set; return how many.
 
     `pack` jobs are trained together, None for as many as are fastest: as the folder `packs` has it,
-    or as it is measured now (workers.training.packing). `when_idle` is called whenever the queue is
-    empty: a chance to take the proposer's role. After `idle_exit` seconds without a job the worker
-    ends as well. StudyFailedError if not even one job fits into the device's memory (another
-    machine should try), or if the first jobs all fail (workers.service.pack), and
-    StorageUnreachableError if the storage is away for `outage_limit` seconds while there is nothing
-    to train.
+    or as it is measured now (workers.training.packing); a script trains one. `when_idle` is called
+    whenever the queue is empty: a chance to take the proposer's role. After `idle_exit` seconds
+    without a job the worker ends as well. StudyFailedError if not even one job fits into the
+    device's memory (another machine should try), or if the first jobs all fail
+    (workers.service.pack), and StorageUnreachableError if the storage is away for `outage_limit`
+    seconds while there is nothing to train.
     """
-    slots, sizes = Slots(bench.task, bench.recipe, bench.device), PackSizes(packs)
-    place = Place(shift, slots, checkpoints, stop)
-    size = pack or _calibrated(slots, sizes)
+    sizes, size = PackSizes(packs), 1
+    if isinstance(bench, Stage):
+        place = Place(shift, bench, checkpoints, stop)
+    else:
+        slots = Slots(bench.task, bench.recipe, bench.device)
+        place = Place(shift, slots, checkpoints, stop)
+        size = pack or _calibrated(slots, sizes)
 
     def look() -> list[ClaimedJob] | None:
         """Return jobs, an empty list if there are none now, None if there will be none."""
@@ -86,15 +91,19 @@ def _trained(place: Place, claimed: list[ClaimedJob], size: int, sizes: PackSize
 
     StudyFailedError comes through, and if memory was full then, the next worker takes half.
     """
+    slots = place.bench
+    if isinstance(slots, Stage):  # which tells of full memory as of any other failure
+        train(place, claimed, places=1)
+        return 1
     try:
         if train(place, claimed, places=size):
             return size
     except StudyFailedError as error:
         if isinstance(error.__cause__, CaptureError) and devices.is_out_of_memory(error):
-            sizes.note(place.slots, max(1, size // 2))
+            sizes.note(slots, max(1, size // 2))
         raise
-    half = _halved(size, place.slots)
-    sizes.note(place.slots, half)
+    half = _halved(size, slots)
+    sizes.note(slots, half)
     return half
 
 

@@ -9,8 +9,9 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from optimizer.arms import Arm
 from optimizer.errors import StudyFailedError, UsageError
 from storage.failures import Kind
 from storage.jobs import ClaimedJob
+from workers.scripts.process import ScriptError
+from workers.scripts.stage import Stage
 from workers.service import checkpoint
 from workers.service.checkpoint import Checkpoints
 from workers.service.shift import Shift
@@ -57,10 +60,18 @@ class Place:
     """Where a worker works."""
 
     shift: Shift
-    slots: Slots
+    bench: Slots | Stage
+    """What jobs are trained on: in slots of this process, or by a script in one of its own."""
     checkpoints: Checkpoints
     stop: threading.Event
     tally: Tally = field(default_factory=Tally)
+
+    @property
+    def train(self) -> Callable[..., None]:
+        """Return what trains jobs here, with the callbacks of workers.training.loop.train."""
+        if isinstance(self.bench, Stage):
+            return self.bench.train
+        return partial(loop.train, self.bench)
 
 
 @dataclass
@@ -89,7 +100,7 @@ def train(place: Place, claimed: Sequence[ClaimedJob], *, places: int) -> bool:
         pack.release()
     except CaptureError as error:
         raise StudyFailedError(
-            f"{devices.describe(place.slots.device)} cannot be used by this process any longer: "
+            f"{devices.describe(place.bench.device)} cannot be used by this process any longer: "
             f"{error}; the worker leaves, its jobs go back to the queue"
         ) from error
     except Exception as error:  # whatever a device or a network throws must not end the worker
@@ -98,9 +109,9 @@ def train(place: Place, claimed: Sequence[ClaimedJob], *, places: int) -> bool:
             pack.release()
             return False
         log.exception("a pack of %d failed", len(pack.open))
-        if not full and not _answers(place.slots.device):
+        if not full and not _answers(place.bench.device):
             raise StudyFailedError(
-                f"{devices.describe(place.slots.device)} computes no more after {_said(error)}; "
+                f"{devices.describe(place.bench.device)} computes no more after {_said(error)}; "
                 f"the worker leaves, its jobs go back to the queue"
             ) from error
         if len(pack.open) == 1:
@@ -129,7 +140,7 @@ def _kind(error: Exception) -> Kind:
 
 
 def _said(error: Exception) -> str:
-    if isinstance(error, DivergedError):
+    if isinstance(error, DivergedError | ScriptError):
         return str(error)
     return f"{type(error).__name__}: {error}"  # others' text may not even say what they are
 
@@ -146,8 +157,7 @@ class _Pack:
 
     def train(self) -> None:
         """Train until no job is left; whatever training raises comes through."""
-        loop.train(
-            self._place.slots,
+        self._place.train(
             self._first,
             on_rung=self._record,
             on_failure=self.fail,
@@ -240,8 +250,8 @@ class _Pack:
         return state
 
     def _subject(self, held: _Held) -> str:
-        slots = self._place.slots
-        return checkpoint.subject(held.job, slots.recipe, slots.device)
+        bench = self._place.bench
+        return checkpoint.subject(held.job, bench.recipe, bench.device)
 
 
 def _job(claimed: ClaimedJob) -> Job:

@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 
+from densitune import repeatable
 from optimizer.arms import Precision
 from optimizer.errors import UsageError
 from workers.training import cores
@@ -139,27 +140,12 @@ def _adds_in_float32(device: torch.device) -> bool:
 
 
 def make_repeatable(device: torch.device) -> None:
-    """Set this process up so that the same job gives the same result again, and fast.
-
-    On a CPU one thread: results depend on the number of threads, and one process per core is also
-    the fastest way to train small networks (1.1x over one process with two threads on two cores).
-    """
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-        _keep_freed_memory()
-        return
-    _ask_for_queues()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first use
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.deterministic = True
-    # Scores are compared in float32, and what trains in full precision asked for it: TF32, which
-    # cuDNN takes for convolutions unless told otherwise, has 10 bits. bfloat16 is the fast one.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-    if device.index is not None:
-        # Whatever goes by the current device goes to this one: else every worker would also take
-        # hundreds of MB of the first GPU for a context there.
-        torch.cuda.set_device(device)
+    """Set this process, and those that it starts, up so that the same job gives the same result."""
+    if device.type == "cuda":
+        _ask_for_queues()
+        # cuBLAS reads it at its first use.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    repeatable.set_up(device)
 
 
 def synchronize(device: torch.device) -> None:
@@ -187,19 +173,6 @@ def is_out_of_memory(error: BaseException) -> bool:
         seen.add(id(found))
         waiting += [found.__cause__, found.__context__]
     return False
-
-
-def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed instead of giving it back to the kernel after every step.
-
-    Every activation would come as fresh pages, each zeroed at its first touch: 5 to 10 % of a step
-    (docs/performance.md). Parameters as in mallopt(3); another C library has other ways.
-    """
-    trim_threshold, mmap_max = -1, -4
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(mmap_max, 0)
-        mallopt(trim_threshold, 2**31 - 1)
 
 
 def spread(name: str, workers: int | None) -> list[str]:

@@ -1,0 +1,202 @@
+"""The process that a training script runs in: `python -m densitune.child`, started by a worker.
+
+It has this package and the user's code on its path and nothing of the service. It hears and tells
+lines of JSON on a socket; the worker's side, which says what they mean, is workers.scripts.process.
+"""
+
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from densitune import repeatable
+from densitune.link import Ended, Link
+from densitune.run import Run
+from densitune.treatment import Treatment
+
+SERVICE = ("optimizer", "workers", "storage")
+"""Packages of the service: a project may have some of these names."""
+MOST_WORDS = 2000
+"""Characters of an error that are told."""
+_PR_SET_PDEATHSIG = 1
+
+
+class Apart:
+    """A finder that sees those names everywhere but in the folder that this package is in."""
+
+    def __init__(self) -> None:
+        self._house = Path(__file__).resolve().parent.parent
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return where a module is; ModuleNotFoundError if only the service has it."""
+        if name not in SERVICE:
+            return None
+        others = [place for place in sys.path if Path(place or ".").resolve() != self._house]
+        found = PathFinder.find_spec(name, others)
+        if found is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return found
+
+
+class Channel:
+    """Lines of JSON, to and from the worker."""
+
+    def __init__(self, number: int) -> None:
+        self._socket = socket.socket(fileno=number)
+        self._lines = self._socket.makefile("r", encoding="utf-8")
+
+    def tell(self, **message: Any) -> None:
+        """Send a message; if nobody is there any more, this process ends."""
+        try:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError:
+            os._exit(1)
+
+    def hear(self) -> dict[str, Any]:
+        """Return the next message; without anybody to send one, this process ends."""
+        line = self._lines.readline()
+        if not line:
+            os._exit(0)
+        heard: dict[str, Any] = json.loads(line)
+        return heard
+
+
+class ToWorker(Link):
+    """Tells the worker how a run goes."""
+
+    def __init__(self, channel: Channel, job: dict[str, Any], files: Sequence[int]) -> None:
+        self._channel, self._files = channel, files
+        self.rungs, self.wants_test = job["rungs"], job["test"]
+        self._every: float = job["every"]
+        self._told = time.monotonic()
+        self._resumed, self._turn = job["resume"], 0
+
+    def begins(self, epoch: int) -> None:
+        """Tell that an epoch begins: a sign of life."""
+        self._channel.tell(epoch=epoch)
+
+    def report(self, epoch: int, value: float, test: float | None, learned: Any) -> bool:
+        """Tell a value; return whether the worker wants more."""
+        self._channel.tell(report=epoch, value=value, test=test, den=learned)
+        return bool(self._channel.hear()["go"])
+
+    def wants_checkpoint(self) -> bool:
+        """Return whether it is time for the next one."""
+        return time.monotonic() - self._told >= self._every
+
+    def save(self, epoch: int, content: bytes) -> None:
+        """Write a checkpoint into the file that does not have the last one, and say so."""
+        with os.fdopen(os.dup(self._files[self._turn]), "r+b") as file:
+            file.seek(0)
+            file.truncate()
+            file.write(content)
+        self._channel.tell(saved=epoch, file=self._turn, size=len(content))
+        self._turn, self._told = 1 - self._turn, time.monotonic()
+
+    def saved(self) -> bytes | None:
+        """Return the checkpoint that the worker has put into the first file."""
+        if not self._resumed:
+            return None
+        with os.fdopen(os.dup(self._files[0]), "rb") as file:
+            file.seek(0)
+            content = file.read(self._resumed)
+        self._turn = 1
+        return content
+
+
+def main() -> None:
+    """Train jobs one after another, as the worker says, until it is gone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with whoever watches over it
+    told = json.loads(sys.argv[1])
+    channel, device = Channel(told["socket"]), torch.device(told["device"])
+    home = os.getcwd()
+    sys.argv[:] = [told["module"]]
+    sys.path.insert(0, told["folder"])
+    sys.meta_path.insert(0, Apart())
+    repeatable.set_up(device)
+    while True:
+        job = channel.hear()
+        os.chdir(home)
+        try:
+            if "call" in job:
+                channel.tell(answer=_function(*job["call"].split(":"))())
+            else:
+                _train(channel, job, told, device)
+        except BaseException as error:
+            traceback.print_exc()
+            channel.tell(failed=_kind(error), error=_said(error))
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+        channel.tell(free=True, memory=_memory(device))
+
+
+def _train(
+    channel: Channel, job: dict[str, Any], told: dict[str, Any], device: torch.device
+) -> None:
+    """Train one job; whatever the script raises comes through."""
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    repeatable.seed(job["seed"])
+    arm = Treatment(
+        {int(size): tuple(den) for size, den in job["densities"].items()},
+        {int(size): gain for size, gain in job["gain"].items()},
+        job["mask"],
+        job["start"],
+        job["init"],
+        job["trainable"],
+    )
+    link = ToWorker(channel, job, told["files"])
+    run = Run.of_study(job["seed"], job["lr"], job["budget"], device, arm, link)
+    try:
+        _function(told["module"], told["function"])(run)
+    except Ended:
+        return
+    if job["budget"] not in run.values:
+        raise RuntimeError(
+            f"the script ended without run.report({job['budget']}, value) after the last epoch"
+        )
+
+
+def _function(module: str, name: str) -> Callable[..., Any]:
+    return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return "memory"
+    return "data" if isinstance(error, OSError) else "code"
+
+
+def _said(error: BaseException) -> str:
+    """Return an error in one line, with the place in the script where it was raised."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:MOST_WORDS] + place
+
+
+def _memory(device: torch.device) -> int:
+    """Return the bytes that this process holds, on the host and on its device."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    held = pages * resource.getpagesize()
+    return held + (torch.cuda.memory_allocated(device) if device.type == "cuda" else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A job of a training script: what its reports come to, and its checkpoint."""
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from workers.scripts.script import Script
+from workers.training.member import DivergedError, State
+from workers.training.recipe import Ending, Job, Measurement
+from workers.training.scores import Score
+
+
+class Course:
+    """One job in training, in the terms of its study."""
+
+    def __init__(self, script: Script, job: Job) -> None:
+        self._script, self.job = script, job
+        self._began, self._before = time.monotonic(), 0.0
+        self._checkpoint: bytes | None = None
+
+    def state(self) -> State | None:
+        """Return what somebody else could go on from; None without a checkpoint."""
+        if self._checkpoint is None:
+            return None
+        content = torch.frombuffer(bytearray(self._checkpoint), dtype=torch.uint8)
+        return {"script": content, "seconds": self._seconds}
+
+    def resume(self, state: State) -> bytes:
+        """Go on from a state of another course of the job; return its checkpoint."""
+        self._before, self._checkpoint = state["seconds"], bytes(state["script"].numpy())
+        return self._checkpoint
+
+    def keep(self, checkpoint: bytes) -> None:
+        """Take a newer checkpoint."""
+        self._checkpoint = checkpoint
+
+    def measured(self, report: Mapping[str, Any]) -> Measurement | None:
+        """Return the measurement that a report makes; None if none is due after this epoch.
+
+        If something in it is not finite: DivergedError, or, of a job that is to score the floor
+        then, that measurement, with which it ends.
+        """
+        script, job, epoch = self._script, self.job, report["report"]
+        if not _is_finite(report):
+            if not job.arm.floored:
+                raise DivergedError(f"diverged: reported {report['value']:g} after {epoch} epochs")
+            score, epoch = Score(script.floor, {"diverged": True}), job.budget
+            sealed = script.told_apart(Score(script.floor, {})) if job.arm.split == "both" else None
+            return Measurement(epoch, score, self._seconds, "done", sealed)
+        if epoch not in script.rungs_of(job):
+            return None
+        learned = {} if report["den"] is None else {"den": report["den"]}
+        score = script.score(report["value"], learned)
+        ending = self._ending(epoch, score)
+        sealed = None
+        if report["test"] is not None and ending == "done":
+            sealed = script.told_apart(script.score(report["test"], {}))
+        return Measurement(epoch, score, self._seconds, ending, sealed)
+
+    def _ending(self, epoch: int, score: Score) -> Ending | None:
+        if score.value < self.job.bars.get(epoch, -math.inf):
+            return "cut"
+        return "done" if epoch == self.job.budget else None
+
+    @property
+    def _seconds(self) -> float:
+        return self._before + time.monotonic() - self._began
+
+
+def _is_finite(report: Mapping[str, Any]) -> bool:
+    """Tell whether value, test value and learned densities of a report are finite."""
+    layers = [layer for told in (report["den"] or {}).values() for layer in told]
+    learned = [number for den in layers for number in den]
+    return all(map(math.isfinite, (report["value"], report["test"] or 0.0, *learned)))

@@ -1,0 +1,214 @@
+"""The process of a training script, as the worker sees it.
+
+It and all that it starts end with the worker, however that ends (workers.scripts.leash). It speaks
+in lines of JSON on a socket, which are checked here; what it prints goes to a log that keeps its
+end. Checkpoints go through two files without a name, in turn, so that one of them is always whole.
+"""
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workers.entries import INSTALLED, Entry
+
+TAIL_BYTES = 2**16
+"""How much is kept of what a script prints: the end of it."""
+SHOWN_LINES = 30
+"""Lines of that in the worker's log when a script fails."""
+MOST_LINE = 2**22
+"""Bytes of a message: densities of a hundred thousand layers would fit."""
+END_SECONDS = 10.0
+"""How long everything that a script has started may take to be killed."""
+_LEASH = Path(__file__).with_name("leash.py")
+_NUMBER = (int, float)
+_MESSAGES: tuple[Mapping[str, Any], ...] = (
+    {"epoch": int},
+    {"report": int, "value": _NUMBER, "test": (*_NUMBER, type(None)), "den": (dict, type(None))},
+    {"saved": int, "file": int, "size": int},
+    {"answer": (*_NUMBER, str)},
+    {"failed": str, "error": str},
+    {"free": bool, "memory": int},
+)
+
+
+class ScriptError(Exception):
+    """A training script has failed, or its process is gone or silent."""
+
+
+class Process:
+    """A process that trains one job after another; `end` has to be called."""
+
+    def __init__(self, entry: Entry, device: torch.device) -> None:
+        self._socket, theirs = socket.socketpair()
+        self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        held, self._leash = os.pipe()
+        printed, printing = os.pipe()
+        given = [held, theirs.fileno(), *(file.fileno() for file in self._files)]
+        told = {
+            "socket": theirs.fileno(),
+            "files": given[2:],
+            "folder": str(entry.folder),
+            "module": entry.module,
+            "function": entry.function,
+            "device": str(device),
+        }
+        command = [sys.executable, "-P", "-m", "densitune.child", json.dumps(told)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-I", "-S", str(_LEASH), str(held), *command],
+            pass_fds=given,
+            stdin=subprocess.DEVNULL,
+            stdout=printing,
+            stderr=printing,
+            cwd=None if entry.folder.name in INSTALLED else entry.folder,
+            env=_environment(device),
+        )
+        os.close(held)
+        os.close(printing)
+        theirs.close()
+        self._unread = b""
+        self._tail = b""
+        self._listener = threading.Thread(target=self._listen, args=(printed,), daemon=True)
+        self._listener.start()
+        self.memory: int | None = None
+        """Bytes that it held when it was free for the first time."""
+
+    def tell(self, message: Mapping[str, Any]) -> None:
+        """Send a message; ScriptError if the process is gone."""
+        try:
+            self._socket.sendall(json.dumps(message).encode() + b"\n")
+        except OSError as error:
+            raise ScriptError(self.end()) from error
+
+    def hear(self, seconds: float) -> dict[str, Any] | None:
+        """Return the next message; None if there is none in time. ScriptError if it is gone."""
+        until = time.monotonic() + seconds
+        while b"\n" not in self._unread:
+            left = max(0.0, until - time.monotonic())
+            if not select.select([self._socket], [], [], left)[0]:
+                return None
+            received = self._received()
+            if not received:
+                raise ScriptError(self.end())
+            self._unread += received
+            if len(self._unread) > MOST_LINE:
+                raise ScriptError(f"a message has more than {MOST_LINE} bytes")
+        line, _, self._unread = self._unread.partition(b"\n")
+        return _read(line)
+
+    def put(self, content: bytes) -> None:
+        """Write a checkpoint to go on from; a job has to be told its size."""
+        file = self._files[0]
+        file.seek(0)
+        file.truncate()
+        file.write(content)
+        file.flush()
+
+    def take(self, number: int, size: int) -> bytes:
+        """Return a checkpoint that the process has written; ScriptError if it is not there."""
+        if number not in (0, 1):
+            raise ScriptError(f"there is no file {number}")
+        content = os.pread(self._files[number].fileno(), size, 0)
+        if len(content) != size:
+            raise ScriptError(f"a checkpoint has {len(content)} bytes instead of {size}")
+        return content
+
+    def end(self) -> str:
+        """Kill it with all that it has started, and say how it ended."""
+        ended_by_itself = self._process.poll() is not None or self._has_closed()
+        if ended_by_itself:  # the leash is on its way out, with the code
+            _waited(self._process)
+        if self._leash >= 0:
+            os.close(self._leash)
+            self._leash = -1
+        if not _waited(self._process):
+            self._process.kill()
+            self._process.wait()
+        self._socket.close()
+        for file in self._files:
+            file.close()
+        self._listener.join(END_SECONDS)
+        return _said(self._process.returncode)
+
+    @property
+    def killed(self) -> bool:
+        """Whether SIGKILL ended it, as the kernel does where memory is full."""
+        return self._process.returncode == 128 + signal.SIGKILL
+
+    @property
+    def printed(self) -> list[str]:
+        """The last lines of what it has printed."""
+        return self._tail.decode(errors="replace").splitlines()[-SHOWN_LINES:]
+
+    def _received(self) -> bytes:
+        try:
+            return self._socket.recv(2**16)
+        except ConnectionError:
+            return b""
+
+    def _has_closed(self) -> bool:
+        try:
+            return not self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def _listen(self, printed: int) -> None:
+        with os.fdopen(printed, "rb", buffering=0) as stream:
+            while content := stream.read(2**16):
+                self._tail = (self._tail + content)[-TAIL_BYTES:]
+
+
+def _waited(process: "subprocess.Popen[bytes]") -> bool:
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _environment(device: torch.device) -> dict[str, str]:
+    """Return this process's environment without what is the service's own business."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("DENSITUNE_", "PG"))
+    }
+    threads = {"OMP_NUM_THREADS": "1"} if device.type == "cpu" else {}
+    return {**own, **threads, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
+
+
+def _read(line: bytes) -> dict[str, Any]:
+    """Return a message; ScriptError if it is none."""
+    try:
+        message = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ScriptError(f"its process said {line[:80]!r}") from error
+    if isinstance(message, dict):
+        for known in _MESSAGES:
+            if message.keys() == known.keys() and all(
+                isinstance(message[name], kind) for name, kind in known.items()
+            ):
+                return message
+    raise ScriptError(f"its process said {line[:80]!r}")
+
+
+def _said(code: int) -> str:
+    if code <= 128:
+        return f"its process ended with exit code {code}"
+    try:
+        return f"its process ended by signal {code - 128} ({signal.Signals(code - 128).name})"
+    except ValueError:
+        return f"its process ended with exit code {code}"

@@ -1,0 +1,204 @@
+"""Where the jobs of a training script are trained: one after another, in a process of its own.
+
+It has the callbacks of workers.training.loop. What a script does to its process costs it one job:
+after a failure the next job gets a new process.
+"""
+
+import itertools
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from workers.entries import Entry
+from workers.scripts.course import Course
+from workers.scripts.process import Process, ScriptError
+from workers.scripts.script import Script
+from workers.training.loop import StoppedError
+from workers.training.member import DivergedError, State
+from workers.training.recipe import Job, Measurement
+
+LOOK_SECONDS = 0.1
+"""Between two looks at whether to stop, while a script says nothing."""
+EVERY_SECONDS = 2.0
+"""Between two checkpoints of a job, at least: a preemption loses no more than that and an epoch."""
+GROWTH = 2**29
+"""Bytes by which a process may have grown since its first job; then a new one takes its place."""
+
+log = logging.getLogger("densitune.worker")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Callbacks:
+    """Whom a stage tells of its jobs, by number, and asks: as workers.training.loop.train does."""
+
+    on_rung: Callable[[int, Measurement], None]
+    on_failure: Callable[[int, Exception], None]
+    refill: Callable[[], Sequence[Job]] = tuple
+    stopping: Callable[[], bool] = lambda: False
+    leaving: Callable[[], Collection[int]] = tuple
+    restore: Callable[[int], State | None] = lambda number: None
+    save: Callable[[int, State], None] = lambda number, state: None
+
+
+class Stage:
+    """A script on a device; `close` it in the end."""
+
+    def __init__(
+        self, script: Script, entry: Entry, device: torch.device, *, every: float = EVERY_SECONDS
+    ) -> None:
+        self.recipe, self.device = script, device
+        self._entry, self._every = entry, every
+        self._process: Process | None = None
+        self._starved: list[Job] = []  # for which memory was too small once
+
+    def train(self, jobs: Sequence[Job], **callbacks: Any) -> None:
+        """Train jobs in turn and call back with each one's number in the order of arrival.
+
+        The callbacks are those of workers.training.loop.train. `on_failure` hears of every failure:
+        DivergedError, MemoryError (of a job for the first time), OSError of data, ScriptError of
+        all others. When training is to stop, the job that is trained is saved, and StoppedError
+        raised.
+        """
+        asked, numbers = Callbacks(**callbacks), itertools.count()
+        waiting: deque[tuple[int, Job]] = deque()
+        joining = jobs
+        while waiting or joining:
+            waiting.extend((next(numbers), job) for job in joining)
+            if asked.stopping():
+                raise StoppedError
+            number, job = waiting.popleft()
+            if number not in asked.leaving():
+                self._train(number, job, asked)
+            joining = asked.refill()
+
+    def call(self, function: str) -> float | str:
+        """Return what a function of the user's own returns; ScriptError if it fails."""
+        process = self._ready()
+        answer: float | str | None = None
+        try:
+            process.tell({"call": function})
+            for message in self._heard(process):
+                if "failed" in message:
+                    raise ScriptError(message["error"])
+                answer = message.get("answer", answer)
+        except ScriptError:
+            self.close()
+            raise
+        assert answer is not None  # or it has failed
+        return answer
+
+    def close(self) -> None:
+        """End the process, if there is one."""
+        if self._process is not None:
+            self._process.end()
+            self._process = None
+
+    def _train(self, number: int, job: Job, asked: Callbacks) -> None:
+        """Train a job to its end, whatever that is; only StoppedError comes through."""
+        course, ended = Course(self.recipe, job), False
+        try:
+            process = self._ready()
+            state = asked.restore(number)
+            resume = b"" if state is None else course.resume(state)
+            process.put(resume)
+            process.tell(self.recipe.told(job, every=self._every, resume=len(resume)))
+            for message in self._heard(process):
+                if "failed" in message:
+                    raise _raised(message["failed"], message["error"])
+                if "saved" in message:
+                    course.keep(process.take(message["file"], message["size"]))
+                if "report" in message:
+                    ended = ended or self._reported(number, course, message, asked)
+                    process.tell({"go": not ended or message["report"] == job.budget})
+                if not ended and asked.stopping():
+                    if (saved := course.state()) is not None:
+                        asked.save(number, saved)
+                    raise StoppedError
+                if not ended and number in asked.leaving():
+                    self.close()
+                    return
+        except StoppedError:
+            self.close()
+            raise
+        except Exception as error:
+            failure = self._failure(job, error)
+            if ended:  # by its last report; what came after that is of no consequence
+                log.warning("a script failed after its last report: %s", failure)
+            else:
+                asked.on_failure(number, failure)
+
+    def _reported(
+        self, number: int, course: Course, report: Mapping[str, Any], asked: Callbacks
+    ) -> bool:
+        """Tell what a report comes to; return whether the job ends with it."""
+        try:
+            measurement = course.measured(report)
+        except DivergedError as error:
+            asked.on_failure(number, error)
+            return True
+        if measurement is not None:
+            asked.on_rung(number, measurement)
+        return measurement is not None and measurement.ending is not None
+
+    def _ready(self) -> Process:
+        if self._process is None:
+            self._process = Process(self._entry, self.device)
+        return self._process
+
+    def _heard(self, process: Process) -> Iterator[dict[str, Any]]:
+        """Yield what a process says until it is free, and nothing ({}) now and then.
+
+        ScriptError if it is silent for too long, or gone.
+        """
+        since = time.monotonic()
+        while True:
+            message = process.hear(LOOK_SECONDS)
+            if message is not None:
+                since = time.monotonic()
+                if "free" in message:
+                    self._rest(process, message["memory"])
+                    return
+            elif time.monotonic() - since > self.recipe.patience:
+                raise ScriptError(
+                    f"the script was silent for {self.recipe.patience:g} s, as long as "
+                    f"data.patience allows"
+                )
+            yield message or {}
+
+    def _rest(self, process: Process, memory: int) -> None:
+        """Keep a process for the next job, unless it is not to be or has grown."""
+        process.memory = memory if process.memory is None else process.memory
+        grown = memory - process.memory
+        if grown > GROWTH:
+            log.warning("the script holds %d MiB more than at first: a new process", grown >> 20)
+        if grown > GROWTH or not self.recipe.warm:
+            self.close()
+
+    def _failure(self, job: Job, error: Exception) -> Exception:
+        """End the process after a failure; return what the failure is."""
+        process = self._process
+        self.close()
+        if process is None:
+            return error
+        for line in process.printed:
+            log.warning("| %s", "".join(sign if sign.isprintable() else " " for sign in line))
+        full = isinstance(error, MemoryError) or process.killed
+        if not full:
+            return error
+        said = f"{error} (memory is full)" if process.killed else str(error)
+        if job in self._starved:  # it is this job that needs more than others, wherever it is
+            return ScriptError(f"{said}, twice")
+        self._starved.append(job)
+        return MemoryError(said)
+
+
+def _raised(kind: str, said: str) -> Exception:
+    """Return what a script has raised, by the kind that its process tells."""
+    if kind == "memory":
+        return MemoryError(said)
+    return OSError(said) if kind == "data" else ScriptError(said)

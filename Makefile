@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: quickstart test numerical faults chaos fuzz image slurm check reference clean
+.PHONY: quickstart test numerical faults chaos fuzz image slurm check reference notebook clean
 
 quickstart: $(VENV)/installed  ## tune a density on packaged photographs, in a few minutes
 	$(BIN)/densitune launch configs/quickstart.yaml
@@ -47,6 +47,9 @@ reference: $(VENV)/installed-test  ## docs/config.md and its JSON Schema, from t
 	$(BIN)/python -m optimizer.cli schema > docs/config.schema.json
 	$(BIN)/python -c 'from optimizer.config import reference; print(reference.page(), end="")' \
 		> docs/config.md
+
+notebook: $(VENV)/installed-test  ## the notebook in docs/ run again, and what came out stored in it
+	$(BIN)/python tests/support/notebook.py docs/study.ipynb
 
 clean:
 	rm -rf $(VENV)

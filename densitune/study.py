@@ -204,7 +204,8 @@ class _Command:
     def __init__(
         self, arguments: Sequence[str], storage: str | None, given: str | None = None
     ) -> None:
-        told = dict(os.environ)
+        # What is printed is for programs and pages; Jupyter has it look like a terminal's.
+        told = {**os.environ, "TTY_COMPATIBLE": "0"}
         if storage is not None:  # a command line is visible to everybody on the machine
             told["DENSITUNE_STORAGE"] = storage
         self._name = f"densitune {arguments[0]}"

@@ -11,6 +11,7 @@ DOCUMENTS = [
     ROOT / "CONTRIBUTING.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docker").rglob("*.md")),
+    ROOT / "examples" / "README.md",
 ]
 LINE = 120
 every_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -66,6 +66,21 @@ def test_a_module_is_small_and_so_are_its_functions(path: Path) -> None:
             assert node.end_lineno - node.lineno < 60, node.name
 
 
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix == ".py")
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=named)
+def test_an_example_is_short_and_answers_a_question(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) < 60
+    readme = (ROOT / "examples" / "README.md").read_text(encoding="utf-8")
+    assert re.search(rf"^\|.*\?.*\|.*\[{path.name}\]\({path.name}\)", readme, re.MULTILINE)
+
+
+def test_every_example_runs_in_the_suite() -> None:
+    tests = "".join(p.read_text("utf-8") for p in (ROOT / "tests" / "examples_tests").glob("*.py"))
+    assert [path.name for path in EXAMPLES if f'"{path.name}"' not in tests] == []
+
+
 def choices(source: str) -> Iterator[frozenset[str]]:
     """The closed sets that a module spells out: literals of several words."""
     for node in ast.walk(ast.parse(source)):

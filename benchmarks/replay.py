@@ -8,8 +8,8 @@ Every replication has seeds and proposals of its own.
     python benchmarks/replay.py --held-out nafnet-k5
 
 Regret is how far the density that would be confirmed next lies below the best one of the surface,
-in standard deviations over the seeds of the best one's difference to identity (SD). It is judged by
-the mean over all recorded seeds, the search's own among them.
+in standard deviations over the seeds of the best one's difference to identity (SD). The truth is
+what a model expects of all recorded seeds, the search's own among them.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import optuna
 from helpers import ratios
-from helpers.simulated_desk import SimulatedDesk, World, searched
-from helpers.surface import FOLDER, HIGH, LOW, Floats, load
+from helpers.simulated_desk import SimulatedDesk, World, expected, searched, study
+from helpers.surface import FOLDER, HIGH, LOW, Floats, Surface, load
 
-from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, finalists
 
@@ -61,34 +61,16 @@ class Replication:
 
 
 def configured(world: World, sampler: str, seed: int, seeds: int, in_flight: int) -> StudyConfig:
-    """Return a study of the surface's kernel size with today's advice for its rungs."""
+    """Return a study of the surface, with today's advice for its rungs."""
     plan = world.surface.plan
-    budget = plan.rungs[-1]
     # Classifiers say nothing about their end before half of it (docs/method.md).
-    rungs = [r for r in plan.rungs[:-1] if 2 * r >= budget or not plan.classifies]
-    return study_file.parse(
-        {
-            "name": f"{plan.name}-{sampler}",
-            "task": "photos",
-            "proxy": {"family": "nafnet", "width": 1, "depth": 1},
-            "kernel_size": plan.kernel_size,
-            "density": {"low": LOW, "high": HIGH},
-            "training": {"budget": budget},
-            "search": {
-                "sampler": sampler,
-                "trials": 1000,
-                "seeds": seeds,
-                "rungs": rungs,
-                "in_flight": in_flight,
-                "seed": seed,
-            },
-        },
-        origin="replay",
-    )
+    rungs = [r for r in plan.rungs[:-1] if 2 * r >= plan.rungs[-1] or not plan.classifies]
+    return study(plan, sampler=sampler, seed=seed, seeds=seeds, rungs=rungs, in_flight=in_flight)
 
 
 def replicate(world: World, config: StudyConfig, workers: int, budget: float) -> Replication:
     """Search until so many device-seconds are spent; the config's seed fixes what happens."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     started = time.perf_counter()
     recorded = world.surface.values.shape[1]
     order = np.random.default_rng(config.search.seed).permutation(recorded).tolist()
@@ -125,31 +107,31 @@ def interval(values: Floats) -> tuple[float, float]:
 
 
 def held_out(world: World) -> dict[str, float]:
-    """Return how well the interpolation foretells densities that are taken out, in SD.
+    """Return how well the truth foretells densities that are taken out of it, in SD.
 
     The corners of the box stay, so that there is nothing to extrapolate. `error` is the root mean
-    square over the others; `luck` is what of it the recording's own seeds explain, the standard
-    error of a density's mean; `span` is the standard deviation of what is interpolated.
+    square over the better half of the others, `luck` what of it their own seeds explain: the
+    standard error of a density's mean. `span` is the standard deviation of their means.
     """
-    surface, errors = world.surface, []
-    for place in range(1 + 2**surface.plan.dimensions, surface.plan.points):
+    surface, ends = world.surface, world.surface.values[:, :, -1]
+    means = np.nanmean(ends, axis=1)
+    others = np.arange(1 + 2**surface.plan.dimensions, surface.plan.points)
+    better = others[np.argsort(-means[others])][: len(others) // 2]
+    errors = []
+    for place in better.tolist():
         rest = np.delete(np.arange(surface.plan.points), place)
-        others = World(
-            replace(
-                surface,
-                densities=surface.densities[rest],
-                values=surface.values[rest],
-                seconds=surface.seconds[rest],
-            )
-        )
-        errors.append(others.effect(surface.densities[place].tolist()) - world.effects[place])
-    own = surface.values[:, :, -1] - surface.values[0, :, -1]
-    luck = np.nanstd(own, axis=1, ddof=1).mean() / math.sqrt(own.shape[1])
-    return {
-        "error": float(np.sqrt(np.nanmean(np.square(errors)))) / world.spread,
-        "luck": float(luck) / world.spread,
-        "span": float(np.nanstd(world.effects)) / world.spread,
+        parts = (surface.densities[rest], surface.values[rest], surface.seconds[rest])
+        at = (surface.densities[[place]] - LOW) / (HIGH - LOW)
+        (foretold,) = expected(Surface(surface.plan, *parts), -1, at)
+        errors.append(foretold - means[place])
+    own = (ends - np.nanmean(ends[better], axis=0))[better]
+    luck = np.nanstd(own, axis=1, ddof=1) / math.sqrt(own.shape[1])
+    figures = {
+        "error": np.sqrt(np.mean(np.square(errors))),
+        "luck": np.sqrt(np.mean(np.square(luck))),
+        "span": np.std(means[better]),
     }
+    return {name: float(figure) / world.spread for name, figure in figures.items()}
 
 
 def told(name: str, world: World, arguments: argparse.Namespace) -> dict[str, object]:

@@ -10,18 +10,21 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
 from types import MappingProxyType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from optuna.storages import InMemoryStorage
-from scipy.spatial import Delaunay, KDTree
+from scipy.interpolate import RegularGridInterpolator
+from scipy.spatial import KDTree
 from sqlalchemy import Connection
 
-from helpers.surface import HIGH, LOW, Floats, Surface
+from helpers.surface import HIGH, LOW, Floats, Plan, Surface
 from optimizer.arms import Arm
+from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import differences, surrogate
+from optimizer.evidence.differences import TrialResult
 from optimizer.phases import optuna_study, search
 from optimizer.phases.desk import Desk
 from storage.ledger import LedgerRow
@@ -29,43 +32,57 @@ from storage.states import Phase, Role, TrialState
 from storage.studies import Study
 from storage.trials import TrialRow
 
+NODES = {1: 513, 2: 65, 3: 21}
+"""By dimensions: points along each side of the box at which the truth is computed. Between them it
+is interpolated linearly, to be looked up quickly."""
+
+
+def study(plan: Plan, **search: Any) -> StudyConfig:
+    """Return a study of a surface's kernel size, box and budget."""
+    return study_file.parse(
+        {
+            "name": plan.name,
+            "task": "photos",
+            "proxy": {"family": "nafnet", "width": 1, "depth": 1},
+            "kernel_size": plan.kernel_size,
+            "density": {"low": LOW, "high": HIGH},
+            "training": {"budget": plan.rungs[-1]},
+            "search": {"trials": 1000, **search},
+        },
+        origin="replay",
+    )
+
 
 class World:
     """A surface between the densities that were trained, too.
 
-    A job's value is the interpolated mean over the seeds (linear between the corners of a Delaunay
-    triangle), and what the nearest density that was trained deviated from its own mean with this
-    seed. So there is as much noise between densities as at them. Outside of the box all is as at
-    its nearest point.
+    The truth at a rung is what a Gaussian process (optimizer.evidence.surrogate) expects there from
+    all seeds: the mean over them has luck of its own, and the best of many means is a lucky one. A
+    job's value is the truth plus what the nearest density that was trained was above its own truth
+    with this seed. So a density that was trained repeats its record, and there is as much noise
+    between densities as at them. Outside of the box all is as at its nearest point.
     """
 
     def __init__(self, surface: Surface) -> None:
         self.surface = surface
-        trained = ~np.isnan(surface.values)
-        with np.errstate(invalid="ignore"):  # a density that diverges with all seeds has no mean
-            self._mean: Floats = np.nansum(surface.values, axis=1) / trained.sum(axis=1)
-        self._deviation = surface.values - self._mean[:, None]
-        self._seconds = np.nanmedian(surface.seconds, axis=(0, 1))
         self._tree = KDTree(surface.densities)
+        self._seconds = np.nanmedian(surface.seconds, axis=(0, 1))
+        axes = [np.linspace(0, 1, NODES[surface.plan.dimensions])] * surface.plan.dimensions
+        nodes = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+        flat = nodes.reshape(-1, surface.plan.dimensions)
+        truths = [expected(surface, rung, flat) for rung in range(len(surface.plan.rungs))]
+        self._truth = RegularGridInterpolator(
+            axes, np.stack(truths, axis=-1).reshape(*nodes.shape[:-1], -1)
+        )
+        self._deviation = surface.values - self._at(surface.densities)[:, None]
+        identity = self._at(np.ones((1, surface.plan.dimensions)))[0, -1]
+        self._identity = float(identity)
+        self.best = float(truths[-1].max() - identity)
+        """The largest true difference to identity."""
 
-    @cached_property
-    def _triangles(self) -> Delaunay:
-        return Delaunay(self.surface.densities)
-
-    def mean(self, den: Sequence[float]) -> Floats:
-        """Return the mean over all seeds at every rung, (rungs,)."""
-        point = np.clip(den, LOW, HIGH)
-        places = self.surface.densities
-        if len(point) == 1:
-            order = np.argsort(places[:, 0])
-            known, means = places[order, 0], self._mean[order]
-            return np.array([np.interp(point[0], known, column) for column in means.T])
-        triangle = int(self._triangles.find_simplex(point, tol=1e-9))
-        transform = self._triangles.transform[triangle]
-        first = transform[:-1] @ (point - transform[-1])
-        weights = np.append(first, 1 - first.sum())
-        corners: Floats = self._mean[self._triangles.simplices[triangle]]
-        return np.asarray(weights @ corners)
+    def _at(self, densities: Floats) -> Floats:
+        found: Floats = self._truth((np.clip(densities, LOW, HIGH) - LOW) / (HIGH - LOW))
+        return found
 
     def run(self, den: Sequence[float], seed: int) -> tuple[Floats, Floats]:
         """Return value and seconds at every rung of one job; values are NaN once it diverged.
@@ -73,29 +90,38 @@ class World:
         The seconds are the median over the recording, which others had a part in slowing down.
         """
         nearest = int(self._tree.query(np.clip(den, LOW, HIGH))[1])
-        return self.mean(den) + self._deviation[nearest, seed], self._seconds
-
-    @property
-    def effects(self) -> Floats:
-        """Return the true difference to identity of every density that was trained."""
-        effects: Floats = self._mean[:, -1] - self._mean[0, -1]
-        return effects
+        return self._at(np.array([den]))[0] + self._deviation[nearest, seed], self._seconds
 
     def effect(self, den: Sequence[float]) -> float:
         """Return a density's true difference to identity after the budget."""
-        return float(self.mean(den)[-1] - self._mean[0, -1])
-
-    @property
-    def best(self) -> float:
-        """Return the largest true difference."""
-        return float(np.nanmax(self.effects))
+        return float(self._at(np.array([den]))[0, -1]) - self._identity
 
     @property
     def spread(self) -> float:
-        """Return the SD over the seeds of the best density's difference to identity."""
+        """Return the SD over the seeds of the best trained density's difference to identity."""
         ends = self.surface.values[:, :, -1]
-        differences = ends[int(np.nanargmax(self.effects))] - ends[0]
-        return float(np.nanstd(differences, ddof=1))
+        best = int(np.argmax(self._at(self.surface.densities)[:, -1]))
+        return float(np.nanstd(ends[best] - ends[0], ddof=1))
+
+
+def expected(surface: Surface, rung: int, places: Floats) -> Floats:
+    """Return what is expected of a surface at places of the unit cube, (places,).
+
+    Differences to identity, and identity's mean added to them. ValueError if all have diverged.
+    """
+    config, k = study(surface.plan), surface.plan.kernel_size
+    values = surface.values[:, :, rung]
+    trials = []
+    for number, (den, row) in enumerate(zip(surface.densities.tolist(), values, strict=True)):
+        known = np.flatnonzero(~np.isnan(row) & ~np.isnan(values[0])).tolist()
+        if known:
+            both = {seed: dict(enumerate(of.tolist())) for seed, of in enumerate((row, values[0]))}
+            own, plain = ({seed: each[seed] for seed in known} for each in both.values())
+            role = "candidate" if number else "identity"
+            paired = differences.paired(own, plain)
+            trials.append(TrialResult(number, None, role, "", {k: tuple(den)}, own, paired))
+    mean, _ = surrogate.posterior(surrogate.Table.of(trials, config), places)
+    return mean + float(np.nanmean(values[0]))
 
 
 @dataclass

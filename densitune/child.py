@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
@@ -86,6 +86,11 @@ class ToWorker(Link):
         self._every: float = job["every"]
         self._told = time.monotonic()
         self._resumed, self._turn = job["resume"], 0
+
+    def applied(self, count: int, left_alone: Mapping[str, str]) -> None:
+        """Tell what an arm has done to a model, at some length at most."""
+        left = ", ".join(f"{name or 'the model'} ({why})" for name, why in left_alone.items())
+        self._channel.tell(applied=count, left=left[:MOST_WORDS])
 
     def begins(self, epoch: int) -> None:
         """Tell that an epoch begins: a sign of life."""

@@ -1,6 +1,6 @@
 """Whom a run tells how it goes, and how it hears that it ends."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -15,6 +15,9 @@ class Link:
     """Epochs after which a report is needed."""
     wants_test = False
     """Whether the last report has to tell the test split's value as well."""
+
+    def applied(self, count: int, left_alone: Mapping[str, str]) -> None:
+        """Hear how many convolutions an arm has treated, and why others of their sizes are not."""
 
     def begins(self, epoch: int) -> None:
         """Hear that an epoch begins."""

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from densitune import repeatable, treatment
+from densitune import conversion, repeatable, treatment
 from densitune.link import Ended, Link
 from densitune.treatment import Treatment
 
@@ -97,7 +97,10 @@ class Run:
         if any(reference() is model for reference in self._models):
             raise RuntimeError("run.apply was called twice for one model; apply to a new one")
         seed = self.seed + len(self._models)
+        sizes = self._arm.densities
+        treated = len(conversion._of_sizes(model, sizes)) if sizes else 0
         self._arm.apply(model, seed)
+        self._link.applied(treated, conversion.left_alone(model, sizes))
         self._models.append(weakref.ref(model))
         return model
 

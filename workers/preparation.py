@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from workers.entries import Entry
 from workers.networks import named, proxies, scale_free
 from workers.networks.named import Network
 from workers.networks.proxies import Proxy
+from workers.scripts.contract import Contract
 from workers.scripts.process import ScriptError
 from workers.scripts.script import Script
 from workers.scripts.stage import Stage
@@ -152,6 +153,22 @@ def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:
     else:
         scores["linear classifier"] = baselines.linear_classifier(prepared)
     return scores
+
+
+def contract(
+    config: StudyConfig, entry: Entry, device: torch.device, *, epochs: int, seconds: float
+) -> Contract:
+    """Return the checks of a script, each with so many epochs at most, all in so many seconds."""
+    script = _script(config, entry, 0.0)
+    script = replace(script, patience=min(script.patience, seconds))
+    return Contract(
+        Stage(script, entry, device, every=0.0),
+        config.kernel_size,
+        script.lr or config.usual_lr,
+        seed=config.seeds[0],
+        budget=min(epochs, config.confirm_budget),
+        seconds=seconds,
+    )
 
 
 def script_floor(config: StudyConfig, entry: Entry, device: torch.device) -> float:

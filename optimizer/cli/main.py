@@ -47,6 +47,7 @@ def _options(
 
 
 app.command()(train.launch)
+app.command()(train.check)
 app.command()(train.resume)
 app.command()(train.worker)
 app.command("list")(look.list_studies)

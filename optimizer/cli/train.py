@@ -101,6 +101,47 @@ def launch(
     _run(engine, study, config, fleet, folder, until=until, force=force)
 
 
+def check(
+    path: Annotated[Path, typer.Argument(help="The study's YAML file.", metavar="CONFIG")],
+    device: Device = "auto",
+    code: Code = None,
+    epochs: Annotated[
+        int, typer.Option(min=1, help="Epochs of each training of a script; 2 show its resuming.")
+    ] = 2,
+    seconds: Annotated[
+        int, typer.Option(min=1, help="Time for all of them; what is left over is not tried.")
+    ] = 900,
+) -> None:
+    """Try a study's data, network and script before there is one, without a database."""
+    config = study_file.load(path)
+    with interruptions.loading():
+        from workers import preparation
+        from workers.entries import Entry
+        from workers.training import devices
+
+    environment.tell_code(code)
+    found = data.prepare(config)
+    used = devices.resolve(device)
+    if not isinstance(found, Entry):
+        for line in preparation.try_network(config, found):
+            printing.say(line)
+        printing.say(f"{config.name}: the config, its data and its network are in order")
+        return
+    devices.make_repeatable(used)
+    printing.say(f"{found.name}: {found.file}, fingerprint {found.fingerprint[:12]}")
+    floor = preparation.script_floor(config, found, used)
+    printing.say(f"floor of {config.metric}: {floor:g} {config.unit}")
+    contract = preparation.contract(config, found, used, epochs=epochs, seconds=seconds)
+    broken = 0
+    for finding in contract.findings():
+        sign = {True: "holds", False: "DOES NOT HOLD", None: "note"}[finding.holds]
+        printing.say(f"{sign}: {finding.line}")
+        broken += finding.holds is False
+    if broken:
+        raise UsageError(f"{config.name}: {broken} of what a study relies on does not hold")
+    printing.say(f"{config.name}: start the study with: densitune launch {path}")
+
+
 def resume(
     name: StudyName,
     storage: Storage = None,

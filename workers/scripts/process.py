@@ -34,6 +34,7 @@ END_SECONDS = 10.0
 _LEASH = Path(__file__).with_name("leash.py")
 _NUMBER = (int, float)
 _MESSAGES: tuple[Mapping[str, Any], ...] = (
+    {"applied": int, "left": str},
     {"epoch": int},
     {"report": int, "value": _NUMBER, "test": (*_NUMBER, type(None)), "den": (dict, type(None))},
     {"saved": int, "file": int, "size": int},

@@ -18,6 +18,7 @@ from workers.entries import Entry
 from workers.scripts.course import Course
 from workers.scripts.process import Process, ScriptError
 from workers.scripts.script import Script
+from workers.training import devices
 from workers.training.loop import StoppedError
 from workers.training.member import DivergedError, State
 from workers.training.recipe import Job, Measurement
@@ -55,6 +56,12 @@ class Stage:
         self._entry, self._every = entry, every
         self._process: Process | None = None
         self._starved: list[Job] = []  # for which memory was too small once
+        self.treated: tuple[int, str] | None = None
+        """How many convolutions the last job has treated, and which of their sizes it has not."""
+        self.first_epoch: int | None = None
+        """The epoch that the last job began with, if the script has told."""
+        self.has_checkpoint = False
+        """Whether the job in training could be gone on with."""
 
     def train(self, jobs: Sequence[Job], **callbacks: Any) -> None:
         """Train jobs in turn and call back with each one's number in the order of arrival.
@@ -101,6 +108,7 @@ class Stage:
     def _train(self, number: int, job: Job, asked: Callbacks) -> None:
         """Train a job to its end, whatever that is; only StoppedError comes through."""
         course, ended = Course(self.recipe, job), False
+        self.treated, self.first_epoch = None, None
         try:
             process = self._ready()
             state = asked.restore(number)
@@ -110,8 +118,13 @@ class Stage:
             for message in self._heard(process):
                 if "failed" in message:
                     raise _raised(message["failed"], message["error"])
+                if "applied" in message:
+                    self.treated = message["applied"], message["left"]
+                if "epoch" in message and self.first_epoch is None:
+                    self.first_epoch = message["epoch"]
                 if "saved" in message:
                     course.keep(process.take(message["file"], message["size"]))
+                    self.has_checkpoint = True
                 if "report" in message:
                     ended = ended or self._reported(number, course, message, asked)
                     process.tell({"go": not ended or message["report"] == job.budget})
@@ -131,6 +144,8 @@ class Stage:
                 log.warning("a script failed after its last report: %s", failure)
             else:
                 asked.on_failure(number, failure)
+        finally:
+            self.has_checkpoint = False
 
     def _reported(
         self, number: int, course: Course, report: Mapping[str, Any], asked: Callbacks
@@ -198,7 +213,7 @@ class Stage:
 
 
 def _raised(kind: str, said: str) -> Exception:
-    """Return what a script has raised, by the kind that its process tells."""
-    if kind == "memory":
+    """Return what a script has raised, by the kind that its process tells and what it says."""
+    if kind == "memory" or any(words in said for words in devices.FULL):
         return MemoryError(said)
     return OSError(said) if kind == "data" else ScriptError(said)

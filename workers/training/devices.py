@@ -20,7 +20,7 @@ DRIVER = Path("/proc/driver/nvidia/version")
 QUEUES = 32
 """Streams that a GPU serves side by side: torch has a pool of so many, and CUDA's own default is 8
 (CUDA programming guide, environment variables)."""
-_FULL = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
+FULL = ("DefaultCPUAllocator", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 """What errors without a type of their own say when memory is full: torch on a CPU, CUDA outside
 torch's allocator (graphs, modules), cuBLAS and cuDNN."""
 
@@ -168,7 +168,7 @@ def is_out_of_memory(error: BaseException) -> bool:
             continue
         if isinstance(found, torch.OutOfMemoryError | MemoryError):
             return True
-        if isinstance(found, RuntimeError) and any(words in str(found) for words in _FULL):
+        if isinstance(found, RuntimeError) and any(words in str(found) for words in FULL):
             return True
         seen.add(id(found))
         waiting += [found.__cause__, found.__context__]

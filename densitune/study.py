@@ -68,6 +68,7 @@ class Study:
         until: str | None = None,
         force: bool = False,
         again: bool = False,
+        code: str | PathLike[str] | None = None,
         presets: str | PathLike[str] = "presets",
         storage: str | None = None,
     ) -> Self:
@@ -86,6 +87,7 @@ class Study:
             options = ["--announce", str(announced), "--device", device, "--presets", str(presets)]
             options += [] if workers is None else ["--workers", str(workers)]
             options += [] if until is None else ["--until", until]
+            options += [] if code is None else ["--code", str(code)]
             options += ["--force"] * force + ["--again"] * again
             source = str(config) if given is None else "-"
             launched = _Command(["launch", *options, "--", source], storage, given)

@@ -172,13 +172,15 @@ class Run:
     def resume(self) -> Any:
         """Return the state of an earlier, preempted part of this run; None if there is none.
 
-        Tensors are on the CPU. `epochs()` goes on after the epoch that it was made in.
+        Tensors are on the CPU. `epochs()` goes on after the epoch that it was made in, with the
+        random numbers that came next; without `epochs()` they are those from here on.
         """
         content = self._link.saved()
         if content is None:
             return None
         saved = _unpacked(content)
         self._epoch, self._random = saved["epoch"], saved["random"]
+        repeatable.set_random_state(self._random, self.device)
         return _unpacked(bytes(saved["state"].numpy()))
 
     def _write(self) -> None:

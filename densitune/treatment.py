@@ -50,20 +50,24 @@ class Treatment:
                 seen.add(id(weight))
                 if self.init != "model":
                     draw(module, seed, names[id(module)])
-                self._begin(weight, side)
+                self.begin(weight, side)
         if not self.is_plain:
             conversion.apply_densities(model, self.densities, trainable=self.trainable)
-        if self.mask == "uniform":
-            fill(model, self.densities, self.mask)
+            if self.mask == "uniform":
+                fill(model, self.densities, self.mask)
         return model
 
     @torch.no_grad()
-    def _begin(self, weight: Tensor, side: int) -> None:
+    def begin(self, weight: Tensor, side: int) -> None:
+        """Scale, in place, a weight (O, I/groups, k, ...) as it is drawn to where it starts.
+
+        Each size has a density. In d dimensions RMS(phi) is RMS(alpha)^d (densitune.density.rms).
+        """
         den, dimensions = self.densities[side], weight.dim() - 2
         if self.init == "compensated":
             weight.div_(density.rms(den, dimensions))
         if side in self.gain:
-            amplify(weight, self.gain[side])
+            weight.mul_(self.gain[side] ** (dimensions / 2))
         if self.start != "drawn":
             begin_at(weight, masked(den, "density", dimensions, weight.dtype), self.start)
 
@@ -76,14 +80,6 @@ def masked(den: Sequence[float], mask: Mask, dimensions: int, dtype: torch.dtype
     return torch.full_like(
         phi, 1.0 if mask == "ones" else phi.double().square().mean().sqrt().item()
     )
-
-
-def amplify(weight: Tensor, gain: float) -> None:
-    """Multiply, in place, a weight (O, I/groups, k, ...) by a gain that is one of two dimensions.
-
-    RMS(phi) is RMS(alpha) to the power of the dimensions (densitune.density.rms).
-    """
-    weight.mul_(gain ** ((weight.dim() - 2) / 2))
 
 
 def begin_at(weight: Tensor, phi: Tensor, start: Start) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from densitune import density
 from densitune.conversion import apply_densities
+from densitune.treatment import Treatment, masked
 from densitune.weighted_conv import WeightedConv
 from optimizer.arms import Init, Mask, Start
 from optimizer.learning_rates import Family, Kind
@@ -76,10 +77,9 @@ def build(
     kernel size the proxy does not have; UsageError for a network by name that cannot be built.
     """
     model = _drawn(proxy, densities, init, seed, trainable=trainable)
-    if init == "compensated":
-        _compensate(model, densities)
-    _amplify(model, gain)
-    _start(model, start)
+    arm = Treatment(densities, gain, mask, start, init, trainable)
+    for layer in _own_weights(model):
+        arm.begin(layer.weight, layer.kernel_size[0])
     set_densities(model, densities, mask)
     return model
 
@@ -129,7 +129,7 @@ def set_densities(
         layers = [module for module in _weighted(model) if module.kernel_size[0] == size]
         own = torch.tensor(den, dtype=weight.dtype).to(weight.device, non_blocking=True)
         phis = {
-            dimensions: _phi(den, mask, weight.dtype, dimensions).to(
+            dimensions: masked(den, mask, dimensions, weight.dtype).to(
                 weight.device, non_blocking=True
             )
             for dimensions in {_dimensions(layer) for layer in layers}
@@ -141,30 +141,12 @@ def set_densities(
                 layer.phi.copy_(phis[_dimensions(layer)])
 
 
-def _phi(den: Sequence[float], mask: Mask, dtype: torch.dtype, dimensions: int) -> Tensor:
-    """Return phi (k, ...), or what is to be in its place: its root mean square, or 1."""
-    phi = torch.from_numpy(density.phi(den, dimensions)).to(dtype)
-    if mask == "density":
-        return phi
-    return torch.full_like(
-        phi, 1.0 if mask == "ones" else phi.double().square().mean().sqrt().item()
-    )
-
-
 def trainable_densities(model: nn.Module) -> list[tuple[int, Tensor]]:
     """Return kernel size and density, the parameter ((k-1)/2,), of every layer that learns its own.
 
     In the order of the layers.
     """
     return [(layer.kernel_size[0], layer.den) for layer in _weighted(model) if layer.trainable]
-
-
-def learned(model: nn.Module) -> dict[str, list[list[float]]]:
-    """Return what the layers have learned, as JSON: {kernel size: [density of each layer]}."""
-    found: dict[str, list[list[float]]] = {}
-    for kernel_size, den in trainable_densities(model):
-        found.setdefault(str(kernel_size), []).append(den.tolist())
-    return found
 
 
 def _drawn(
@@ -258,33 +240,3 @@ def _init_torch(layer: nn.Conv2d | nn.Linear, draw: torch.Generator) -> None:
     nn.init.uniform_(layer.weight, -bound, bound, generator=draw)
     if layer.bias is not None:
         nn.init.uniform_(layer.bias, -bound, bound, generator=draw)
-
-
-@torch.no_grad()
-def _compensate(model: nn.Module, densities: Mapping[int, Sequence[float]]) -> None:
-    """Divide the weights of weighted convolutions by RMS(phi), which is their gain in scale."""
-    for layer in _own_weights(model):
-        layer.weight.div_(density.rms(densities[layer.kernel_size[0]], _dimensions(layer)))
-
-
-@torch.no_grad()
-def _amplify(model: nn.Module, gain: Mapping[int, float]) -> None:
-    """Multiply the weights of weighted convolutions by the gain of their kernel size."""
-    for layer in _own_weights(model):
-        if layer.kernel_size[0] in gain:
-            layer.weight.mul_(gain[layer.kernel_size[0]] ** (_dimensions(layer) / 2))
-
-
-@torch.no_grad()
-def _start(model: nn.Module, start: Start) -> None:
-    """Multiply the weights of weighted convolutions by phi, or divide them by it.
-
-    A tap whose phi is zero, or so small that its reciprocal is infinite, has no effect whatever its
-    weight, which then stays as it is.
-    """
-    if start == "drawn":
-        return
-    for layer in _own_weights(model):
-        inverse = layer.phi.reciprocal()
-        over = inverse.where(inverse.isfinite(), 1)
-        layer.weight.mul_(layer.phi if start == "times_phi" else over)

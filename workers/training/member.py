@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from densitune import treatment
 from optimizer.errors import UsageError
-from workers.networks import proxies
 from workers.training.recipe import Ending, Job, Measurement, steps_per_epoch
 from workers.training.scores import Judge, Score
 from workers.training.slots import Slots
@@ -107,7 +107,7 @@ class Member:
             )
         beside: dict[str, Any] = {"diverged": True} if diverged else {}
         if arm.trainable and not diverged:
-            beside["den"] = proxies.learned(network)
+            beside["den"] = treatment.learned(network)
         score = replace(score, extra={**score.extra, **beside})
         if not (arm.per_image and done):
             score, sealed = replace(score, images=()), sealed and replace(sealed, images=())

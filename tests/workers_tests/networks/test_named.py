@@ -12,6 +12,7 @@ from support.checkout import ROOT
 from torch import nn
 
 from densitune import density
+from densitune.treatment import Treatment
 from densitune.weighted_conv import WeightedConv, fold_all
 from optimizer.arms import Init, Mask
 from optimizer.errors import UsageError
@@ -177,5 +178,5 @@ def test_weights_that_layers_share_are_scaled_once() -> None:
     assert isinstance(last, nn.Conv2d)
     stem.weight = last.weight
     before = last.weight.detach().clone()
-    proxies._amplify(model, {3: 2.0})
+    Treatment({3: (1.0,)}, gain={3: 2.0}).apply(model, 0)
     assert torch.equal(last.weight, 2 * before)

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from densitune.treatment import learned
 from densitune.weighted_conv import WeightedConv2d, fold_all
 from workers.networks.classifiers import VGG, ResNet
 from workers.networks.denoisers import DnCNN, LayerNorm2d, NAFBlock, NAFNet, simple_gate
-from workers.networks.proxies import Proxy, build, learned, trainable_densities
+from workers.networks.proxies import Proxy, build, trainable_densities
 from workers.seeds import generator
 
 pytestmark = pytest.mark.numerical

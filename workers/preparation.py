@@ -16,8 +16,9 @@ from optimizer.config.networks import NamedNetwork
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from workers import entries
-from workers.data import cifar100, div2k, folder, photos
+from workers.data import cifar100, div2k, folder, given, photos
 from workers.data.bank import Bank
+from workers.data.given import Given
 from workers.data.patches import PatchPlan
 from workers.entries import Entry
 from workers.networks import named, proxies, scale_free
@@ -28,8 +29,13 @@ from workers.scripts.process import ScriptError
 from workers.scripts.script import Script
 from workers.scripts.stage import Stage
 from workers.training import baselines, dry_run
+from workers.training.own import Own
 from workers.training.recipe import Recipe, steps_per_epoch
 from workers.training.tasks import Classification, Denoising, Task, Tried
+
+Progress = Callable[[int, int], None]
+Prepared = Bank | Given
+"""The data of a study: images that are prepared, or what the user's function returned."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,7 @@ class Bench:
     device: torch.device
 
 
-def bank(data: tasks.Data, home: Path, progress: Callable[[int, int], None] | None = None) -> Bank:
+def bank(data: tasks.Data, home: Path, progress: Progress | None = None) -> Bank:
     """Return the prepared images of a task, downloading and decoding what is not there yet.
 
     `progress` is called with the bytes done and the bytes in all of a download. UsageError if the
@@ -80,22 +86,24 @@ def bank(data: tasks.Data, home: Path, progress: Callable[[int, int], None] | No
                 cache=cache,
                 test=data.test,
             )
-        case tasks.ScriptData():
-            raise UsageError("a training script has data of its own")
+        case tasks.ScriptData() | tasks.GivenData():
+            raise UsageError(f"task {data.task} has no images of ours")
 
 
-def prepare(
-    data: tasks.Data, home: Path, progress: Callable[[int, int], None] | None = None
-) -> Bank | Entry:
-    """Return the prepared images of a task, as `bank` does, or where the code of a script is."""
+def prepare(data: tasks.Data, home: Path, progress: Progress | None = None) -> Prepared | Entry:
+    """Return the data of a task: images, as `bank` does, or what a function of the user's returns.
+
+    Of a training script, where its code is. UsageError also if the user's code is not found, or
+    fails.
+    """
     if isinstance(data, tasks.ScriptData):
         return entries.find(data.entry, entries.folder(None))
-    return bank(data, home, progress)
+    return _given(data) if isinstance(data, tasks.GivenData) else bank(data, home, progress)
 
 
 def bench(
     config: StudyConfig,
-    prepared: Bank | Entry,
+    prepared: Prepared | Entry,
     precision: Precision,
     device: torch.device,
     floors: Mapping[str, float],
@@ -106,14 +114,23 @@ def bench(
     return Bench(task(config, prepared, device), recipe(config, prepared, precision), device)
 
 
-def task(config: StudyConfig, prepared: Bank, device: torch.device) -> Tried:
+def _given(data: tasks.GivenData) -> Given:
+    function = entries.load(entries.find(data.load, entries.folder(None)))
+    return given.load(data.load, function, data.kwargs, data.classes, has_test=data.test)
+
+
+def task(config: StudyConfig, prepared: Prepared, device: torch.device) -> Tried:
     """Return the study's task with its data on a device."""
+    if isinstance(prepared, Given):
+        assert isinstance(config.data, tasks.GivenData)
+        sign = -1.0 if config.data.direction == "minimize" else 1.0
+        return Own(prepared, device, sign=sign, floor=config.data.floor)
     if isinstance(config.data, tasks.DenoisingData):
         return Denoising(prepared, device, config.data.sigma)
     return Classification(prepared, device)
 
 
-def facts(config: StudyConfig, prepared: Bank | Entry) -> dict[str, Any]:
+def facts(config: StudyConfig, prepared: Prepared | Entry) -> dict[str, Any]:
     """Return what a study keeps of its data and network from the beginning, as JSON.
 
     Of a script's network nothing is known. UsageError if a script's floor cannot be computed.
@@ -137,16 +154,20 @@ def code(config: StudyConfig) -> dict[str, str]:
     """
     proxy, folder = config.proxy, entries.folder(None)
     names = [proxy.network] if isinstance(proxy, NamedNetwork) else []
+    if isinstance(config.data, tasks.GivenData):
+        names.append(config.data.load)
     return {name: named.code(name, folder) for name in names}
 
 
-def floors(config: StudyConfig, prepared: Bank) -> dict[str, float]:
+def floors(config: StudyConfig, prepared: Prepared) -> dict[str, float]:
     """Return the study's metric without any network, by the name of what reaches it.
 
     The first is the one without any training at all; the other is the best that is linear.
     """
     chosen = task(config, prepared, torch.device("cpu"))
     scores = {config.floor_name: chosen.floor()}
+    if isinstance(prepared, Given):
+        return scores
     if isinstance(config.data, tasks.DenoisingData):
         sigma = config.data.sigma
         scores["linear 3 x 3 filter"] = baselines.linear_filter(chosen, prepared, sigma)
@@ -208,7 +229,7 @@ def _script(config: StudyConfig, entry: Entry, floor: float) -> Script:
     )
 
 
-def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
+def recipe(config: StudyConfig, prepared: Prepared, precision: Precision) -> Recipe:
     """Return how the study's jobs are trained; `precision` is decided when the study is made."""
     lr = config.training.lr
     return Recipe(
@@ -221,8 +242,8 @@ def recipe(config: StudyConfig, prepared: Bank, precision: Precision) -> Recipe:
     )
 
 
-def _network(config: StudyConfig, prepared: Bank) -> Proxy | Network:
-    proxy, channels, classes = config.proxy, prepared.train.shape[1], prepared.classes
+def _network(config: StudyConfig, prepared: Prepared) -> Proxy | Network:
+    proxy, channels, classes = config.proxy, prepared.channels, prepared.classes
     assert proxy is not None  # what has no proxy is trained by its own script
     if isinstance(proxy, NamedNetwork):
         folder = entries.folder(None)
@@ -235,23 +256,26 @@ def _network(config: StudyConfig, prepared: Bank) -> Proxy | Network:
             classes=classes,
             kind=proxy.kind(classes=classes is not None),
             code=named.code(proxy.network, folder),
+            all_outputs=isinstance(prepared, Given),
             folder=folder,
         )
     return Proxy(proxy.family, proxy.width, proxy.depth, config.kernel_size, channels, classes)
 
 
-def try_network(config: StudyConfig, prepared: Bank | Entry) -> list[str]:
-    """Try a network by name on the study's data; return lines for people.
+def try_network(config: StudyConfig, prepared: Prepared | Entry) -> list[str]:
+    """Try a network on data where either is the user's; return lines for people.
 
-    UsageError if it cannot be trained. A script's is not known.
+    UsageError if it cannot be trained there. A script's is not known.
     """
     if isinstance(prepared, Entry):
         return []
+    if not isinstance(config.proxy, NamedNetwork) and not isinstance(prepared, Given):
+        return []  # families are known to fit the data of today's tasks
     tried = recipe(config, prepared, "full")
     return dry_run.check(task(config, prepared, torch.device("cpu")), tried)
 
 
-def uniform_is_identity(config: StudyConfig, prepared: Bank) -> bool:
+def uniform_is_identity(config: StudyConfig, prepared: Prepared) -> bool:
     """Tell whether a uniform mask is as good as identity in the study's confirmation.
 
     So it is if all is normalised, and trained for long enough.

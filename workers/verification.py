@@ -11,6 +11,7 @@ from optimizer.arms import Arm, Precision
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
 from workers import preparation
+from workers.entries import Entry
 from workers.preparation import Bench
 from workers.seeds import generator
 from workers.training import devices, equivalence
@@ -76,12 +77,18 @@ def prepare(
                 f"cannot be trained again"
             )
     devices.check_precision(precision, [device])
-    bank = preparation.bank(config.data, home)
+    bank = preparation.prepare(config.data, home)
+    if isinstance(bank, Entry):
+        raise UsageError(f"the jobs of the script {bank.name} cannot be trained again by verify")
     if bank.fingerprint != fingerprint:
         raise UsageError(
             f"the data here ({bank.source}, fingerprint {bank.fingerprint[:12]}) are not those "
             f"of the preset (fingerprint {fingerprint[:12]}); its jobs cannot be trained again"
-            + ("" if config.data.task == "photos" else "; name another folder with --data FOLDER")
+            + (
+                ""
+                if config.data.task in ("photos", "python")
+                else "; name another folder with --data"
+            )
         )
     devices.make_repeatable(chosen)
     task = preparation.task(config, bank, chosen)

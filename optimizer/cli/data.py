@@ -8,11 +8,11 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.show import printing
 
 if TYPE_CHECKING:
-    from workers.data.bank import Bank
     from workers.entries import Entry
+    from workers.preparation import Prepared
 
 
-def prepare(config: StudyConfig) -> "Bank | Entry":
+def prepare(config: StudyConfig) -> "Prepared | Entry":
     """Prepare the study's data, with a progress bar for a download; say what was taken.
 
     Of a training script, which has data of its own, find the code.

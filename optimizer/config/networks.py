@@ -3,18 +3,21 @@
 Unknown keys are errors. Defaults, units and descriptions stand here and nowhere else.
 """
 
-import json
 import re
 from typing import Annotated, Any, Self
 
 from pydantic import Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from optimizer.config.choices import Goal
-from optimizer.config.section import Section, Unit
+from optimizer.config.section import Section, Unit, check_plain
 from optimizer.learning_rates import Family, Kind
 
-LIBRARIES = ("torchvision", "timm")
-"""Whose networks are known by their names alone; of all others a function is named."""
+SHAPES: dict[str, tuple[str, ...]] = {
+    "torchvision": ("num_classes",),
+    "timm": ("num_classes", "in_chans"),
+}
+"""Libraries whose networks are known by their names alone, and what they call what data decide. Of
+all others a function is named."""
 OURS = ("densitune", "optimizer", "storage", "workers")
 """What a network's package cannot be called, for it is imported beside ours."""
 NAME = re.compile(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_][\w./-]*", re.ASCII)
@@ -117,16 +120,16 @@ class NamedNetwork(Section):
     @field_validator("kwargs")
     @classmethod
     def _can_be_stored(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
-        try:
-            written = json.dumps(kwargs, allow_nan=False)
-        except ValueError as error:
-            raise ValueError("proxy.kwargs has a number that is not finite") from error
-        if "\\u0000" in written:
-            raise ValueError("proxy.kwargs has a text with the character NUL")
-        taken = [name for name in ("channels", "classes") if name in kwargs]
-        if taken:
-            raise ValueError(f"proxy.kwargs.{taken[0]} follows from the data; leave it out")
+        check_plain(kwargs, "proxy.kwargs")
         return kwargs
+
+    @model_validator(mode="after")
+    def _shapes_are_the_datas(self) -> Self:
+        library = self.network.partition(":")[0]
+        for name in SHAPES.get(library, ("channels", "classes")):
+            if name in self.kwargs:
+                raise ValueError(f"proxy.kwargs.{name} follows from the data; leave it out")
+        return self
 
     @field_validator("layers", mode="before")
     @classmethod

@@ -1,9 +1,10 @@
 """What all sections of a study's configuration have in common."""
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationInfo, field_validator
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,16 @@ def _has_boolean(value: Any) -> bool:
             for item in value
         )
     return isinstance(value, bool)
+
+
+def check_plain(values: dict[str, JsonValue], key: str) -> None:
+    """Raise ValueError, which names the key, if values cannot be stored as JSON."""
+    try:
+        written = json.dumps(values, allow_nan=False)
+    except ValueError as error:
+        raise ValueError(f"{key} has a number that is not finite") from error
+    if "\\u0000" in written:
+        raise ValueError(f"{key} has a text with the character NUL")
 
 
 def unit(section: type[Section], key: str) -> str | None:

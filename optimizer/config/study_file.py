@@ -19,7 +19,7 @@ from optimizer.config import agreement, documents, problems, strict_yaml
 from optimizer.config.networks import PROXY_BY_TAG, Proxy
 from optimizer.config.section import Section, Unit
 from optimizer.config.sections import Box, Confirm, Search, Training
-from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data
+from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data, GivenData
 from optimizer.errors import UsageError
 from optimizer.learning_rates import Kind
 
@@ -189,7 +189,8 @@ class StudyConfig(Section):
         """Return what the network is trained as; None of a script's."""
         if self.proxy is None:
             return None
-        return self.proxy.kind(classes=self.data.goal == "classification")
+        classes = isinstance(self.data, GivenData) and self.data.classes is not None
+        return self.proxy.kind(classes=classes or self.data.goal == "classification")
 
     @property
     def usual_lr(self) -> float | None:
@@ -228,7 +229,7 @@ def load(path: Path) -> StudyConfig:
     absolute = {
         key: Path(os.path.realpath(path.parent / os.path.expanduser(folder)))
         for key in ("folder", "test")
-        if (folder := getattr(config.data, key, None))
+        if isinstance(folder := getattr(config.data, key, None), Path)
     }
     return config.model_copy(update={"data": config.data.model_copy(update=absolute)})
 

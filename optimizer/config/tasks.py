@@ -6,10 +6,10 @@ Unknown keys are errors. Defaults, units and descriptions stand here and nowhere
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import Discriminator, Field, FiniteFloat, Tag
+from pydantic import Discriminator, Field, FiniteFloat, JsonValue, Tag, field_validator
 
 from optimizer.config.choices import Color, Direction, Goal, LabelKind
-from optimizer.config.section import Section, Unit
+from optimizer.config.section import Section, Unit, check_plain
 
 ENTRY = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """How a function of the user's own is written: module:function."""
@@ -176,12 +176,52 @@ class ScriptData(Section):
         return self.test
 
 
+class GivenData(Section):
+    """Tensors of the user's own, which densitune's own loop trains on."""
+
+    goal: ClassVar[Goal] = "own"
+    floor_name: ClassVar[str] = "floor given"
+
+    task: Literal["python"]
+    """Data of your own."""
+    load: Annotated[str, Field(pattern=ENTRY)]
+    """The function that returns them, as module:function, found as a training script is: a mapping
+    with `train`, `validation` and, if there are, `test`, `loss` and `metric` (docs/method.md)."""
+    kwargs: dict[str, JsonValue] = Field(default={})
+    """What the function is called with."""
+    classes: Annotated[Annotated[int, Field(ge=2, le=1_000_000)] | None, Unit("classes")] = None
+    """How many classes the targets have; null if they are no classes."""
+    metric: Annotated[str, Field(min_length=1, max_length=40)] = "top-1 accuracy"
+    """What the metric is called; without a function `metric` it is this one."""
+    unit: Annotated[str, Field(max_length=20)] = "%"
+    """Its unit."""
+    direction: Direction = "maximize"
+    """Which way is better. What is minimized is negated wherever it is stored or shown."""
+    floor: Annotated[FiniteFloat, Unit("the metric's")]
+    """What needs no network, which identity has to beat. A training that diverges while densities
+    are confirmed scores this."""
+    test: bool = False
+    """Whether there is a test split as well, which is read once, after the verdict."""
+
+    @property
+    def has_test(self) -> bool:
+        """Return whether there is a test split."""
+        return self.test
+
+    @field_validator("kwargs")
+    @classmethod
+    def _can_be_stored(cls, kwargs: dict[str, JsonValue]) -> dict[str, JsonValue]:
+        check_plain(kwargs, "data.kwargs")
+        return kwargs
+
+
 def _which_data(section: Any) -> str:
     """Return the tag of the data section that a mapping (or a section) belongs to."""
     values = section if isinstance(section, dict) else getattr(section, "__dict__", {})
     classes = values.get("task") == "folder" and values.get("kind") == "classes"
-    script = " script" if values.get("task") == "python" else ""
-    return f"task {values.get('task')}{' of classes' if classes else script}"
+    own = {True: " data", False: " script"}["load" in values]
+    kind = own if values.get("task") == "python" else ""
+    return f"task {values.get('task')}{' of classes' if classes else kind}"
 
 
 # Tags are no identifiers, so that messages can tell them from keys.
@@ -192,6 +232,7 @@ DATA_BY_TAG: dict[str, type[Section]] = {
     "task folder": FolderPhotographs,
     "task folder of classes": FolderClasses,
     "task python script": ScriptData,
+    "task python data": GivenData,
 }
 TASKS = tuple(
     dict.fromkeys(
@@ -206,6 +247,7 @@ Data = Annotated[
     | Annotated[PhotosData, Tag("task photos")]
     | Annotated[FolderPhotographs, Tag("task folder")]
     | Annotated[FolderClasses, Tag("task folder of classes")]
-    | Annotated[ScriptData, Tag("task python script")],
+    | Annotated[ScriptData, Tag("task python script")]
+    | Annotated[GivenData, Tag("task python data")],
     Discriminator(_which_data),
 ]

@@ -127,7 +127,7 @@ def _task(snapshot: Snapshot) -> PresetTask:
 
 def _training(snapshot: Snapshot) -> dict[str, Any]:
     """Return how jobs were trained, as far as the study says it and not a script."""
-    config, by_script = snapshot.config, snapshot.config.data.task == "python"
+    config, by_script = snapshot.config, snapshot.config.proxy is None
     told = {
         **config.training.model_dump(exclude_none=True),
         "lr": snapshot.lr or config.training.lr,
@@ -249,7 +249,8 @@ def shareable(config: StudyConfig) -> dict[str, Any]:
     """Return the config as a document, without where the data lie on somebody's machine."""
     document = config.document()
     for place in ("folder", "test"):
-        document["data"].pop(place, None)
+        if not isinstance(document["data"].get(place), bool):  # whether there is a test split
+            document["data"].pop(place, None)
     return document
 
 

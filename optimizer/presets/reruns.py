@@ -179,10 +179,12 @@ def _config(preset: Preset, data: Path | None) -> StudyConfig:
             f"preset {preset.name} was recorded with images of one's own ({preset.task.source}), "
             f"and a preset does not tell where they lie; name their folder: --data FOLDER"
         )
-    if section.get("task") == "photos" and data is not None:
+    if section.get("task") in ("photos", "python") and data is not None:
+        source = "come with scikit-image"
+        if section["task"] == "python":
+            source = "are returned by code, whose folder --code names"
         raise UsageError(
-            f"--data {data} has no use: the photographs of preset {preset.name} come with "
-            f"scikit-image; leave it out"
+            f"--data {data} has no use: the data of preset {preset.name} {source}; leave it out"
         )
     if data is not None:
         section["folder"] = str(data.resolve())

@@ -124,3 +124,10 @@ def faulty(channels: int, classes: int, fault: str) -> Any:
     if fault == "extra state":
         return nn.Sequential(classifier(channels, classes), Keeping())
     return Faulty(channels, classes, fault)
+
+
+def flat_denoiser(channels: int, classes: None) -> nn.Module:
+    """A denoiser of signals of one dimension."""
+    return nn.Sequential(
+        nn.Conv1d(channels, 4, 3, padding=1), nn.ReLU(), nn.Conv1d(4, channels, 3, padding=1)
+    )

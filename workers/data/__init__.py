@@ -9,4 +9,5 @@ images    image files as pixels
 patches   patches of photographs for denoising
 cifar100, div2k, photos, folder
           the data sources, each ending in a bank
+given     data of the user's own: what their function returns
 """

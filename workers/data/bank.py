@@ -50,6 +50,11 @@ class Arrays:
     validation_labels: Labels | None = None
     classes: int | None = None
 
+    @property
+    def channels(self) -> int:
+        """Return the channels of the images."""
+        return int(self.train.shape[1])
+
     def __post_init__(self) -> None:
         for images, labels in (
             (self.train, self.train_labels),

@@ -8,21 +8,18 @@ import difflib
 import importlib.metadata
 import inspect
 import json
-import random
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from optimizer.errors import UsageError
 from optimizer.learning_rates import Kind
 from workers import entries
-from workers.seeds import derive
+from workers.seeds import derive, drawing_by
 
 LIBRARIES = ("torchvision", "timm")
 PRETRAINED = ("pretrained", "weights", "weights_backbone", "checkpoint_path")
@@ -108,22 +105,6 @@ def construct(network: Network, seed: int) -> nn.Module:
         )
     _check(network.name, model)
     return model.train()
-
-
-@contextmanager
-def drawing_by(seed: int) -> Iterator[None]:
-    """Have all that is drawn on the CPU from global generators meanwhile drawn by a seed."""
-    numpy_state, state = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would seed a GPU's generator as well.
-        torch.default_generator.manual_seed(seed)
-        np.random.seed(seed % 2**32)
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)
-            random.setstate(state)
 
 
 def adapt(model: nn.Module, network: Network) -> None:

@@ -52,6 +52,11 @@ class Proxy:
         """Return what it is trained as."""
         return self.family
 
+    @property
+    def name(self) -> str:
+        """Return what it is called."""
+        return self.family
+
 
 def build(
     proxy: Proxy | Network,

@@ -22,6 +22,9 @@ PER_CHANNEL = (
     nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d,
 )  # fmt: skip
 """They subtract a mean for each channel, so that a convolution's bias is lost as well."""
+MOMENTUM, EPSILON = 0.1, 1e-5
+"""Torch's own: with a smaller momentum more is left after STEPS, and a larger epsilon is not
+negligible. A network by name may have either."""
 OVER_CHANNELS = (nn.GroupNorm, nn.LayerNorm)
 """A bias before them stays, and with it the scale of what it is added to."""
 
@@ -48,7 +51,7 @@ def uniform_is_identity(network: nn.Module) -> bool:
             return False
         module = network.get_submodule(str(user.target))
         kinds = PER_CHANNEL if biased else (*PER_CHANNEL, *OVER_CHANNELS)
-        return type(module) in kinds and module.training
+        return type(module) in kinds and module.training and _is_usual(module)
 
     for node in graph.nodes:
         name = str(node.target)
@@ -59,6 +62,16 @@ def uniform_is_identity(network: nn.Module) -> bool:
             if not node.users or not all(loses_scale(user, biased) for user in node.users):
                 return False
     return True
+
+
+def _is_usual(module: nn.Module) -> bool:
+    """Tell whether a normalisation forgets in STEPS, and its epsilon is negligible."""
+    if not isinstance(eps := getattr(module, "eps", None), float) or eps > EPSILON:
+        return False
+    if not getattr(module, "track_running_stats", False):
+        return True
+    momentum = getattr(module, "momentum", None)
+    return isinstance(momentum, float) and momentum >= MOMENTUM
 
 
 class _Tracer(fx.Tracer):

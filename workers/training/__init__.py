@@ -7,6 +7,7 @@ dry_run    whether a network by name can be trained at all
 starts     initial weights and orders, kept on the device
 recipe     what is trained and how: recipe, job, measurement, schedules
 tasks      data + proxy + loss + metric on a device
+own        a task of the user's: their items, loss and metric
 scores     what a network achieves on images
 chance     what a network draws itself, by its job alone
 capture    steps of a member on a GPU without the host

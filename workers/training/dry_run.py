@@ -1,4 +1,4 @@
-"""Whether a network by name can be trained and judged on a task: tried before anything is written.
+"""Whether a network can be trained and judged on a task: tried before anything is written.
 
 Two items go forward and backward, once as identity and once weighted, and two are judged. What is
 wrong is told in one line, with what to do.
@@ -18,6 +18,7 @@ from densitune.weighted_conv import WeightedConv
 from optimizer.errors import UsageError
 from workers.networks import named, proxies
 from workers.networks.named import Network, said
+from workers.networks.proxies import Proxy
 from workers.training.chance import drawing_from
 from workers.training.recipe import Recipe
 from workers.training.tasks import Draws, Tried
@@ -34,11 +35,9 @@ def check(task: Tried, recipe: Recipe) -> list[str]:
     """Try a recipe's network on a task that is on the CPU; return lines for people.
 
     UsageError if it cannot be trained or judged there, or its result would depend on more than its
-    job. Networks of a family are not tried: they are known.
+    job.
     """
     network = recipe.proxy
-    if not isinstance(network, Network):
-        return []
     ones = {k: density.identity(k) for k in network.kernel_sizes}
     halves = {k: tuple(HALF for _ in den) for k, den in ones.items()}
     plain, weighted = (_built(network, recipe, densities) for densities in (ones, halves))
@@ -55,17 +54,19 @@ def check(task: Tried, recipe: Recipe) -> list[str]:
     return _lines(network, weighted, layers)
 
 
-def _built(network: Network, recipe: Recipe, densities: Densities) -> nn.Module:
+def _built(network: Proxy | Network, recipe: Recipe, densities: Densities) -> nn.Module:
     """Return a network as a slot has it; ValueError becomes a UsageError with the same line."""
     try:
         model = proxies.build(network, densities, init=recipe.init, seed=0)
     except ValueError as error:
-        raise UsageError(f"proxy.network {network.name}: {error}") from error
-    named.adapt(proxies.arrange(model, network), network)
+        raise UsageError(f"proxy {network.name}: {error}") from error
+    proxies.arrange(model, network)
+    if isinstance(network, Network):
+        named.adapt(model, network)
     return model
 
 
-def _trained(task: Tried, recipe: Recipe, model: nn.Module, network: Network) -> None:
+def _trained(task: Tried, recipe: Recipe, model: nn.Module, network: Proxy | Network) -> None:
     """Go forward and backward with the first items, twice from the same state to the same loss."""
     chosen = torch.arange(min(ITEMS, recipe.batch_size, len(task)))
     before = {name: value.clone() for name, value in proxies.tensors(model).items()}
@@ -82,40 +83,38 @@ def _trained(task: Tried, recipe: Recipe, model: nn.Module, network: Network) ->
             losses.append(_backward(task, outputs, targets, network))
     if not all(map(math.isfinite, losses)):
         raise UsageError(
-            f"proxy.network {network.name}: its loss is {losses[0]:g} before the first step; look "
+            f"proxy {network.name}: its loss is {losses[0]:g} before the first step; look "
             f"at init and at the network"
         )
     if losses[0] != losses[1]:
         raise UsageError(
-            f"proxy.network {network.name}: two passes with the same seed have the losses "
+            f"proxy {network.name}: two passes with the same seed have the losses "
             f"{losses[0]:g} and {losses[1]:g}; whatever it draws in training has to come from "
             f"torch's global generator, and its state has to be in parameters and buffers"
         )
 
 
-def _forward(model: nn.Module, inputs: Tensor, network: Network) -> Any:
+def _forward(model: nn.Module, inputs: Tensor, network: Proxy | Network) -> Any:
     try:
         return model(inputs)
     except Exception as error:  # whatever a foreign forward does
         raise UsageError(
-            f"proxy.network {network.name} does not take inputs of shape {tuple(inputs.shape)}: "
+            f"proxy {network.name} does not take inputs of shape {tuple(inputs.shape)}: "
             f"{said(error)}; look at data (color, size, patch) and proxy.kwargs"
         ) from error
 
 
-def _backward(task: Tried, outputs: Any, targets: Any, network: Network) -> float:
+def _backward(task: Tried, outputs: Any, targets: Any, network: Proxy | Network) -> float:
     try:
         loss = task.loss(outputs, targets)
         loss.backward()
     except Exception as error:
-        raise UsageError(
-            f"proxy.network {network.name} cannot be trained: {said(error)}"
-        ) from error
+        raise UsageError(f"proxy {network.name} cannot be trained: {said(error)}") from error
     return loss.item()
 
 
 def _check_layers(
-    network: Network, layers: Mapping[str, WeightedConv], called: Collection[nn.Module]
+    network: Proxy | Network, layers: Mapping[str, WeightedConv], called: Collection[nn.Module]
 ) -> None:
     """Check that every weighted layer has a say: it is called, and a gradient comes back."""
     for why, idle in (
@@ -124,13 +123,13 @@ def _check_layers(
     ):
         if idle:
             raise UsageError(
-                f"proxy.network {network.name}: {_some(idle)} {'is' if len(idle) == 1 else 'are'} "
+                f"proxy {network.name}: {_some(idle)} {'is' if len(idle) == 1 else 'are'} "
                 f"{why}, so that a density has no effect there; leave out what is not to be "
                 f"weighted, such as proxy.layers: ['!{idle[0]}']"
             )
 
 
-def _check_judging(task: Tried, model: nn.Module, network: Network) -> None:
+def _check_judging(task: Tried, model: nn.Module, network: Proxy | Network) -> None:
     """Judge twice: what is judged must not depend on chance, nor on what was judged before."""
     model.eval()
     try:
@@ -140,17 +139,19 @@ def _check_judging(task: Tried, model: nn.Module, network: Network) -> None:
         raise
     except Exception as error:
         raise UsageError(
-            f"proxy.network {network.name} cannot be judged on the validation data: {said(error)}"
+            f"proxy {network.name} cannot be judged on the validation data: {said(error)}"
         ) from error
     if repr(first) != repr(second):  # NaN is as good as any other number here
         raise UsageError(
-            f"proxy.network {network.name}: judged twice on the same it scores {first.value:g} and "
+            f"proxy {network.name}: judged twice on the same it scores {first.value:g} and "
             f"{second.value:g}, with {first.extra} and {second.extra}; in evaluation mode it must "
             f"draw nothing and keep its state"
         )
 
 
-def _lines(network: Network, model: nn.Module, layers: Mapping[str, WeightedConv]) -> list[str]:
+def _lines(
+    network: Proxy | Network, model: nn.Module, layers: Mapping[str, WeightedConv]
+) -> list[str]:
     """Return what is weighted and what is left alone."""
     counts: dict[str, int] = {}
     for layer in layers.values():
@@ -158,7 +159,8 @@ def _lines(network: Network, model: nn.Module, layers: Mapping[str, WeightedConv
         counts[kernel] = counts.get(kernel, 0) + 1
     told = " and ".join(f"{count} of {kernel}" for kernel, count in counts.items())
     weights = sum(parameter.numel() for parameter in model.parameters())
-    lines = [f"{network.name} ({network.code[:20]}): {weights:,} weights; weighted layers: {told}"]
+    code = f" ({network.code[:20]})" if isinstance(network, Network) else ""
+    lines = [f"{network.name}{code}: {weights:,} weights; weighted layers: {told}"]
     others = left_alone(model, network.kernel_sizes)
     if others:
         why = "; ".join(f"{name}: {reason}" for name, reason in list(others.items())[:NAMED])

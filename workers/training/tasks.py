@@ -78,12 +78,12 @@ class Draws:
 def _check_shape(outputs: Any, shape: tuple[int, ...], what: str, network: str) -> None:
     if not isinstance(outputs, Tensor):
         raise UsageError(
-            f"proxy.network {network} returns a {type(outputs).__name__}, and {what} of shape "
+            f"proxy {network} returns a {type(outputs).__name__}, and {what} of shape "
             f"{shape} are wanted"
         )
     if tuple(outputs.shape) != shape:
         raise UsageError(
-            f"proxy.network {network} returns {tuple(outputs.shape)}, and {what} of shape {shape} "
+            f"proxy {network} returns {tuple(outputs.shape)}, and {what} of shape {shape} "
             f"are wanted; look at proxy.kwargs, or return them from a function of your own"
         )
 

@@ -133,6 +133,19 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "proxy.family vgg is for classification, but task photos is denoising; "
         "take dncnn or nafnet",
     ),
+    (
+        {"task": "python", "data": {"load": "a:b"}},
+        "data.floor is missing",
+    ),
+    (
+        {"task": "python", "data": {"load": "a b", "floor": 1}},
+        "data.load = 'a b': string should match pattern",
+    ),
+    (
+        {"task": "python", "data": {"load": "a:b", "floor": 1, "kwargs": {"x": float("inf")}}},
+        "data.kwargs has a number that is not finite",
+    ),
+    ({"task": "python", "data": {"load": "a:b", "floor": 1}, "proxy": None}, "proxy is missing"),
     ({"init": "model"}, "init: model keeps the initial weights that a network of your own has"),
     (
         {"proxy": {"network": "resnet18"}},

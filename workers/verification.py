@@ -10,13 +10,13 @@ from densitune.weighted_conv import WeightedConv2d
 from optimizer.arms import Arm, Precision
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError, UsageError
-from workers import preparation
+from workers import entries, preparation
 from workers.entries import Entry
 from workers.preparation import Bench
+from workers.scripts.stage import Stage
 from workers.seeds import generator
 from workers.training import devices, equivalence
 from workers.training.loop import train
-from workers.training.member import DivergedError
 from workers.training.recipe import Job, Measurement
 from workers.training.slots import Slots
 
@@ -63,11 +63,12 @@ def prepare(
     precision: Precision,
     device: str,
     versions: Mapping[str, str],
-) -> Bench:
-    """Prepare the data of a config on a device, to train recorded jobs again.
+    floors: Mapping[str, float],
+) -> Bench | Stage:
+    """Prepare the data of a config on a device, or its script, to train recorded jobs again.
 
     UsageError if they do not have the fingerprint, the device not the precision, or the network's
-    code is not the one among the recorded versions.
+    code is not the one among the recorded versions. `floors` are those that were recorded.
     """
     chosen = devices.resolve(device)
     for name, code in preparation.code(config).items():
@@ -79,8 +80,8 @@ def prepare(
     devices.check_precision(precision, [device])
     bank = preparation.prepare(config.data, home)
     if isinstance(bank, Entry):
-        raise UsageError(f"the jobs of the script {bank.name} cannot be trained again by verify")
-    if bank.fingerprint != fingerprint:
+        entries.check(bank, fingerprint)
+    elif bank.fingerprint != fingerprint:
         raise UsageError(
             f"the data here ({bank.source}, fingerprint {bank.fingerprint[:12]}) are not those "
             f"of the preset (fingerprint {fingerprint[:12]}); its jobs cannot be trained again"
@@ -91,14 +92,15 @@ def prepare(
             )
         )
     devices.make_repeatable(chosen)
-    task = preparation.task(config, bank, chosen)
-    return Bench(task, preparation.recipe(config, bank, precision), chosen)
+    return preparation.bench(config, bank, precision, chosen, floors)
 
 
-def metrics(bench: Bench, arms: Mapping[str, Arm], seed: int, budget: int) -> dict[str, float]:
+def metrics(
+    bench: Bench | Stage, arms: Mapping[str, Arm], seed: int, budget: int
+) -> dict[str, float]:
     """Train arms with one seed and return the metric of each after `budget` epochs, by name.
 
-    StudyFailedError if one diverges.
+    StudyFailedError if one diverges, or its script fails.
     """
     names = list(arms)
     values: dict[str, float] = {}
@@ -106,10 +108,13 @@ def metrics(bench: Bench, arms: Mapping[str, Arm], seed: int, budget: int) -> di
     def record(number: int, measurement: Measurement) -> None:
         values[names[number]] = measurement.score.value  # the last one is after the budget
 
-    def fail(number: int, error: DivergedError) -> None:
+    def fail(number: int, error: Exception) -> None:
         raise StudyFailedError(f"{names[number]}, trained again with seed {seed}, {error}")
 
     jobs = [Job(arm, seed, budget) for arm in arms.values()]
-    slots = Slots(bench.task, bench.recipe, bench.device)
-    train(slots, jobs, on_rung=record, on_failure=fail)
+    if isinstance(bench, Stage):
+        bench.train(jobs, on_rung=record, on_failure=fail)
+    else:
+        slots = Slots(bench.task, bench.recipe, bench.device)
+        train(slots, jobs, on_rung=record, on_failure=fail)
     return values

@@ -12,7 +12,7 @@ from rich.live import Live
 
 from optimizer import snapshot
 from optimizer.cli import display, environment, interruptions
-from optimizer.cli.options import Device, Storage, StudyName
+from optimizer.cli.options import Code, Device, Storage, StudyName
 from optimizer.errors import UsageError
 from optimizer.presets import document, exports, recheck, reruns
 from optimizer.presets.document import Preset
@@ -193,6 +193,7 @@ def verify(
     data: Annotated[
         Path | None, typer.Option(help="Folder of the data, for --rerun.", metavar="FOLDER")
     ] = None,
+    code: Code = None,
     device: Device = "auto",
 ) -> None:
     """Check a preset: does it agree with itself, and, if asked, do its numbers come back?"""
@@ -212,6 +213,7 @@ def verify(
         f"are in order; densities {words.densities(preset.by_kernel_size())}; verdict "
         f"{preset.evidence.verdict}; the file is not signed: --rerun trains recorded seeds again"
     )
+    environment.tell_code(code)
     if rerun is not None:
         _rerun(preset, rerun, data, device)
 
@@ -230,6 +232,7 @@ def _rerun(preset: Preset, count: int, data: Path | None, device: str) -> None:
         precision=told.precision,
         device=device,
         versions=preset.provenance.versions,
+        floors=preset.evidence.floors or {told.config.floor_name: preset.evidence.floor},
     )
     kind = devices.describe(bench.device)
     limits = reruns.limits(preset, told.differences, kind)

@@ -186,6 +186,11 @@ def _config(preset: Preset, data: Path | None) -> StudyConfig:
         raise UsageError(
             f"--data {data} has no use: the data of preset {preset.name} {source}; leave it out"
         )
+    if "entry" in section and data is not None:
+        raise UsageError(
+            f"--data {data} has no use: the script of preset {preset.name} has its own data; name "
+            f"the folder of its code with --code FOLDER"
+        )
     if data is not None:
         section["folder"] = str(data.resolve())
     return study_file.parse({**document, "data": section}, origin=f"in preset {preset.name}")

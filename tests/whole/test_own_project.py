@@ -201,5 +201,14 @@ def test_a_project_goes_from_check_to_a_preset_though_a_worker_is_killed(
     assert preset["task"]["fingerprint"] == fingerprint
     assert preset["evidence"]["confirmation"] is not None
     assert preset["densities"].keys() == {"5"}
+    verified = subprocess.run(
+        command("verify", "presets/own.json", "--rerun", "1", program=SAFE),
+        cwd=tmp_path,
+        env=environment(database_url),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 seeds reproduced to the last bit" in verified.stdout, verified.stderr
     states = dict(query(database, "SELECT state, count(*) FROM densitune.jobs GROUP BY state"))
     assert states.keys() <= {"done", "cut"}

@@ -117,7 +117,8 @@ def read(connection: Connection, study_id: int, phase: Phase) -> list[LedgerRow]
 def everything(connection: Connection, study_id: int) -> list[Measured]:
     """Return a study's measurements of all phases by trial, seed, budget and rung, as `read` does.
 
-    What the test split said is not among them, before a verdict and after it.
+    What the test split said is not among them, before a verdict and after it: neither what is
+    sealed nor jobs on the test split alone, which earlier versions queued after a verdict.
     """
     query = text("""
         SELECT jobs.phase, jobs.trial, role, label, origin, densities, arm, seed, budget, rung,
@@ -129,7 +130,7 @@ def everything(connection: Connection, study_id: int) -> list[Measured]:
         JOIN densitune.trials AS trials ON trials.study_id = jobs.study_id
             AND trials.phase = jobs.phase AND trials.number = jobs.trial
         LEFT JOIN densitune.workers AS workers ON workers.id = measurements.worker_id
-        WHERE jobs.study_id = :study AND NOT late
+        WHERE jobs.study_id = :study AND NOT late AND arm ->> 'split' IS DISTINCT FROM 'test'
         ORDER BY jobs.trial, seed, budget, rung
     """)
     rows = connection.execute(query, {"study": study_id})

@@ -58,8 +58,9 @@ def half_width(differences: NDArray[np.float64]) -> float:
     """Return half the width of the 95 % interval of the mean of differences (seeds, images).
 
     Components of variance are from the mean squares, that of images zero at least; the degrees of
-    freedom are Satterthwaite's (1946, Biometrics Bulletin 2). Never narrower than the interval
-    over seeds alone.
+    freedom are Satterthwaite's (1946, Biometrics Bulletin 2), and min(n, m) - 1 at least: a mean
+    square is subtracted, so that without a bound they may be as near zero as you like, and the
+    interval infinite. Never narrower than the interval over seeds alone.
     """
     n, m = differences.shape
     by_seed = differences.mean(axis=1, keepdims=True)
@@ -74,4 +75,5 @@ def half_width(differences: NDArray[np.float64]) -> float:
     freedom = variance**2 / (
         seeds**2 / (n - 1) + images**2 / (m - 1) + both**2 / ((n - 1) * (m - 1))
     )
+    freedom = max(freedom, min(n, m) - 1)
     return max(alone, float(stdtrit(freedom, 0.975)) * math.sqrt(variance))

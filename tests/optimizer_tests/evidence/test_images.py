@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 
 from optimizer.evidence import images
@@ -74,6 +77,25 @@ def test_it_is_never_narrower_than_over_seeds_alone_and_the_same_where_images_ag
     same = layout(rng, 6, 40, 1.0, 0.0, 0.0)
     alone = scipy.stats.ttest_1samp(same.mean(axis=1), 0).confidence_interval(0.95)
     assert images.half_width(same) == pytest.approx((alone.high - alone.low) / 2)
+
+
+@given(
+    npst.arrays(
+        np.float64,
+        st.tuples(st.integers(2, 4), st.integers(2, 5)),
+        elements=st.floats(-100, 100).map(lambda value: round(value, 1)),
+    )
+)
+@example(np.array([[1.3, -0.6, 1.2], [-0.1, 0.4, 1.0]]))
+@example(np.array([[1.0, -1.01], [-1.0, 1.005]]))
+def test_it_is_finite_and_no_wider_than_the_fewer_of_seeds_and_images_allow(
+    found: NDArray[np.float64],
+) -> None:
+    """At most Student's t of so many degrees of freedom times both parts of the variance."""
+    n, m = found.shape
+    parts = found.mean(axis=1).var(ddof=1) / n + found.mean(axis=0).var(ddof=1) / m
+    most = float(scipy.stats.t.ppf(0.975, min(n, m) - 1)) * parts**0.5
+    assert 0 <= images.half_width(found) <= most * (1 + 1e-9)
 
 
 def test_two_seeds_that_agree_on_every_image_leave_the_images() -> None:

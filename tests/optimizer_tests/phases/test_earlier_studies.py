@@ -24,7 +24,7 @@ from optimizer.phases import holdout
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import exports, recheck
 from optimizer.presets.document import Preset, sealed
-from optimizer.show import programs, words
+from optimizer.show import measurements, programs, words
 from optimizer.show.confirmation_table import arms_table
 from optimizer.snapshot import Snapshot
 from storage import studies, trials
@@ -283,6 +283,8 @@ def test_what_was_queued_for_the_test_split_is_trained_and_read(
     assert found is not None
     assert now.study.state == "finished"
     assert now.decided.jobs["done"] == (8 if broken else 16)
+    given_out = measurements.read(database, given.name).rows
+    assert {row["phase"] for row in given_out} == {"search", "confirm"}
     if broken:
         reason = "could not be measured with every seed: training diverged"
         assert found.reason == f"{chosen[1].label} {reason}"

@@ -32,6 +32,8 @@ SERVICE = ("optimizer", "workers", "storage")
 """Packages of the service: a project may have some of these names."""
 MOST_WORDS = 2000
 """Characters of an error that are told."""
+SHARE = 0.01
+"""Of the time of a job, for checkpoints, at most: large ones are made less often."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -84,7 +86,8 @@ class ToWorker(Link):
         self._channel, self._files = channel, files
         self.rungs, self.wants_test = job["rungs"], job["test"]
         self._every: float = job["every"]
-        self._told = time.monotonic()
+        self._next = time.monotonic() + self._every
+        self._asked = self._next
         self._resumed, self._turn = job["resume"], 0
 
     def applied(self, count: int, left_alone: Mapping[str, str]) -> None:
@@ -103,16 +106,19 @@ class ToWorker(Link):
 
     def wants_checkpoint(self) -> bool:
         """Return whether it is time for the next one."""
-        return time.monotonic() - self._told >= self._every
+        self._asked = time.monotonic()
+        return bool(self._asked >= self._next)
 
-    def save(self, epoch: int, content: bytes) -> None:
+    def save(self, epoch: int, parts: Sequence[bytes]) -> None:
         """Write a checkpoint into the file that does not have the last one, and say so."""
         with os.fdopen(os.dup(self._files[self._turn]), "r+b") as file:
             file.seek(0)
             file.truncate()
-            file.write(content)
-        self._channel.tell(saved=epoch, file=self._turn, size=len(content))
-        self._turn, self._told = 1 - self._turn, time.monotonic()
+            for part in parts:
+                file.write(part)
+        self._channel.tell(saved=epoch, file=self._turn, size=sum(map(len, parts)))
+        self._turn, now = 1 - self._turn, time.monotonic()
+        self._next = now + max(self._every, (now - self._asked) / SHARE if self._every else 0.0)
 
     def saved(self) -> bytes | None:
         """Return the checkpoint that the worker has put into the first file."""
@@ -169,8 +175,10 @@ def _train(
     )
     link = ToWorker(channel, job, told["files"])
     run = Run.of_study(job["seed"], job["lr"], job["budget"], device, arm, link)
+    function = _function(told["module"], told["function"])
+    gc.freeze()  # what has been imported stays, and need not be looked through after each job
     try:
-        _function(told["module"], told["function"])(run)
+        function(run)
     except Ended:
         return
     if job["budget"] not in run.values:

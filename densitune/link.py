@@ -1,6 +1,6 @@
 """Whom a run tells how it goes, and how it hears that it ends."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 
@@ -30,8 +30,8 @@ class Link:
         """Return whether a checkpoint would be of use now."""
         return False
 
-    def save(self, epoch: int, content: bytes) -> None:
-        """Keep a checkpoint that was made at the end of an epoch."""
+    def save(self, epoch: int, parts: Sequence[bytes]) -> None:
+        """Keep a checkpoint that was made at the end of an epoch: the parts, one after another."""
 
     def saved(self) -> bytes | None:
         """Return the checkpoint that this run goes on from."""

@@ -24,6 +24,8 @@ from densitune.treatment import Treatment
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _Value = float | Tensor
+_HEAD = 8
+"""Bytes that tell how many follow before the script's own state begins."""
 
 
 class Run:
@@ -178,19 +180,19 @@ class Run:
         content = self._link.saved()
         if content is None:
             return None
-        saved = _unpacked(content)
+        beside = int.from_bytes(content[:_HEAD], "big")
+        saved = _unpacked(content[_HEAD : _HEAD + beside])
         self._epoch, self._random = saved["epoch"], saved["random"]
         repeatable.set_random_state(self._random, self.device)
-        return _unpacked(bytes(saved["state"].numpy()))
+        return _unpacked(content[_HEAD + beside :])
 
     def _write(self) -> None:
         if self._pending is None or self._epoch == self.budget:
             return
-        content = torch.frombuffer(bytearray(self._pending), dtype=torch.uint8)
-        self._pending = None
+        state, self._pending = self._pending, None
         random = repeatable.random_state(self.device)
-        saved = {"epoch": self._epoch, "random": random, "state": content}
-        self._link.save(self._epoch, _packed(saved))
+        beside = _packed({"epoch": self._epoch, "random": random})
+        self._link.save(self._epoch, (len(beside).to_bytes(_HEAD, "big"), beside, state))
 
     def _learned(self) -> dict[str, list[list[float]]] | None:
         if not self._arm.trainable:

@@ -1,6 +1,7 @@
 """A run by itself, as a script sees it without a study; within one: workers_tests/scripts."""
 
 import random
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -35,8 +36,8 @@ class Keeping(Link):
     def wants_checkpoint(self) -> bool:
         return True
 
-    def save(self, epoch: int, content: bytes) -> None:
-        self.found = content
+    def save(self, epoch: int, parts: Sequence[bytes]) -> None:
+        self.found = b"".join(parts)
 
     def saved(self) -> bytes | None:
         return self.found

@@ -19,23 +19,16 @@ class Course:
     def __init__(self, script: Script, job: Job) -> None:
         self._script, self.job = script, job
         self._began, self._before = time.monotonic(), 0.0
-        self._checkpoint: bytes | None = None
 
-    def state(self) -> State | None:
-        """Return what somebody else could go on from; None without a checkpoint."""
-        if self._checkpoint is None:
-            return None
-        content = torch.frombuffer(bytearray(self._checkpoint), dtype=torch.uint8)
+    def state(self, checkpoint: bytes) -> State:
+        """Return what somebody else can go on from."""
+        content = torch.frombuffer(bytearray(checkpoint), dtype=torch.uint8)
         return {"script": content, "seconds": self._seconds}
 
     def resume(self, state: State) -> bytes:
         """Go on from a state of another course of the job; return its checkpoint."""
-        self._before, self._checkpoint = state["seconds"], bytes(state["script"].numpy())
-        return self._checkpoint
-
-    def keep(self, checkpoint: bytes) -> None:
-        """Take a newer checkpoint."""
-        self._checkpoint = checkpoint
+        self._before = state["seconds"]
+        return bytes(state["script"].numpy())
 
     def measured(self, report: Mapping[str, Any]) -> Measurement | None:
         """Return the measurement that a report makes; None if none is due after this epoch.

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,7 @@ class Process:
         theirs.close()
         self._unread = b""
         self._tail = b""
+        self._kept = 0, 0
         self._listener = threading.Thread(target=self._listen, args=(printed,), daemon=True)
         self._listener.start()
         self.memory: int | None = None
@@ -115,18 +117,34 @@ class Process:
         file.truncate()
         file.write(content)
         file.flush()
+        self.keep(0, len(content))
 
-    def take(self, number: int, size: int) -> bytes:
-        """Return a checkpoint that the process has written; ScriptError if it is not there."""
+    def keep(self, number: int, size: int) -> None:
+        """Note in which file the last whole checkpoint is, of so many bytes; none of 0 bytes.
+
+        ScriptError if there is no such file.
+        """
         if number not in (0, 1):
             raise ScriptError(f"there is no file {number}")
-        content = os.pread(self._files[number].fileno(), size, 0)
+        self._kept = number, size
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is a checkpoint of the job in training."""
+        return self._kept[1] > 0
+
+    def checkpoint(self) -> bytes:
+        """Return it; ScriptError if it is not whole, whatever the script has done to the file."""
+        number, size = self._kept
+        file = self._files[number]
+        file.seek(0)
+        content = file.read(size)
         if len(content) != size:
             raise ScriptError(f"a checkpoint has {len(content)} bytes instead of {size}")
         return content
 
     def end(self) -> str:
-        """Kill it with all that it has started, and say how it ended."""
+        """Kill it with all that it has started, and say how it ended; its checkpoint stays."""
         ended_by_itself = self._process.poll() is not None or self._has_closed()
         if ended_by_itself:  # the leash is on its way out, with the code
             _waited(self._process)
@@ -136,11 +154,16 @@ class Process:
         if not _waited(self._process):
             self._process.kill()
             self._process.wait()
+        self._hear_the_rest()
+        self._listener.join(END_SECONDS)
+        return _said(self._process.returncode)
+
+    def close(self) -> None:
+        """End it, and let go of all that is held for it."""
+        self.end()
         self._socket.close()
         for file in self._files:
             file.close()
-        self._listener.join(END_SECONDS)
-        return _said(self._process.returncode)
 
     @property
     def killed(self) -> bool:
@@ -152,10 +175,21 @@ class Process:
         """The last lines of what it has printed."""
         return self._tail.decode(errors="replace").splitlines()[-SHOWN_LINES:]
 
-    def _received(self) -> bytes:
+    def _hear_the_rest(self) -> None:
+        """Note which file it has written last: it may have begun to write the one before again."""
+        while received := self._received(socket.MSG_DONTWAIT):
+            self._unread += received
+        *lines, self._unread = self._unread.split(b"\n")
+        for line in lines:
+            with suppress(ScriptError):
+                message = _read(line)
+                if "saved" in message:
+                    self.keep(message["file"], message["size"])
+
+    def _received(self, flags: int = 0) -> bytes:
         try:
-            return self._socket.recv(2**16)
-        except ConnectionError:
+            return self._socket.recv(2**16, flags)
+        except OSError:  # closed, or nothing is there
             return b""
 
     def _has_closed(self) -> bool:

@@ -60,8 +60,6 @@ class Stage:
         """How many convolutions the last job has treated, and which of their sizes it has not."""
         self.first_epoch: int | None = None
         """The epoch that the last job began with, if the script has told."""
-        self.has_checkpoint = False
-        """Whether the job in training could be gone on with."""
 
     def train(self, jobs: Sequence[Job], **callbacks: Any) -> None:
         """Train jobs in turn and call back with each one's number in the order of arrival.
@@ -83,6 +81,11 @@ class Stage:
                 self._train(number, job, asked)
             joining = asked.refill()
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether the job in training could be gone on with."""
+        return self._process is not None and self._process.has_checkpoint
+
     def call(self, function: str) -> float | str:
         """Return what a function of the user's own returns; ScriptError if it fails."""
         process = self._ready()
@@ -102,7 +105,7 @@ class Stage:
     def close(self) -> None:
         """End the process, if there is one."""
         if self._process is not None:
-            self._process.end()
+            self._process.close()
             self._process = None
 
     def _train(self, number: int, job: Job, asked: Callbacks) -> None:
@@ -123,14 +126,14 @@ class Stage:
                 if "epoch" in message and self.first_epoch is None:
                     self.first_epoch = message["epoch"]
                 if "saved" in message:
-                    course.keep(process.take(message["file"], message["size"]))
-                    self.has_checkpoint = True
+                    process.keep(message["file"], message["size"])
                 if "report" in message:
                     ended = ended or self._reported(number, course, message, asked)
                     process.tell({"go": not ended or message["report"] == job.budget})
                 if not ended and asked.stopping():
-                    if (saved := course.state()) is not None:
-                        asked.save(number, saved)
+                    process.end()
+                    if process.has_checkpoint:
+                        asked.save(number, course.state(process.checkpoint()))
                     raise StoppedError
                 if not ended and number in asked.leaving():
                     self.close()
@@ -144,8 +147,6 @@ class Stage:
                 log.warning("a script failed after its last report: %s", failure)
             else:
                 asked.on_failure(number, failure)
-        finally:
-            self.has_checkpoint = False
 
     def _reported(
         self, number: int, course: Course, report: Mapping[str, Any], asked: Callbacks
@@ -187,6 +188,7 @@ class Stage:
 
     def _rest(self, process: Process, memory: int) -> None:
         """Keep a process for the next job, unless it is not to be or has grown."""
+        process.keep(0, 0)
         process.memory = memory if process.memory is None else process.memory
         grown = memory - process.memory
         if grown > GROWTH:

@@ -1,7 +1,7 @@
 """Presets: what a study exports, read and applied to a model."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -45,14 +45,16 @@ class Preset:
         *,
         init: _WeightedInit | None = None,
         trainable: bool = False,
+        layers: str | Sequence[str] = (),
     ) -> nn.Module:
         """Weight, in place, the convolutions of the preset's sizes, as `apply_densities` does.
 
         Initial weights are drawn as the study drew them, unless `init` says otherwise: `keep` for a
-        model that is trained already.
+        model that is trained already. layers: patterns of the names of those that are weighted.
         """
-        init = init or self.init
-        return conversion.apply_densities(model, self.densities, trainable=trainable, init=init)
+        return conversion.apply_densities(
+            model, self.densities, trainable=trainable, init=init or self.init, layers=layers
+        )
 
     def scale_initial_weights(self, model: nn.Module, *, init: _Init | None = None) -> nn.Module:
         """Give plain convolutions of the preset's sizes, in place, the density's start alone.

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping, Sequence
 
 from densitune import density
+from optimizer.config.networks import NamedNetwork
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import cautions, differences
 from optimizer.evidence.own_rates import RateCheck
@@ -18,6 +19,8 @@ from optimizer.learning_rates import CLASSIFIERS
 PLAIN = "Use the plain convolution: no density is shown to help."
 CALL = 'densitune.scale_initial_weights(model, preset, init="library")'
 """What does for a model what a scale control does in a study."""
+OWN_CALL = "densitune.scale_initial_weights(model, preset)"
+"""The same where the study kept the weights that the network draws itself."""
 COMPENSATED = 'densitune.apply_densities(model, preset["densities"], init="compensated")'
 """What starts a model as a study does that has `init: compensated`."""
 UNHEALTHY = (
@@ -60,11 +63,11 @@ def line(
             if rates is not None and rates.holds:
                 own = rates.rates["finalist"]
                 at = f"at the learning rate {own:g}, its own best in the study"
-            return f"Use it, {at}: {given}{start}."
+            return f"Use it, {at}: {given}{start}{_where(config)}."
         case "scale_only":
             if not _helps(found, "control"):
                 return f"Use the plain convolution: {NOT_SETTLED['control']}."
-            return f"Use the plain convolution and {_scaled(densities)}."
+            return f"Use the plain convolution and {_scaled(densities, config)}."
         case "step_only":
             if not _helps(found, "uniform"):
                 return f"Use the plain convolution: {NOT_SETTLED['uniform']}."
@@ -103,7 +106,7 @@ def _at_its_rate(
     gone = rates.diverged.keys() & {"identity", rates.control}
     if rates.control is None or own is None or beside is None or gone or not _above(own, beside):
         return f"Use the plain convolution at the rate {rates.rates['identity']:g}: {why}."
-    how = f"{_scaled(densities)}; {why}"
+    how = f"{_scaled(densities, config)}; {why}"
     if rates.control == "uniform":
         how = _stepped(densities, config)
     return f"Use the plain convolution at the rate {rates.rates[rates.control]:g}; {how}."
@@ -136,10 +139,11 @@ def _above(to_identity: Comparison, beside: Comparison) -> bool:
     return low > 0
 
 
-def _scaled(densities: Mapping[int, Sequence[float]]) -> str:
+def _scaled(densities: Mapping[int, Sequence[float]], config: StudyConfig) -> str:
     """Return how a plain convolution gets the start of a scale control."""
     sizes = {k: density.rms(den, 2) for k, den in densities.items()}
-    return f"multiply {_factors(sizes, 'initial weights')} ({CALL} does)"
+    call = OWN_CALL if config.init == "model" else CALL
+    return f"multiply {_factors(sizes, 'initial weights', config)} ({call} does)"
 
 
 def _stepped(densities: Mapping[int, Sequence[float]], config: StudyConfig) -> str:
@@ -150,21 +154,41 @@ def _stepped(densities: Mapping[int, Sequence[float]], config: StudyConfig) -> s
     either.
     """
     sizes = {k: density.rms(den, 2) for k, den in densities.items()}
-    told = [] if config.init == "compensated" else [_scaled(densities)]
+    told = [] if config.init == "compensated" else [_scaled(densities, config)]
     by_sgd = config.kind is None or config.kind in CLASSIFIERS
     by_adam = config.kind not in CLASSIFIERS
     if by_sgd:
         under = "" if config.kind else "under SGD "
         steps = {k: scale**2 for k, scale in sizes.items()}
         decay = {k: 1 / step for k, step in steps.items()}
-        told += [f"{under}multiply {_factors(steps, 'learning rate')}"]
-        told += [f"{under}multiply {_factors(decay, 'weight decay')}"]
+        told += [f"{under}multiply {_factors(steps, 'learning rate', config)}"]
+        told += [f"{under}multiply {_factors(decay, 'weight decay', config)}"]
     if by_adam:
         under = "" if config.kind else "under Adam "
-        told += [f"{under}multiply {_factors(sizes, 'learning rate')}"]
+        told += [f"{under}multiply {_factors(sizes, 'learning rate', config)}"]
     return f"{'; '.join(told)}: a mask without structure was not shown to do worse"
 
 
-def _factors(by_size: Mapping[int, float], what: str) -> str:
-    """Return "its 3 x 3 initial weights by 0.57" for all sizes."""
-    return " and ".join(f"its {k} x {k} {what} by {factor:.3g}" for k, factor in by_size.items())
+def _where(config: StudyConfig) -> str:
+    """Return which layers were weighted, if not all of their size were."""
+    if not isinstance(config.proxy, NamedNetwork) or not config.proxy.layers:
+        return ""
+    return f"; on the study's layers alone, layers={list(config.proxy.layers)}"
+
+
+def _factors(by_size: Mapping[int, float], what: str, config: StudyConfig) -> str:
+    """Return "its 3 x 3 initial weights by 0.57" for all sizes.
+
+    A network on data of the user's may have another number of dimensions d: RMS(phi), of which each
+    factor is a power, goes as its power d / 2.
+    """
+    if config.data.goal != "own":
+        return " and ".join(
+            f"its {k} x {k} {what} by {factor:.3g}" for k, factor in by_size.items()
+        )
+    told = (
+        f"its {what} of kernel size {k} by {factor:.3g} in 2-D, {factor**0.5:.3g} in 1-D or "
+        f"{factor**1.5:.3g} in 3-D"
+        for k, factor in by_size.items()
+    )
+    return " and ".join(told)

@@ -51,6 +51,34 @@ def test_pointwise_convolutions_are_weighted_only_by_name():
     assert type(model[0]) is nn.Conv2d
 
 
+@pytest.mark.parametrize(
+    ("layers", "weighted"),
+    [
+        ("stem", {"stem"}),
+        (["body.*"], {"body.0", "body.1"}),
+        (["!body.1"], {"stem", "body.0"}),
+        (["!*.0", "*"], {"stem", "body.1"}),
+    ],
+)
+def test_patterns_choose_layers_by_name(layers, weighted):
+    body = nn.Sequential(nn.Conv2d(2, 2, 3), nn.Conv2d(2, 2, 3))
+    model = nn.Module()
+    model.stem, model.body = nn.Conv2d(2, 2, 3), body
+    apply_densities(model, {3: [0.5]}, layers=layers)
+    found = {name for name, each in model.named_modules() if isinstance(each, WeightedConv2d)}
+    assert found == weighted
+
+
+def test_a_pattern_that_fits_nothing_is_refused_and_nothing_changes():
+    model = nn.Sequential(nn.Conv2d(2, 2, 3))
+    for layers in ("stem", ["0", "!stem"]):
+        with pytest.raises(ValueError, match="fits no convolution; their names are 0"):
+            apply_densities(model, {3: [0.5]}, layers=layers)
+    with pytest.raises(ValueError, match="no convolution has kernel size 3"):
+        apply_densities(model, {3: [0.5]}, layers="!0")
+    assert type(model[0]) is nn.Conv2d
+
+
 def test_weighted_convolutions_get_the_new_density():
     model = nn.Sequential(nn.Conv2d(2, 3, 3), WeightedConv2d(3, 2, 3, [0.25], trainable=True))
     raw = [module.weight.clone() for module in model]

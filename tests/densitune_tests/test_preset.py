@@ -51,6 +51,18 @@ def test_a_preset_weights_a_model_and_draws_its_weights_as_the_study_did(tmp_pat
     assert all(trained.state_dict()[name].equal(value) for name, value in before.items())
 
 
+def test_a_preset_of_a_study_that_kept_the_networks_own_weights_keeps_them(tmp_path: Path) -> None:
+    changes = {"task": {"init": "model"}, "densities": {"3": [0.5]}}
+    preset = load_preset(write(tmp_path / "a.json", **changes))
+    given = model()
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    preset.apply(given, layers="0")
+    assert [type(layer) for layer in given] == [WeightedConv2d, nn.Conv2d, nn.Conv2d]
+    assert all(given.state_dict()[name].equal(value) for name, value in before.items())
+    scaled = preset.scale_initial_weights(model().requires_grad_(False))
+    assert scaled.get_parameter("0.bias").any()  # the authors' layer would have drawn zeros
+
+
 def test_its_start_alone_is_drawn_and_multiplied_by_rms_phi(tmp_path: Path) -> None:
     """RMS(phi) by hand: the root of the mean of alpha squared, squared for two dimensions."""
     preset = load_preset(write(tmp_path / "a.json", densities={"3": [0.5]}))

@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from sqlalchemy import Engine, text
 from support.stations import Station, contents, make_bench, make_config, without_time, work
 
+from densitune import density
+from densitune.density import Densities
 from densitune.weighted_conv import WeightedConv2d
 from optimizer import arms
-from optimizer.arms import Arm
+from optimizer.arms import Arm, Init
 from optimizer.config.tasks import FolderPhotographs
 from storage import image_scores, jobs, roster, studies, trials
 from workers import preparation
@@ -229,6 +231,23 @@ def test_a_jobs_own_rate_and_init_are_those_of_a_recipe_that_has_them(
 
 PROXY = Proxy("nafnet", 4, 3, (3, 5), 1, None)
 ONES = {3: (1.0,), 5: (1.0, 1.0)}
+
+
+def test_what_is_compared_has_one_start_whatever_draws_it() -> None:
+    den: Densities = {3: (0.4,)}
+    inits: dict[Init, str] = {"library": "library", "model": "model", "compensated": "library"}
+    for init, plain in inits.items():
+        compared = [
+            arms.identity([3], 0.1, init),
+            arms.scale_control(den, 0.1, init),
+            arms.steps_only(den, 0.1, init),
+        ]
+        assert {arm.init for arm in compared} == {plain}
+        taken = [arms.uniform(den, 0.1, init), arms.init_only(den, 0.1, init)]
+        assert {arm.init for arm in taken} == {init}
+    own = arms.compensated(den, 0.1, "model")
+    assert own.init == "model"
+    assert own.gain == {3: pytest.approx(1 / density.rms(den[3]))}
 
 
 def test_a_gain_multiplies_the_weights_of_its_kernel_size_and_nothing_else() -> None:

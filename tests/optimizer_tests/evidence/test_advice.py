@@ -103,3 +103,28 @@ def test_every_verdict_has_one_line(verdict: Verdict) -> None:
         line = told(found(verdict), config)
         assert line.endswith(".")
         assert "\n" not in line
+
+
+def named(**changes: Any) -> StudyConfig:
+    proxy = {"network": "torchvision:resnet18", **changes.pop("proxy", {})}
+    raw = {**vgg().document(), "init": "model", **changes, "proxy": proxy}
+    return StudyConfig.model_validate(raw)
+
+
+def test_what_kept_its_own_weights_is_scaled_without_drawing_them_again() -> None:
+    line = told(found("scale_only"), named())
+    assert line.startswith(f"Use the plain convolution and {SMALL}")
+    assert "densitune.scale_initial_weights(model, preset) does" in line
+
+
+def test_where_only_some_layers_were_weighted_the_advice_names_them() -> None:
+    one = found("better")
+    assert "layers=" not in told(one, named())
+    assert "layers=['layer*']" in told(one, named(proxy={"layers": "layer*"}))
+
+
+def test_of_a_network_of_unknown_dimensions_a_factor_is_told_for_each() -> None:
+    own = {"task": "python", "load": "a:b", "floor": 1}
+    line = told(found("scale_only"), named(data=own))
+    # RMS(phi) of [0.5] is sqrt(0.5)^d.
+    assert "of kernel size 3 by 0.5 in 2-D, 0.707 in 1-D or 0.354 in 3-D" in line

@@ -70,6 +70,7 @@ PLANTED = [
     ("workers/training/recipe.py", "import pydantic", {TRAINING}),
     ("optimizer/arms.py", "from storage import jobs", {TRAINING}),
     ("workers/seeds.py", "from workers import training", {WORKERS}),
+    ("workers/scripts/process.py", "from storage import jobs", {TRAINING}),
     ("optimizer/phases/bars.py", "from optimizer import snapshot", {HOUSE, OPTIMIZER}),
     ("optimizer/attic/__init__.py", "", {OPTIMIZER}),
     ("optimizer/attic.py", "", {OPTIMIZER}),

@@ -92,6 +92,8 @@ class Faulty(Classifier):
             return super().forward(images) * torch.rand(len(images), 1)
         if self.fault == "numpy":
             return super().forward(images) * float(np.random.default_rng().standard_normal())
+        if self.fault == "asking" and images.sum().item() > 1e9:
+            return None
         if self.fault == "raising":
             raise KeyError("no such thing")
         if self.fault == "detached":

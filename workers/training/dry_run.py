@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from densitune import density
 from densitune.conversion import left_alone
@@ -27,6 +28,15 @@ ITEMS = 2
 HALF = 0.5
 """Of every value of the density that is tried: far from identity, and allowed."""
 CPU = torch.device("cpu")
+ASKING = {
+    "_local_scalar_dense": "item",
+    "nonzero": "nonzero",
+    "masked_select": "masked_select",
+    "_unique2": "unique",
+    "unique_consecutive": "unique_consecutive",
+}
+"""Operators whose results depend on values in number or are values, as torch and as people call
+them."""
 NAMED = 5
 """How many layers a line names."""
 
@@ -47,11 +57,32 @@ def check(task: Tried, recipe: Recipe) -> list[str]:
     called: set[nn.Module] = set()
     for layer in layers.values():
         layer.register_forward_hook(lambda one, *_: called.add(one))
+    asking = _Asking()
     for model in (plain, weighted):
-        _trained(task, recipe, model, network)
+        _trained(task, recipe, model, network, asking)
     _check_layers(network, layers, called)
     _check_judging(task, weighted, network)
-    return _lines(network, weighted, layers)
+    lines = _lines(network, weighted, layers)
+    if asking.asked:
+        lines.append(
+            f"in training it asks for the value of a tensor ({', '.join(sorted(asking.asked))}): "
+            f"it trains on a CPU, and not on a GPU, where steps are captured"
+        )
+    return lines
+
+
+class _Asking(TorchDispatchMode):
+    """Notes what has to know a tensor's value on the host, which no captured step can."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.asked: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func).removeprefix("aten.").partition(".")[0]
+        if name in ASKING:
+            self.asked.add(ASKING[name])
+        return func(*args, **(kwargs or {}))
 
 
 def _built(network: Proxy | Network, recipe: Recipe, densities: Densities) -> nn.Module:
@@ -66,7 +97,9 @@ def _built(network: Proxy | Network, recipe: Recipe, densities: Densities) -> nn
     return model
 
 
-def _trained(task: Tried, recipe: Recipe, model: nn.Module, network: Proxy | Network) -> None:
+def _trained(
+    task: Tried, recipe: Recipe, model: nn.Module, network: Proxy | Network, asking: "_Asking"
+) -> None:
     """Go forward and backward with the first items, twice from the same state to the same loss."""
     chosen = torch.arange(min(ITEMS, recipe.batch_size, len(task)))
     before = {name: value.clone() for name, value in proxies.tensors(model).items()}
@@ -77,10 +110,11 @@ def _trained(task: Tried, recipe: Recipe, model: nn.Module, network: Proxy | Net
         for name, value in proxies.tensors(model).items():
             value.copy_(before[name])
         model.zero_grad(set_to_none=True)
-        with drawing_from(draws.network, CPU):
+        with drawing_from(draws.network, CPU), asking:
             outputs = _forward(model, inputs, network)
             task.check(outputs, targets, network.name)
-            losses.append(_backward(task, outputs, targets, network))
+            loss = _backward(task, outputs, targets, network)
+        losses.append(loss.item())
     if not all(map(math.isfinite, losses)):
         raise UsageError(
             f"proxy {network.name}: its loss is {losses[0]:g} before the first step; look "
@@ -104,13 +138,13 @@ def _forward(model: nn.Module, inputs: Tensor, network: Proxy | Network) -> Any:
         ) from error
 
 
-def _backward(task: Tried, outputs: Any, targets: Any, network: Proxy | Network) -> float:
+def _backward(task: Tried, outputs: Any, targets: Any, network: Proxy | Network) -> Tensor:
     try:
         loss = task.loss(outputs, targets)
         loss.backward()
     except Exception as error:
         raise UsageError(f"proxy {network.name} cannot be trained: {said(error)}") from error
-    return loss.item()
+    return loss.detach()
 
 
 def _check_layers(

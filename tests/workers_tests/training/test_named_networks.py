@@ -179,6 +179,12 @@ def test_what_is_left_as_it_is_is_told() -> None:
     assert second == "left as they are: 1 that cannot be weighted (2: ConvTranspose2d)"
 
 
+def test_what_no_gpu_can_capture_is_told() -> None:
+    given = network("faulty", '{"fault": "asking"}')
+    [_, second] = dry_run.check(task_for(given), recipe(given))
+    assert second.startswith("in training it asks for the value of a tensor (item): it trains on a")
+
+
 FAULTS = [
     ("counting", "two passes with the same seed have the losses"),
     ("numpy", "two passes with the same seed have the losses"),

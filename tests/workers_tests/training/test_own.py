@@ -16,6 +16,7 @@ from optimizer.errors import UsageError
 from workers.data import given
 from workers.data.given import Given
 from workers.networks.named import Network
+from workers.networks.proxies import Proxy
 from workers.training import dry_run
 from workers.training.loop import train
 from workers.training.own import Own
@@ -91,6 +92,19 @@ def test_classes_are_told_apart_in_any_number_of_dimensions(dimensions: int) -> 
     scores = [run(task, how, Arm({3: (den,)})).score for den in (1.0, 0.3)]
     assert scores[0] != scores[1]
     assert set(scores[0].extra) == {"top5", "cross_entropy"}
+
+
+def test_a_proxy_of_a_family_is_trained_where_its_shapes_fit_and_refused_elsewhere() -> None:
+    for dimensions, fits in ((2, True), (1, False)):
+        loaded = load(classes, 4, dimensions=dimensions)
+        task = Own(loaded, CPU, sign=1.0, floor=25.0)
+        how = Recipe(Proxy("vgg", 4, 3, (3,), 1, 4), "library", 8, 0.01, (1,))
+        if fits:
+            assert dry_run.check(task, how)[0].startswith("vgg: ")
+            assert run(task, how, Arm({3: (0.5,)})).score.value >= 0
+        else:
+            with pytest.raises(UsageError, match="proxy vgg does not take inputs of shape"):
+                dry_run.check(task, how)
 
 
 def test_a_metric_to_be_minimized_is_negated_and_told_by_item() -> None:

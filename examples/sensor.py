@@ -35,9 +35,9 @@ def network() -> nn.Module:
 
 def train(run: densitune.Run) -> None:
     torch.manual_seed(run.seed)
-    signals, labels = movements(512, seed=1)
-    held_out = movements(256, seed=2)
-    model = run.apply(network())  # this arm's density, or what it is compared with
+    signals, labels = (part.to(run.device) for part in movements(512, seed=1))
+    held_out, truth = (part.to(run.device) for part in movements(256, seed=2))
+    model = run.apply(network()).to(run.device)  # with this arm's density, or a control
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr or 3e-3)
     for epoch in run.epochs():
         for chosen in torch.randperm(len(signals)).split(32):
@@ -45,7 +45,7 @@ def train(run: densitune.Run) -> None:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        right = model.eval()(held_out[0]).argmax(1) == held_out[1]
+        right = model.eval()(held_out).argmax(1) == truth
         run.report(epoch, 100 * right.float().mean())  # ends the run if the study cuts it
 
 

@@ -36,9 +36,9 @@ def network() -> nn.Module:
 
 def train(run: densitune.Run) -> None:
     torch.manual_seed(run.seed)
-    noisy, clean = volumes(64, seed=1)
-    held_out, truth = volumes(32, seed=2)
-    model = run.apply(network())  # this arm's density, or what it is compared with
+    noisy, clean = (part.to(run.device) for part in volumes(64, seed=1))
+    held_out, truth = (part.to(run.device) for part in volumes(32, seed=2))
+    model = run.apply(network()).to(run.device)  # with this arm's density, or a control
     optimizer = torch.optim.AdamW(model.parameters(), lr=run.lr or 1e-2)
     for epoch in run.epochs():
         for chosen in torch.randperm(len(noisy)).split(4):

@@ -88,8 +88,6 @@ def test_a_study_goes_on_while_nobody_waits_until_it_is_stopped(
     finally:
         launched.stop()
     assert state(database) == "stopped"
-    with pytest.raises(StudyError, match=r"^study tiny is stopped; only a running study can be"):
-        launched.stop()
 
 
 def state(engine: Engine) -> str:
@@ -115,16 +113,10 @@ def test_what_was_launched_ends_with_its_python(database_url: str) -> None:
         os.kill(int(ended.stdout), 0)
 
 
-@pytest.mark.parametrize(
-    ("config", "line"),
-    [
-        (tiny(kernel=3), "config -: unknown key kernel; did you mean kernel_size?"),
-        ("none.yaml", "config none.yaml cannot be read: No such file or directory"),
-    ],
-)
-def test_a_bad_config_is_one_line(config: Any, line: str, database_url: str) -> None:
+def test_a_bad_config_is_one_line(database_url: str) -> None:
+    line = "config -: unknown key kernel; did you mean kernel_size?"
     with pytest.raises(StudyError, match=f"^{re.escape(line)}$") as refused:
-        Study.launch(config, storage=database_url)
+        Study.launch(tiny(kernel=3), storage=database_url)
     assert refused.value.exit_code == 2
 
 

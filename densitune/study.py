@@ -115,17 +115,19 @@ class Study:
 
         StudyError if it cannot go on. A KeyboardInterrupt ends the waiting, not the study.
         """
-        watched = self._launched or _Command(["status", "--watch", "--", self.name], self._storage)
+        launched, self._launched = self._launched, None
+        watched = launched or _Command(["status", "--watch", "--", self.name], self._storage)
         try:
             for line in watched.lines():
                 if not quiet:
                     print(line)
             watched.check()
         finally:
-            if watched is not self._launched or not watched.runs():
+            if launched is not None and launched.runs():  # only the waiting was interrupted
+                self._launched = launched
+            else:
                 watched.end()
-                self._launched = None
-        if failure := self.status()["failure"]:
+        if launched is None and (failure := self.status()["failure"]):
             raise StudyError(f"study {self.name} has stopped: {failure}", exit_code=1)
         return self
 

@@ -48,12 +48,12 @@ if __name__ == "__main__":
         other = f"left alone: {alone[name]}" if name in alone else "has no kernel of this size"
         print(f"{name:9} {'weighted' if isinstance(layer, WeightedConv) else other}")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for step in range(151):
+    for step in range(101):
         images, masks = discs(16)
         loss = F.binary_cross_entropy_with_logits(model(images), masks)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        if step % 50 == 0:
+        if step % 25 == 0:
             print(f"step {step}: cross-entropy {loss.item():.3f}")
     fold_all(model)  # plain convolutions again, which compute the same

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import get_args
 
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Engine
 
 from optimizer.arms import Precision, SearchedBy
 from optimizer.config import study_file
@@ -12,11 +12,13 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import advice, baseline, cautions, differences, ranking, verdicts
 from optimizer.evidence.apart import Apart
+from optimizer.evidence.audit import Audit
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Control, FinalistVerdict, Holdout, PresetVerdict
 from optimizer.phases import (
     apart,
+    audit,
     calibration,
     checks,
     comparisons,
@@ -44,10 +46,8 @@ class PhaseRows:
     @property
     def jobs(self) -> dict[str, int]:
         """Return the number of jobs queued so far and by state."""
-        counted = {
-            state: sum(getattr(trial, state) for trial in self.trials)
-            for state in get_args(JobState)
-        }
+        states = get_args(JobState)
+        counted = {state: sum(getattr(one, state) for one in self.trials) for state in states}
         return {"queued": sum(trial.jobs for trial in self.trials), **counted}
 
 
@@ -65,6 +65,7 @@ class Snapshot:
     calibrate: PhaseRows = field(default_factory=PhaseRows)
     confirm: PhaseRows = field(default_factory=PhaseRows)
     check: PhaseRows = field(default_factory=PhaseRows)
+    audit: PhaseRows = field(default_factory=PhaseRows)
     decided: PhaseRows = field(default_factory=PhaseRows)
     failures: list[FailureCount] = field(default_factory=list)
 
@@ -76,6 +77,7 @@ class Snapshot:
             "search": PhaseRows(self.trials, self.rows),
             "confirm": self.confirm,
             "check": self.check,
+            "audit": self.audit,
             "decided": self.decided,
         }
 
@@ -135,6 +137,14 @@ class Snapshot:
             return None
         known = trained.trials, trained.rows
         return apart.found(self.config, winner, *known, (before.trials, before.rows))
+
+    @property
+    def carried_over(self) -> Audit | None:
+        """Return what the audit says; None if there was none or it goes on."""
+        if (winner := self.winner) is None:
+            return None
+        rows = self.audit.trials, self.audit.rows
+        return audit.found(self.study, self.config, winner, self.results, *rows)
 
     @property
     def complaint(self) -> str | None:
@@ -234,8 +244,9 @@ class Snapshot:
         phase = self.study.phase
         trained, winner = self.phases[phase].trials, self.winner
         left = remaining.jobs(phase, self.config, trained)
-        if phase == "check" and winner is not None:
-            left = checks.left(self.study, self.config, winner, trained)
+        if phase in ("check", "audit") and winner is not None:
+            of = checks if phase == "check" else audit
+            left = of.left(self.study, self.config, winner, trained)
         return 3600 * left / self.jobs_per_hour
 
 
@@ -268,7 +279,13 @@ def of(engine: Engine, name: str) -> Snapshot:
 def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
     """Read a snapshot of a study; UnreadableError if it holds what Python cannot."""
     with studies.named(study.name), engine.connect() as connection:
-        searched = _phase(connection, study, "search")
+        phases = {
+            name: PhaseRows(
+                trials.all_of(connection, study.id, name), ledger.read(connection, study.id, name)
+            )
+            for name in get_args(Phase)
+        }
+        searched = phases.pop("search")
         return Snapshot(
             study=study,
             config=config,
@@ -277,15 +294,6 @@ def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
             results=differences.results(searched.trials, searched.rows, ranking.of(study)),
             workers=roster.read(connection, study.id),
             jobs_per_hour=ledger.jobs_per_hour(connection, study.id, study.phase),
-            calibrate=_phase(connection, study, "calibrate"),
-            confirm=_phase(connection, study, "confirm"),
-            check=_phase(connection, study, "check"),
-            decided=_phase(connection, study, "decided"),
             failures=failures.counts(connection, study.id),
+            **phases,
         )
-
-
-def _phase(connection: Connection, study: Study, phase: Phase) -> PhaseRows:
-    return PhaseRows(
-        trials.all_of(connection, study.id, phase), ledger.read(connection, study.id, phase)
-    )

@@ -87,13 +87,15 @@ def enqueue(
 
 CLAIM = text(f"""
     WITH first AS (
-        SELECT budget FROM densitune.jobs AS jobs
+        SELECT budget, phase FROM densitune.jobs AS jobs
         WHERE study_id = :study AND {leases.FREE}
+          AND (CAST(:phase AS text) IS NULL OR phase = :phase)
           AND EXISTS (SELECT FROM densitune.studies WHERE id = :study AND state = 'running')
         ORDER BY id LIMIT 1 FOR UPDATE OF jobs SKIP LOCKED
     ), free AS (
         SELECT id FROM densitune.jobs AS jobs
-        WHERE study_id = :study AND {leases.FREE} AND budget = (SELECT budget FROM first)
+        WHERE study_id = :study AND {leases.FREE}
+          AND (budget, phase) = (SELECT budget, phase FROM first)
         ORDER BY id LIMIT :count FOR UPDATE OF jobs SKIP LOCKED
     ), claimed AS (
         UPDATE densitune.jobs AS jobs
@@ -113,9 +115,16 @@ CLAIM = text(f"""
 
 
 def claim(
-    engine: Engine, study_id: int, worker_id: int, count: int, lease_seconds: float
+    engine: Engine,
+    study_id: int,
+    worker_id: int,
+    count: int,
+    lease_seconds: float,
+    phase: Phase | None = None,
 ) -> list[ClaimedJob]:
-    """Claim up to `count` jobs of one budget, oldest first; none unless the study is running.
+    """Claim up to `count` jobs of one phase (of this one, if given) and budget, oldest first.
+
+    None unless the study is running.
 
     No job is ever claimed twice at a time. A job whose lease has run out is free again, and so is
     one that failed, but for the worker that it failed on only if there is no other.
@@ -129,6 +138,7 @@ def claim(
         "worker": worker_id,
         "count": count,
         "lease": lease_seconds,
+        "phase": phase,
     }
     with engine.begin() as connection:
         return [_claimed(row) for row in connection.execute(CLAIM, arguments)]

@@ -6,9 +6,10 @@ come with a policy each, stand in `storage.failures`.
 
 from typing import Literal
 
-Phase = Literal["calibrate", "search", "confirm", "check", "decided"]
-"""What a study is at, each with trials and jobs of its own, in this order; without checks of its
-winner it goes from `confirm` to `decided`, which has none, but in studies of earlier versions."""
+Phase = Literal["calibrate", "search", "confirm", "check", "audit", "decided"]
+"""What a study is at, each with trials and jobs of its own, in this order; `check` and `audit` are
+passed over unless they are asked for, and `decided` has none, but in studies of earlier versions.
+Jobs of an audit are trained by a recipe of their own."""
 StudyState = Literal["running", "stopped", "finished"]
 TrialState = Literal["running", "complete", "pruned", "failed"]
 JobState = Literal["waiting", "running", "done", "cut", "failed"]

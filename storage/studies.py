@@ -245,17 +245,30 @@ def reopen(
         return _study(again)
 
 
-def check_again(engine: Engine, study_id: int, config: Mapping[str, Any]) -> Study:
-    """Take a finished study back to the checks of its winner, with a config; return it.
+def look_again(
+    engine: Engine,
+    study_id: int,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    phase: Phase,
+) -> Study:
+    """Take a finished study back to a phase after its verdicts, which stand; return it.
 
-    Its verdicts stand. A study that is not finished (any more) stays as it is.
+    It gets a config, and what is added to its provenance. A study that is not finished (any more)
+    stays as it is.
     """
     columns = tables.studies.c
     with engine.begin() as connection:
         connection.execute(
             update(tables.studies)
             .where(columns.id == study_id, columns.state == "finished")
-            .values(state="stopped", phase="check", finished_at=None, config=dict(config))
+            .values(
+                state="stopped",
+                phase=phase,
+                finished_at=None,
+                config=dict(config),
+                provenance=columns.provenance.concat(dict(provenance)),
+            )
         )
         again = connection.execute(select(tables.studies).where(columns.id == study_id)).one()
         return _study(again)

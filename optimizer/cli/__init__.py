@@ -4,10 +4,12 @@ main           which commands there are, and how errors end them
 options        what several commands take
 train          the commands that train: launch, resume, worker
 working        a worker's process on one device
+audit          the command that trains a decided study's densities on a larger network
 look           the commands that look at studies and presets, stop and delete
 session        a study from creation to end, for the process that launches it
 display        what is shown of a running study
 fleet          local worker processes
+networks       a study's networks, its own and its audit's
 data           a study's data, with a bar for what is downloaded
 interruptions  what signals do to a command
 terms          on which terms a worker works

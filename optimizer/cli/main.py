@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from optimizer.cli import interruptions, look, train
+from optimizer.cli import audit, interruptions, look, train
 from optimizer.errors import OptimizerError, UsageError
 from optimizer.show import printing
 from storage import printable, retry
@@ -49,6 +49,7 @@ def _options(
 app.command()(train.launch)
 app.command()(train.check)
 app.command()(train.resume)
+app.command()(audit.audit)
 app.command()(train.worker)
 app.command("list")(look.list_studies)
 app.command()(look.status)

@@ -84,7 +84,7 @@ def create(
     if extension.is_asked_for(stored, config):
         return extension.extend(engine, study, config)
     if extension.checks_are_asked_for(study, stored, config):
-        return extension.check(engine, study, config)
+        return extension.check(engine, study, stored, config, facts)
     if changed:
         raise UsageError(
             f"study {config.name} exists with another config ({'; '.join(changed)}); to go on with "

@@ -14,7 +14,7 @@ import typer
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.cli import data, environment, interruptions, working
+from optimizer.cli import data, environment, interruptions, networks, working
 from optimizer.cli.options import (
     Again,
     Announce,
@@ -70,13 +70,12 @@ def launch(
     printing.say(f"{config.name}: starting")
     with interruptions.loading():
         from optimizer.cli import session
-        from workers import preparation
         from workers.training import devices
 
     local = devices.spread(device, workers)
     environment.tell_code(code)
     bank = data.prepare(config)  # before anything is written
-    for line in preparation.try_network(config, bank):
+    for line in networks.tried(config, bank):
         printing.say(line)
     engine = environment.open_storage(storage)
     if again:
@@ -84,7 +83,7 @@ def launch(
     precision = devices.precision(config.training.precision, devices.resolve(device))
     found = studies.find(engine, config.name)
     if found is not None:
-        session.check_code(found, preparation.code(config))
+        session.check_code(found, networks.code(config))
     if found is None or found.config != config.document():  # new, or to be extended
         devices.check_precision(snapshot.precision(found) if found else precision, local)
     study = session.create(
@@ -93,12 +92,12 @@ def launch(
         bank.source,
         bank.fingerprint,
         precision=precision,
-        facts=lambda: preparation.facts(config, bank),
+        facts=lambda: networks.facts(config, bank),
     )
     if announce is not None:
         durable.write(announce, study.name.encode())
-    fleet = _fleet(study, local, pack, storage)
-    _run(engine, study, config, fleet, folder, until=until, force=force)
+    fleet = fleet_of(study, local, pack, storage)
+    run_study(engine, study, config, fleet, folder, until=until, force=force)
 
 
 def check(
@@ -123,7 +122,7 @@ def check(
     found = data.prepare(config)
     used = devices.resolve(device)
     if not isinstance(found, Entry):
-        for line in preparation.try_network(config, found):
+        for line in networks.tried(config, found):
             printing.say(line)
         printing.say(f"{config.name}: the config, its data and its network are in order")
         return
@@ -157,18 +156,17 @@ def resume(
     printing.say(f"{name}: starting")
     with interruptions.loading():
         from optimizer.cli import session
-        from workers import preparation
         from workers.training import devices
 
     local = devices.spread(device, workers)
     environment.tell_code(code)
     engine = environment.open_storage(storage)
     study, stored = snapshot.find(engine, name)
-    session.check_code(study, preparation.code(stored))
+    session.check_code(study, networks.code(stored))
     bank = data.prepare(stored)
     session.check_fingerprint(study, bank.source, bank.fingerprint)
-    fleet = _fleet(study, local, pack, storage)
-    _run(engine, study, stored, fleet, folder, until=until, force=force)
+    fleet = fleet_of(study, local, pack, storage)
+    run_study(engine, study, stored, fleet, folder, until=until, force=force)
 
 
 def worker(
@@ -233,13 +231,14 @@ def _check_precision(study: Study, local: list[str]) -> None:
         raise StudyFailedError(str(error)) from error
 
 
-def _fleet(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":
+def fleet_of(study: Study, local: list[str], pack: int | None, storage: str | None) -> "Fleet":
+    """Return the local workers of a study, which begin when they are entered."""
     from optimizer.cli.fleet import Fleet
 
     return Fleet(study.name, local, pack=pack, storage=storage, logs=_logs())
 
 
-def _run(
+def run_study(
     engine: Engine,
     study: Study,
     config: StudyConfig,

@@ -11,7 +11,7 @@ import typer
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.cli import data, environment
+from optimizer.cli import data, environment, networks
 from optimizer.cli.terms import Terms
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import baseline
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 def work(engine: Engine, study: Study, config: StudyConfig, device_name: str, terms: Terms) -> None:
     """Work for a study in this process until it ends or a signal comes."""
     from optimizer.cli import session
-    from workers import preparation
     from workers.service import checkpoint, loop
     from workers.service.notice import INTERRUPTED, Notice
     from workers.service.shift import Shift
@@ -38,17 +37,18 @@ def work(engine: Engine, study: Study, config: StudyConfig, device_name: str, te
     device = devices.resolve(device_name)
     devices.make_repeatable(device)
     with Shift(engine, study, device, environment.home() / "spool") as shift:
-        session.check_code(study, preparation.code(config))
+        session.check_code(study, networks.code(config))
         bank = data.prepare(config)
         session.check_fingerprint(study, bank.source, bank.fingerprint)
-        preparation.try_network(config, bank)
+        networks.tried(config, bank)
         precision, floors = snapshot.precision(study), baseline.floors(study, config)
-        bench = preparation.bench(config, bank, precision, device, floors)
+        bench, larger = networks.benches(config, bank, precision, device_name, floors)
         with Notice(shift.hand_back) as notice:
             done = loop.work(
                 shift,
                 bench,
                 checkpoint.Checkpoints(terms.checkpoints, study),
+                audit=larger,
                 pack=terms.pack,
                 packs=environment.home() / "packs",
                 stop=notice.stop,

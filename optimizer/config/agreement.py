@@ -8,7 +8,7 @@ from densitune.density import Densities
 from optimizer import design
 from optimizer.arms import Init
 from optimizer.config.networks import Proxy, ProxyShape
-from optimizer.config.sections import Included, Search, Training
+from optimizer.config.sections import Audit, Included, Search, Training
 from optimizer.config.tasks import Data, ScriptData
 
 NAME = "[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
@@ -58,6 +58,22 @@ def check_network(proxy: Proxy | None, data: Data, training: Training, init: Ini
         )
     if training.lr == "none":
         raise ValueError("training.lr none is for a training script; take auto or a number")
+
+
+def check_audit(
+    audit: Audit, sizes: tuple[int, ...], data: Data, training: Training, init: Init
+) -> None:
+    """Check that the larger network is one for the data and takes the study's kernel sizes."""
+    if isinstance(data, ScriptData):
+        raise ValueError(
+            "audit has no place beside data.entry: a script trains the network that it builds; "
+            "begin a second study with the larger one and density.include"
+        )
+    try:
+        check_kernel_sizes(sizes, audit.proxy)
+        check_network(audit.proxy, data, training, init)
+    except ValueError as error:
+        raise ValueError(f"audit: {error}") from error
 
 
 def _check_script(proxy: Proxy | None, training: Training) -> None:

@@ -46,6 +46,8 @@ def document() -> dict[str, Any]:
     del layers["items"]
     keys["proxy"]["anyOf"] = keys["proxy"].pop("anyOf")[0]["oneOf"]  # what has none leaves it out
     del keys["proxy"]["default"]
+    larger = parts["Audit"]["properties"]["proxy"]
+    larger["anyOf"] = larger.pop("oneOf")
     keys["data"]["anyOf"] = [*keys["data"].pop("oneOf"), NULL]
     keys["task"] = {"enum": list(TASKS), "description": "What the study is about."}
     schema["required"].remove("data")

@@ -18,6 +18,7 @@ from pydantic import (
 )
 
 from optimizer.arms import Part, Precision
+from optimizer.config.networks import Proxy
 from optimizer.config.section import Section, Unit
 
 Values = tuple[float, ...]
@@ -139,3 +140,19 @@ class Confirm(Section):
                 f"{sorted(keep, reverse=True)}"
             )
         return keep
+
+
+class Audit(Section):
+    """Whether it carries over: a larger network that is trained after the verdict."""
+
+    proxy: Proxy
+    """The larger network: of a family, or any by its name."""
+    budget: Annotated[int, Field(ge=1, le=1_000_000), Unit("epochs")]
+    """How long each of its jobs is trained: full length."""
+    lr: Annotated[Annotated[FiniteFloat, Field(gt=0)] | Literal["auto"], Unit("per step")] = "auto"
+    """Peak of its learning rate, for all arms; auto is calibrated on identity of this network."""
+    seeds: Annotated[int, Field(ge=2, le=100), Unit("seeds")] = 4
+    """With how many fresh seeds each arm is trained."""
+    arms: Annotated[int, Field(ge=5, le=100), Unit("densities")] = 12
+    """How many densities are trained beside identity: the winner, the search's best, the published
+    ones, and others from the whole range of what the search saw."""

@@ -18,14 +18,14 @@ from optimizer.arms import Init
 from optimizer.config import agreement, documents, problems, strict_yaml
 from optimizer.config.networks import PROXY_BY_TAG, Proxy
 from optimizer.config.section import Section, Unit
-from optimizer.config.sections import Box, Confirm, Search, Training
+from optimizer.config.sections import Audit, Box, Confirm, Search, Training
 from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data, GivenData
 from optimizer.errors import UsageError
 from optimizer.learning_rates import Kind
 
 FRESH = 1_000_000_000
 """The first seed of confirmations: above all that a search can take, 1000 * search.seed and on.
-Those of the rate check come after two and three times as many."""
+Those of the rate check come after two and three times as many, an audit's after four and five."""
 RATE_SEEDS = 3
 """With how many seeds the rate check tries each rate of an arm (docs/evidence.md)."""
 SECTIONS: dict[str, type[Section]] = {
@@ -34,6 +34,7 @@ SECTIONS: dict[str, type[Section]] = {
     "training": Training,
     "search": Search,
     "confirm": Confirm,
+    "audit": Audit,
     **DATA_BY_TAG,
 }
 """Sections by name, as the locations of pydantic's errors have it."""
@@ -63,6 +64,8 @@ class StudyConfig(Section):
     """How many densities are tried, and how."""
     confirm: Confirm = Confirm()
     """How finalists are confirmed."""
+    audit: Audit | None = None
+    """Whether the ranking is checked on a larger network, and on which."""
 
     @model_validator(mode="before")
     @classmethod
@@ -106,6 +109,8 @@ class StudyConfig(Section):
         agreement.check_kernel_sizes(self.kernel_size, self.proxy)
         agreement.check_included(self.density.include, self.included, self.kernel_size)
         agreement.check_network(self.proxy, self.data, self.training, self.init)
+        if self.audit is not None:
+            agreement.check_audit(self.audit, self.kernel_size, self.data, self.training, self.init)
         agreement.check_search(
             self.search, self.training.budget, len(self.anchors), self.dimensions
         )
@@ -164,6 +169,35 @@ class StudyConfig(Section):
         return tuple(range(first, first + count))
 
     @property
+    def audit_seeds(self) -> tuple[int, ...]:
+        """Return the seeds of the audit's arms; none without an audit."""
+        first = 4 * FRESH + 1000 * self.search.seed
+        return tuple(range(first, first + (0 if self.audit is None else self.audit.seeds)))
+
+    @property
+    def audit_rate_seeds(self) -> tuple[int, ...]:
+        """Return the seeds by which the audit's learning rate is calibrated on identity."""
+        first = 5 * FRESH + 1000 * self.search.seed
+        return tuple(range(first, first + min(RATE_SEEDS, len(self.audit_seeds))))
+
+    @property
+    def audited(self) -> Self:
+        """Return the study that would train the audit's network as the audit does."""
+        if self.audit is None:
+            raise ValueError("a study without an audit has no larger network")
+        length = {"budget": self.audit.budget}
+        return self.model_copy(
+            update={
+                "proxy": self.audit.proxy,
+                "training": self.training.model_copy(
+                    update={**length, "lr": self.audit.lr, "usual_lr": None}
+                ),
+                "search": self.search.model_copy(update={"rungs": ()}),
+                "confirm": self.confirm.model_copy(update=length),
+            }
+        )
+
+    @property
     def confirm_budget(self) -> int:
         """Return the epochs of the confirmation."""
         return self.confirm.budget or 2 * self.training.budget
@@ -211,6 +245,28 @@ def load(path: Path) -> StudyConfig:
 
     UsageError with one line if the file is not readable, not YAML, or not a valid study.
     """
+    config = parse(_mapping(path), origin=str(path))
+    absolute = {
+        key: Path(os.path.realpath(path.parent / os.path.expanduser(folder)))
+        for key in ("folder", "test")
+        if isinstance(folder := getattr(config.data, key, None), Path)
+    }
+    return config.model_copy(update={"data": config.data.model_copy(update=absolute)})
+
+
+def with_audit(config: StudyConfig, path: Path) -> StudyConfig:
+    """Return a study's config with the section `audit` of a YAML file; the rest of it may be there.
+
+    UsageError as `load` has it.
+    """
+    audit = _mapping(path).get("audit")
+    if audit is None:
+        raise UsageError(f"config {path} has no section audit (docs/config.md has its keys)")
+    return parse({**config.document(), "audit": audit}, origin=str(path))
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """Return what a YAML file says by key; UsageError if it is not readable or not that."""
     try:
         text = documents.read(path).decode("utf-8-sig")
     except (OSError, ValueError) as error:
@@ -225,13 +281,7 @@ def load(path: Path) -> StudyConfig:
             f"config {path} is not a mapping of keys to values; configs/quickstart.yaml is an "
             f"example"
         )
-    config = parse(raw, origin=str(path))
-    absolute = {
-        key: Path(os.path.realpath(path.parent / os.path.expanduser(folder)))
-        for key in ("folder", "test")
-        if isinstance(folder := getattr(config.data, key, None), Path)
-    }
-    return config.model_copy(update={"data": config.data.model_copy(update=absolute)})
+    return raw
 
 
 def parse(raw: dict[str, Any], origin: str) -> StudyConfig:

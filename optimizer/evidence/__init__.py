@@ -9,6 +9,7 @@ race             which finalists get more seeds
 images           how sure a difference is for other images
 verdicts         what a confirmation found out, as it is stored and exported
 own_rates        whether differences hold with each arm at a rate of its own
+audit            whether a larger network ranks densities as the proxy did
 apart            a density's start and its steps apart
 advice           what to do about a verdict
 baseline         whether identity is a healthy baseline

@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import advice
 from optimizer.evidence.verdicts import FinalistVerdict, best
-from optimizer.phases import apart, comparisons, own_rates
+from optimizer.phases import apart, audit, comparisons, own_rates
 from optimizer.phases.desk import Desk
+from storage.states import Phase
 from storage.studies import Study
 from storage.trials import TrialRow
 
 if TYPE_CHECKING:  # listing studies must not wait for Optuna
     from optimizer.phases.optuna_study import DensityStudy
+
+
+def next_phase(study: Study, config: StudyConfig, winner: FinalistVerdict | None) -> Phase:
+    """Return the phase that follows a confirmation with this winner."""
+    if due(study, config, winner):
+        return "check"
+    return "audit" if audit.wanted(config, winner) else "decided"
 
 
 def due(study: Study, config: StudyConfig, winner: FinalistVerdict | None) -> bool:
@@ -57,7 +65,7 @@ def step(desk: Desk, optuna: "DensityStudy | None") -> bool:
         wanted = comparisons.controls(desk.study, desk.config)
         told = advice.of_study(winner, desk.config, wanted, decided=True, rates=found)
         optuna.conclude({"advice": told, "verdict": winner.verdict})
-    desk.enter("decided")
+    desk.enter("audit" if audit.wanted(desk.config, winner) else "decided")
     return True
 
 

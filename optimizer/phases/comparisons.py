@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from densitune.density import Densities
 from optimizer import arms
-from optimizer.arms import Arm
+from optimizer.arms import Arm, Init
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, images, sequential_test
 from optimizer.evidence.sequential_test import Finding, Interval, Plan
@@ -101,25 +102,22 @@ def uniform_is_identity(study: Study) -> bool:
 
 def beside(study: Study, config: StudyConfig, finalist: TrialRow) -> list[tuple[Role, str, Arm]]:
     """Return role, label and arm of what is trained beside a finalist once it beats identity."""
-    densities, label = finalist.densities, finalist.label
-    by_role: dict[Role, tuple[str, Arm]] = {
-        "control": (
-            f"scale control of {label}",
-            arms.scale_control(densities, study.lr, config.init),
-        ),
-        "uniform": (
-            f"uniform mask of {label}",
-            arms.uniform(densities, study.lr, config.init),
-        ),
-        "compensated": (
-            f"{label}, compensated",
-            arms.compensated(densities, study.lr, config.init),
-        ),
-    }
+    by_role = arms_of(finalist.label, finalist.densities, study.lr, config.init)
     wanted: list[Role] = [*controls(study, config)]
     if config.confirm.compensated and config.init != "compensated":
         wanted.append("compensated")
     return [(role, *by_role[role]) for role in wanted]
+
+
+def arms_of(
+    label: str, densities: Densities, lr: float | None, init: Init
+) -> dict[Role, tuple[str, Arm]]:
+    """Return label and arm of all that may be trained beside densities of this label, by role."""
+    return {
+        "control": (f"scale control of {label}", arms.scale_control(densities, lr, init)),
+        "uniform": (f"uniform mask of {label}", arms.uniform(densities, lr, init)),
+        "compensated": (f"{label}, compensated", arms.compensated(densities, lr, init)),
+    }
 
 
 def judged(

@@ -238,10 +238,10 @@ def _decide(desk: Desk, optuna: DensityStudy | None, verdicts: Sequence[Finalist
     if optuna is not None:
         verdict = "unconfirmed" if winner is None else winner.verdict
         optuna.conclude({"advice": told, "verdict": verdict})
-    checked = checks.due(desk.study, config, winner)
-    studies.decide(desk.connection, desk.study.id, stored, "check" if checked else "decided")
+    phase = checks.next_phase(desk.study, config, winner)
+    studies.decide(desk.connection, desk.study.id, stored, phase)
     unread = desk.study.holdout is None and holdout.due(desk.config, verdicts) is not None
-    if not checked and not unread:
+    if phase == "decided" and not unread:
         studies.finish(desk.connection, desk.study.id)
 
 

@@ -1,12 +1,14 @@
-"""A decided study goes on: with checks of its winner, or with more fresh seeds, once.
+"""A decided study goes on: with checks of its winner, an audit, or with more fresh seeds, once.
 
-Seeds are for the finalists that are not `better`; checks change no verdict, whenever they come.
+Seeds are for the finalists that are not `better`; checks and an audit change no verdict, whenever
+they come.
 
 What was called better or dropped stays so. The others are judged anew by a plan of more seeds,
 which begins with those that they have. Each of the two confirmations spends its level, so that what
 the first left of it is spent twice: docs/evidence.md has what that comes to.
 """
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from sqlalchemy import Engine
@@ -14,11 +16,14 @@ from sqlalchemy import Engine
 from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
+from optimizer.phases import audit
 from storage import studies
+from storage.states import Phase
 from storage.studies import Study
 
 SEEDS = "confirm.seeds"
 CHECKS = {"confirm.rates", "confirm.arms"}
+AUDIT = "audit"
 
 
 def is_asked_for(stored: StudyConfig, asked: StudyConfig) -> bool:
@@ -63,21 +68,30 @@ def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
 
 
 def checks_are_asked_for(study: Study, stored: StudyConfig, asked: StudyConfig) -> bool:
-    """Tell whether a config differs from its study's in checks of the winner alone.
+    """Tell whether a config differs from its study's in checks of the winner or an audit alone.
 
-    They have to be written there. Of a study of a version without the rate check, any word for it
-    differs.
+    They have to be written there, and a study is audited once. Of a study of a version without the
+    rate check, any word for it differs.
     """
-    changed = changes.between(stored.document(), asked.document())
-    keys = {line.partition(":")[0] for line in changed}
+    keys = _changed(stored, asked)
     written = {f"confirm.{key}" for key in asked.confirm.model_fields_set}
     if "rates" not in study.config.get("confirm", {}):
         keys |= {"confirm.rates"} & written
-    return bool(keys) and keys <= CHECKS & written
+    if stored.audit is None:
+        written.add(AUDIT)
+    return bool(keys) and keys <= (CHECKS | {AUDIT}) & written
 
 
-def check(engine: Engine, study: Study, asked: StudyConfig) -> Study:
-    """Reopen a decided study for checks of its winner; return it as it is then.
+def check(
+    engine: Engine,
+    study: Study,
+    stored: StudyConfig,
+    asked: StudyConfig,
+    facts: Callable[[], Mapping[str, Any]],
+) -> Study:
+    """Reopen a decided study for checks of its winner or an audit; return it as it is then.
+
+    facts: computes what a new study keeps; what an audit needs of it is added.
 
     Its verdicts stand, and so does what has been checked. UsageError if it is not finished, or has
     no finalists.
@@ -86,6 +100,17 @@ def check(engine: Engine, study: Study, asked: StudyConfig) -> Study:
         why = "has no finalists" if study.state == "finished" else f"is {study.state}"
         raise UsageError(
             f"study {study.name} {why}, and only the winner of a finished one can get other checks "
-            f"(confirm.rates, confirm.arms); to go on as it is: densitune resume {study.name}"
+            f"(confirm.rates, confirm.arms) or an audit; to go on as it is: densitune resume "
+            f"{study.name}"
         )
-    return studies.check_again(engine, study.id, asked.document())
+    new = {audit.NORMALISED, "code"} if _changed(stored, asked) & {AUDIT} else set()
+    known = {key: value for key, value in (facts() if new else {}).items() if key in new}
+    phase: Phase = "audit" if _changed(stored, asked) == {AUDIT} else "check"
+    return studies.look_again(engine, study.id, asked.document(), known, phase)
+
+
+def _changed(stored: StudyConfig, asked: StudyConfig) -> set[str]:
+    """Return the keys that differ; all of an audit are one."""
+    lines = changes.between(stored.document(), asked.document())
+    keys = {line.partition(":")[0] for line in lines}
+    return {AUDIT if key.startswith(f"{AUDIT}.") else key for key in keys}

@@ -11,6 +11,7 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
 from optimizer.evidence import ranking
 from optimizer.phases import (
+    audit,
     calibration,
     checks,
     confirmation,
@@ -75,6 +76,8 @@ class Proposer:
                     return confirmation.step(desk, self._found(desk))
                 case "check":
                     return checks.step(desk, self._found(desk))
+                case "audit":
+                    return audit.step(desk)
                 case "decided":
                     return holdout.step(desk)
 

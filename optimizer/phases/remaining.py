@@ -12,8 +12,8 @@ def jobs(phase: Phase, config: StudyConfig, trials: Iterable[TrialRow]) -> int:
 
     Trials may be cut, and finalists judged early or dropped, so it is often less. Of a calibration
     they are those that are queued, for its grid may grow; of a confirmation those of the arms that
-    it has so far, for controls are added once a finalist beats identity. What checks are still to
-    queue is theirs to say (optimizer.phases.checks).
+    it has so far, for controls are added once a finalist beats identity. What checks and an
+    audit are still to queue is theirs to say (optimizer.phases.checks, audit).
     """
     begun = [trial for trial in trials if trial.state == "running"]
     ended = sum(trial.state != "running" for trial in trials)
@@ -26,7 +26,7 @@ def jobs(phase: Phase, config: StudyConfig, trials: Iterable[TrialRow]) -> int:
             arms = [trial for trial in begun if trial.role != "trainable"]
             most = config.confirm.seeds * len(arms) + sum(trial.jobs for trial in learning)
             return most - sum(_ended(trial) for trial in begun)
-        case "calibrate" | "check" | "decided":
+        case "calibrate" | "check" | "audit" | "decided":
             return sum(trial.waiting + trial.running for trial in trials)
 
 

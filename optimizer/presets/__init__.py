@@ -5,6 +5,7 @@ exports        from a study to its preset
 notes          what it says about its verdict
 recheck        what a preset says, held against the numbers that it records
 recheck_rates  the same of its rate check
+recheck_audit  the same of its audit
 arithmetic     numbers against the seeds that they are made of
 reruns         recorded jobs of a preset, trained again and compared
 

@@ -19,6 +19,7 @@ from optimizer.arms import SearchedBy
 from optimizer.config import documents, problems
 from optimizer.config.agreement import check_kernel_size, check_name
 from optimizer.errors import UsageError
+from optimizer.evidence.audit import Audit
 from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Comparison, Holdout, PairedDifference, Part, PresetVerdict
 from storage import durable, printable
@@ -97,6 +98,9 @@ class Evidence(Part):
     own_rates: RateCheck | None = None
     """Whether that holds with each arm at a learning rate of its own; None of all but the winner,
     and where it was not checked."""
+    audit: Audit | None = None
+    """Whether a larger network ranks densities as the proxy did; None of all but the winner, and
+    without an audit."""
     test: Holdout | None = None
     """None of all but the winner, and where there is no test split."""
     seeds: list[int]

@@ -9,6 +9,7 @@ from densitune.density import Densities
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import EvidenceError, UsageError
 from optimizer.evidence import advice
+from optimizer.evidence.audit import Audit
 from optimizer.evidence.cautions import UNCOUNTED, UNMASKED
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.own_rates import RateCheck
@@ -158,6 +159,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
         ),
         note=notes.of(verdict, finalist, own_rates, snapshot.controls, healthy=snapshot.healthy),
         own_rates=own_rates,
+        audit=_audit(snapshot, chosen.number),
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),
         seeds=sorted(chosen.values),
@@ -235,6 +237,11 @@ def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation
 
 def _test(snapshot: Snapshot, trial: int) -> Holdout | None:
     found = snapshot.holdout
+    return found if found is not None and found.trial == trial else None
+
+
+def _audit(snapshot: Snapshot, trial: int) -> Audit | None:
+    found = snapshot.carried_over
     return found if found is not None and found.trial == trial else None
 
 

@@ -16,7 +16,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import baseline, cautions, race, sequential_test
 from optimizer.evidence.sequential_test import Plan
 from optimizer.evidence.verdicts import Comparison, Control, PairedDifference, asked
-from optimizer.presets import arithmetic, document, exports, notes, recheck_rates
+from optimizer.presets import arithmetic, document, exports, notes, recheck_audit, recheck_rates
 from optimizer.presets.document import Confirmation, Preset
 
 UNDECIDED = "undecided"
@@ -61,6 +61,7 @@ def _disagreements(preset: Preset, content: Mapping[str, Any]) -> Iterator[str]:
         yield from _of_the_confirmation(preset.evidence.confirmation, config)
     yield from _of_the_verdict(preset, config)
     yield from recheck_rates.disagreements(preset, config)
+    yield from recheck_audit.disagreements(preset, config)
     yield from _of_the_test_split(preset)
 
 
@@ -255,6 +256,8 @@ def _malformed(preset: Preset) -> Iterator[str]:
     if evidence.own_rates is not None:
         compared |= {"own_rates.to_identity": evidence.own_rates.to_identity}
         compared |= {"own_rates.to_control": evidence.own_rates.to_control}
+    if evidence.audit is not None:
+        compared |= recheck_audit.recorded(evidence.audit)
     compared["test.difference"] = None if evidence.test is None else evidence.test.difference
     for name, difference in compared.items():
         seeds = [] if difference is None else list(difference.by_seed)

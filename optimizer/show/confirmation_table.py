@@ -30,7 +30,8 @@ def arms_table(snapshot: Snapshot) -> Table:
         "No trial was fit to be confirmed."
     ]
     about = _not_confirmed(snapshot), words.about_own_rates(snapshot), words.about_apart(snapshot)
-    sentences += filter(None, [*about, words.about_test_split(snapshot)])
+    later = words.about_audit(snapshot), words.about_test_split(snapshot)
+    sentences += filter(None, [*about, *later])
     if snapshot.searched_by == "cross_entropy":
         sentences.append(words.BY_ENTROPY)
     if snapshot.uniform_is_identity and config.init != "compensated":

@@ -13,6 +13,7 @@ OF_A_WORKER = ("host", "pid", "device", "live", "jobs_done", "jobs_per_hour")
 
 def document(snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot as plain JSON values."""
+    audited = snapshot.carried_over
     return {
         "study": snapshot.study.name,
         "state": snapshot.study.state,
@@ -33,6 +34,7 @@ def document(snapshot: Snapshot) -> dict[str, Any]:
         "learned": None if snapshot.learned is None else snapshot.learned.document(),
         "own_rates": None if snapshot.own_rates is None else snapshot.own_rates.model_dump(),
         "apart": None if snapshot.apart is None else snapshot.apart.model_dump(),
+        "audit": None if audited is None else audited.model_dump(),
         "test": None if snapshot.holdout is None else snapshot.holdout.model_dump(),
         "floors": snapshot.floors,
         "cautions": snapshot.cautions,

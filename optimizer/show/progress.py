@@ -12,6 +12,7 @@ _CALLED: dict[Phase, str] = {
     "search": "about {} left of the search",
     "confirm": "{} left of the confirmation, if no arm ends early or is added",
     "check": "about {} left of the check, if no arm asks for further rates",
+    "audit": "about {} left of the audit, if its rate needs no more",
     "decided": "about {} left of the test split",
 }
 
@@ -32,6 +33,8 @@ def progress(snapshot: Snapshot) -> str:
             )
         case "check":
             return f"checking the winner: {_job_counts(snapshot, snapshot.check)}"
+        case "audit":
+            return f"auditing on the larger network: {_job_counts(snapshot, snapshot.audit)}"
         case "search" | "decided":
             return trial_counts(snapshot)
 

@@ -14,7 +14,7 @@ from optimizer.evidence import advice, differences
 from optimizer.evidence.verdicts import Comparison, FinalistVerdict
 from optimizer.phases import calibration
 from optimizer.presets import exports
-from optimizer.show import checks, search, words
+from optimizer.show import audit, checks, search, words
 from optimizer.show.figures_arms import Row, intervals, mask, rates
 from optimizer.show.page import html_page, table, tag
 from optimizer.snapshot import Snapshot, precision
@@ -51,6 +51,7 @@ def render(snapshot: Snapshot) -> str:
         _verdict(snapshot),
         _confirmation(snapshot),
         checks.section(snapshot),
+        audit.section(snapshot),
         search.section(snapshot),
         _density(snapshot),
         _calibration(snapshot),
@@ -76,7 +77,7 @@ def _verdict(snapshot: Snapshot) -> Element:
     lines.insert(0, snapshot.advice)
     if snapshot.uniform_is_identity and snapshot.config.init != "compensated":
         lines.append(words.UNIFORM_IS_IDENTITY)
-    told = words.about_own_rates(snapshot), words.about_apart(snapshot)
+    told = words.about_own_rates(snapshot), words.about_apart(snapshot), words.about_audit(snapshot)
     for line in (*told, words.about_test_split(snapshot)):
         if line is not None:
             lines.append(f"{line[0].upper()}{line[1:]}.")

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from densitune.density import Densities
+from optimizer.evidence.audit import SENTENCE, RankCorrelation
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
 from optimizer.phases import holdout
@@ -207,6 +208,46 @@ def about_apart(snapshot: Snapshot) -> str | None:
     ]
     gone = [f"{arm} diverged on {len(seeds)} seeds" for arm, seeds in told.diverged.items()]
     return f"start and steps apart: {'; '.join([*numbers, *gone, *filter(None, [told.reason])])}"
+
+
+def about_audit(snapshot: Snapshot) -> str | None:
+    """Return what an audit found, its sentence first; None unless one was asked for."""
+    asked, told = snapshot.config.audit, snapshot.carried_over
+    if asked is None or snapshot.winner is None:
+        return None
+    if told is None:
+        counted = snapshot.audit.jobs
+        begun = (
+            f"{counted['done']}/{counted['queued']} jobs done" if counted["queued"] else "to come"
+        )
+        return f"audit on the larger network: {begun}"
+    parts = [SENTENCE[told.finding]]
+    if told.correlation is not None:
+        parts.append(_ranks(told.correlation, len(told.arms) + 1))
+    if told.loss is not None:
+        ahead, unit = told.loss, snapshot.config.unit
+        parts.append(
+            f"the best there is ahead of the winner by {ahead.mean:.3f} {unit} "
+            f"[{ahead.low:.3f}, {ahead.high:.3f}]"
+        )
+    compared = {"identity": told.to_identity, "its scale control": told.to_control}
+    numbers = _comparisons({**compared, "its uniform mask": told.to_uniform}, snapshot.config.unit)
+    if numbers:
+        parts.append(f"there the winner is {'; '.join(numbers)}")
+    gone = [f"{label} diverged on {len(seeds)} seeds" for label, seeds in told.diverged.items()]
+    return f"audit: {'; '.join([*parts, *gone, *filter(None, [told.reason])])}"
+
+
+def _ranks(told: RankCorrelation, arms: int) -> str:
+    """Return a rank correlation with its interval and what seeds take from it."""
+    text = f"rank correlation {told.value:+.2f} {_two(told.low, told.high)} over {arms} arms"
+    if told.ceiling is None:
+        return text
+    return f"{text}, where perfect agreement would come to {told.ceiling:.2f} with so few seeds"
+
+
+def _two(low: float, high: float) -> str:
+    return f"[{low:+.2f}, {high:+.2f}]"
 
 
 def about_test_split(snapshot: Snapshot) -> str | None:

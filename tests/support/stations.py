@@ -105,6 +105,7 @@ def work(
     when_idle: Callable[[], None] | None = None,
     idle_exit: float = math.inf,
     outage_limit: float = 60.0,
+    audit: Bench | None = None,
 ) -> int:
     """Work until the queue is empty, or as told."""
     with Shift(engine, bench.study, bench.bench.device, bench.folder / "spool") as shift:
@@ -112,6 +113,7 @@ def work(
             shift,
             bench.bench,
             Checkpoints(bench.folder / "checkpoints", bench.study),
+            audit=audit,
             pack=pack,
             packs=bench.folder / "packs",
             stop=stop or threading.Event(),

@@ -8,11 +8,13 @@ import logging
 import math
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from optimizer.errors import StudyFailedError
 from storage.errors import StorageUnreachableError
 from storage.jobs import ClaimedJob
+from storage.states import Phase
 from workers.preparation import Bench
 from workers.scripts.stage import Stage
 from workers.service.checkpoint import Checkpoints
@@ -26,11 +28,65 @@ from workers.training.slots import Slots
 log = logging.getLogger("densitune.worker")
 
 
+@dataclass
+class _Bay:
+    """Where jobs of one recipe are trained, and how many at a time."""
+
+    place: Place
+    size: int
+
+
+class _Bays:
+    """A worker's bays, each made when a job first needs it: an audit trains a larger network.
+
+    `pack` jobs are trained together, None for as many as are fastest there.
+    """
+
+    def __init__(
+        self,
+        benches: tuple[Bench | Stage, Bench | None],
+        place: Callable[[Slots | Stage], Place],
+        pack: int | None,
+        sizes: PackSizes,
+    ) -> None:
+        self._benches, self._place, self._pack, self._sizes = benches, place, pack, sizes
+        self._made: dict[bool, _Bay] = {}
+
+    @property
+    def ended(self) -> int:
+        """Return how many jobs have ended here."""
+        return sum(bay.place.tally.ended for bay in self._made.values())
+
+    def of(self, phase: Phase) -> _Bay:
+        """Return the bay for jobs of a phase; StudyFailedError if there can be none."""
+        audits = phase == "audit"
+        if audits in self._made:
+            return self._made[audits]
+        bench = self._benches[audits]
+        if bench is None:
+            raise StudyFailedError(
+                "this worker began before an audit was asked for; it leaves, and the jobs are for "
+                "workers that begin now"
+            )
+        for bay in self._made.values():  # no job is in training there, and memory is short
+            if isinstance(bay.place.bench, Slots):
+                bay.place.bench.clear()
+        self._made[audits] = self._new(bench)
+        return self._made[audits]
+
+    def _new(self, bench: Bench | Stage) -> _Bay:
+        if isinstance(bench, Stage):
+            return _Bay(self._place(bench), 1)
+        slots = Slots(bench.task, bench.recipe, bench.device)
+        return _Bay(self._place(slots), self._pack or _calibrated(slots, self._sizes))
+
+
 def work(
     shift: Shift,
     bench: Bench | Stage,
     checkpoints: Checkpoints,
     *,
+    audit: Bench | None = None,
     pack: int | None,
     packs: Path,
     stop: threading.Event,
@@ -40,6 +96,7 @@ def work(
 ) -> int:
     """Train jobs of a study until it is finished or stopped, or `stop` is set; return how many.
 
+    `audit` is what its audit's jobs are trained with, if it has one.
     `pack` jobs are trained together, None for as many as are fastest: as the folder `packs` has it,
     or as it is measured now (workers.training.packing); a script trains one. `when_idle` is called
     whenever the queue is empty: a chance to take the proposer's role. After `idle_exit` seconds
@@ -48,17 +105,13 @@ def work(
     (workers.service.pack), and StorageUnreachableError if the storage is away for `outage_limit`
     seconds while there is nothing to train.
     """
-    sizes, size = PackSizes(packs), 1
-    if isinstance(bench, Stage):
-        place = Place(shift, bench, checkpoints, stop)
-    else:
-        slots = Slots(bench.task, bench.recipe, bench.device)
-        place = Place(shift, slots, checkpoints, stop)
-        size = pack or _calibrated(slots, sizes)
+    sizes = PackSizes(packs)
+    bays = _Bays((bench, audit), lambda one: Place(shift, one, checkpoints, stop), pack, sizes)
+    bay = bays.of(shift.first_phase)
 
     def look() -> list[ClaimedJob] | None:
         """Return jobs, an empty list if there are none now, None if there will be none."""
-        claimed = shift.claim(size)
+        claimed = shift.claim(bay.size)
         if claimed:
             return claimed
         when_idle()
@@ -75,7 +128,9 @@ def work(
         if claimed is None:
             break
         if claimed:
-            size = _trained(place, claimed, size, sizes)
+            bay = bays.of(claimed[0].phase)
+            shift.release(claimed[bay.size :])  # as many as the last bay had room for
+            bay.size = _trained(bay.place, claimed[: bay.size], bay.size, sizes)
             idle, wait = 0.0, FIRST_WAIT
         elif idle >= idle_exit:
             log.info("no job for %.0f s, as long as --idle-exit allows", idle)
@@ -83,7 +138,7 @@ def work(
         else:
             stop.wait(wait)
             idle, wait = idle + wait, min(2 * wait, LONGEST_WAIT)
-    return place.tally.ended
+    return bays.ended
 
 
 def _trained(place: Place, claimed: list[ClaimedJob], size: int, sizes: PackSizes) -> int:

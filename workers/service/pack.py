@@ -150,6 +150,7 @@ class _Pack:
 
     def __init__(self, place: Place, claimed: Sequence[ClaimedJob], places: int) -> None:
         self._place, self._places = place, places
+        self._phase = claimed[0].phase  # one recipe for all
         self.open: dict[int, _Held] = {}
         self._arrived = 0
         self._look_at, self._wait = time.monotonic() + FIRST_WAIT, FIRST_WAIT
@@ -211,7 +212,7 @@ class _Pack:
         free, now = self._places - len(self.open), time.monotonic()
         if free <= 0 or now < self._look_at or self._place.stop.is_set():
             return []
-        joining = self._join(self._place.shift.claim_more(free))
+        joining = self._join(self._place.shift.claim_more(free, self._phase))
         self._look_at = now + self._wait
         self._wait = FIRST_WAIT if joining else min(2 * self._wait, LONGEST_WAIT)
         return joining

@@ -22,6 +22,7 @@ from storage import image_scores, jobs, ledger, retry, roster, studies
 from storage.failures import Kind
 from storage.jobs import Claim, ClaimedJob
 from storage.retry import first_line
+from storage.states import Phase
 from storage.studies import Study
 from workers.service import spool
 from workers.service.heartbeat import LEASE, Heart
@@ -66,6 +67,11 @@ class Shift:
             log.warning("leaving while the database is away: %s", first_line(away))
 
     @property
+    def first_phase(self) -> Phase:
+        """The phase that the study was at when the worker began."""
+        return self._study.phase
+
+    @property
     def study_state(self) -> str | None:
         """The study's state at the last heartbeat; None if it has been deleted."""
         return self._heart.study_state
@@ -83,18 +89,21 @@ class Shift:
         )
         return retry.patiently(attempt, limit, advice, pause=stop.wait)
 
-    def claim(self, count: int) -> list[ClaimedJob]:
-        """Claim up to `count` jobs; what the storage raises comes through."""
-        claimed = jobs.claim(self._engine, self._study.id, self._worker_id, count, LEASE)
+    def claim(self, count: int, phase: Phase | None = None) -> list[ClaimedJob]:
+        """Claim up to `count` jobs of one phase, whichever, or of this one.
+
+        What the storage raises comes through.
+        """
+        claimed = jobs.claim(self._engine, self._study.id, self._worker_id, count, LEASE, phase)
         self._heart.hold(job.claim for job in claimed)
         return claimed
 
-    def claim_more(self, count: int) -> list[ClaimedJob]:
-        """Claim up to `count` jobs; none while the storage is away."""
+    def claim_more(self, count: int, phase: Phase) -> list[ClaimedJob]:
+        """Claim up to `count` jobs of a phase; none while the storage is away."""
         if self._heart.away:
             return []
         try:
-            return self.claim(count)
+            return self.claim(count, phase)
         except SQLAlchemyError as error:
             log.warning("no further jobs for now: %s", first_line(error))
             return []

@@ -8,4 +8,5 @@
 0006_uniform   a finalist has a uniform mask as a control
 0007_guards    checks, and rules for what a row may become
 0008_check     studies have a phase after the verdict, in which it is looked into
+0009_audit     studies have a phase in which a larger network is trained
 """

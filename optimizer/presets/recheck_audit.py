@@ -1,0 +1,77 @@
+"""What a preset says of its audit, held against what it records of that."""
+
+from collections.abc import Iterator, Mapping
+
+from optimizer.config.study_file import StudyConfig
+from optimizer.evidence import audit
+from optimizer.evidence.audit import Audit
+from optimizer.evidence.verdicts import Comparison, PairedDifference
+from optimizer.presets import arithmetic
+from optimizer.presets.document import Preset
+
+
+def recorded(told: Audit) -> dict[str, Comparison | PairedDifference | None]:
+    """Return all differences by name."""
+    named: dict[str, Comparison | PairedDifference | None] = dict(_compared(told))
+    for arm in told.arms:
+        named[f"audit of trial {arm.trial}"] = arm.full
+        named[f"audit.proxy of trial {arm.trial}"] = arm.proxy
+    return named
+
+
+def disagreements(preset: Preset, config: StudyConfig) -> Iterator[str]:
+    """Yield what does not follow: seeds, differences, correlation, loss and finding."""
+    told = preset.evidence.audit
+    if told is None:
+        return
+    most = 0 if config.audit is None else config.audit.arms + 1  # of an extended study one more
+    if len(told.arms) > most or len({arm.trial for arm in told.arms}) < len(told.arms):
+        yield f"audit has {len(told.arms)} arms, and not each once or more than its config asks for"
+        return
+    if told.trial != preset.provenance.trial:
+        yield f"audit is of trial {told.trial}, the preset of {preset.provenance.trial}"
+    strange = list(_of_the_seeds(told, config))
+    yield from strange
+    for arm in told.arms:
+        yield from arithmetic.of_a_difference(f"audit of trial {arm.trial}", arm.full)
+        if arm.proxy is not None:
+            yield from arithmetic.of_a_difference(f"audit.proxy of trial {arm.trial}", arm.proxy)
+    for name, stated in _compared(told).items():
+        yield from arithmetic.of_an_interval(name, stated)
+    if not strange:
+        yield from _of_the_finding(told)
+
+
+def _compared(told: Audit) -> Mapping[str, Comparison | None]:
+    return {
+        "audit.to_identity": told.to_identity,
+        "audit.to_control": told.to_control,
+        "audit.to_uniform": told.to_uniform,
+    }
+
+
+def _of_the_seeds(told: Audit, config: StudyConfig) -> Iterator[str]:
+    full, searched = ({str(seed) for seed in seeds} for seeds in (config.audit_seeds, config.seeds))
+    compared = [one.by_seed for one in _compared(told).values() if one is not None]
+    trained = [*(arm.full.by_seed for arm in told.arms), *compared]
+    if any(by_seed.keys() != full for by_seed in trained):
+        yield "the seeds of audit are not the config's"
+    if any(arm.proxy is not None and arm.proxy.by_seed.keys() != searched for arm in told.arms):
+        yield "audit has differences of the proxy with other seeds than the search's"
+    own = next((arm.full for arm in told.arms if arm.trial == told.trial), None)
+    if own is not None and (told.to_identity is None or told.to_identity.by_seed != own.by_seed):
+        yield "audit.to_identity is not the difference of the winner among its arms"
+
+
+def _of_the_finding(told: Audit) -> Iterator[str]:
+    """Yield what of correlation, loss and finding does not follow from the arms."""
+    follows = audit.judged(told)
+    for name in ("correlation", "loss"):
+        stated, found = getattr(told, name), getattr(follows, name)
+        one, other = ({} if each is None else each.model_dump() for each in (stated, found))
+        if one.keys() != other.keys() or not all(
+            arithmetic.alike(one[key], other[key]) for key in one
+        ):
+            yield f"audit.{name} is {one or None}, and its arms say {other or None}"
+    if told.finding != follows.finding:
+        yield f"audit says {told.finding}, and its arms {follows.finding}"

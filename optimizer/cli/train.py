@@ -80,7 +80,7 @@ def launch(
     engine = environment.open_storage(storage)
     if again:
         session.clear(engine, config.name)
-    precision = devices.precision(config.training.precision, devices.resolve(device))
+    precision = devices.precision(config.precision, devices.resolve(device))
     found = studies.find(engine, config.name)
     if found is not None:
         session.check_code(found, networks.code(config))

@@ -80,7 +80,8 @@ def launch(
     engine = environment.open_storage(storage)
     if again:
         session.clear(engine, config.name)
-    precision = devices.precision(config.precision, devices.resolve(device))
+    asked = "full" if config.proxy is None else config.training.precision  # a script has its own
+    precision = devices.precision(asked, devices.resolve(device))
     found = studies.find(engine, config.name)
     if found is not None:
         session.check_code(found, networks.code(config))

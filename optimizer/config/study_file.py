@@ -6,7 +6,7 @@ the study, so that a worker needs nothing but the study's name.
 
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 import yaml
 from pydantic import ValidationError, field_validator, model_validator
@@ -14,12 +14,12 @@ from pydantic import ValidationError, field_validator, model_validator
 from densitune import density
 from densitune.density import Densities
 from optimizer import design, learning_rates
-from optimizer.arms import Init, Precision
+from optimizer.arms import Init
 from optimizer.config import agreement, documents, problems, strict_yaml
 from optimizer.config.networks import PROXY_BY_TAG, Proxy
 from optimizer.config.section import Section, Unit
 from optimizer.config.sections import Audit, Box, Confirm, Search, Training
-from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data, GivenData, ScriptData
+from optimizer.config.tasks import DATA_BY_TAG, TASKS, Data, GivenData
 from optimizer.errors import UsageError
 from optimizer.learning_rates import Kind
 
@@ -225,11 +225,6 @@ class StudyConfig(Section):
             return None
         classes = isinstance(self.data, GivenData) and self.data.classes is not None
         return self.proxy.kind(classes=classes or self.data.goal == "classification")
-
-    @property
-    def precision(self) -> Literal["auto", Precision]:
-        """Return in what arithmetic to train; a script has its own, and any device may run it."""
-        return "full" if isinstance(self.data, ScriptData) else self.training.precision
 
     @property
     def usual_lr(self) -> float | None:

@@ -55,5 +55,5 @@ if __name__ == "__main__":
     print(f"mean squared error: {fit(denoiser, steps=150):.4f}; noise alone has 0.0100")
     fold_all(denoiser.eval())  # plain convolutions: what reads the file knows no densities
     free = {0: torch.export.Dim("N"), 2: torch.export.Dim("H"), 3: torch.export.Dim("W")}
-    noisy = torch.rand(2, 1, 24, 24)
-    torch.onnx.export(denoiser, (noisy,), "denoiser.onnx", dynamic_shapes=(free,), verbose=False)
+    like = (torch.rand(2, 1, 24, 24),)
+    torch.onnx.export(denoiser, like, "denoiser.onnx", dynamic_shapes=(free,), external_data=False)

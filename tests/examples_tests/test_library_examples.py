@@ -52,6 +52,7 @@ def test_a_preset_goes_into_a_lightning_style_module_and_out_to_onnx(
     made = ran("preset_to_onnx.py", str(path), monkeypatch=monkeypatch)
     assert capsys.readouterr().out.startswith(f"better: {preset.evidence.advice}\n")
 
+    assert [file.name for file in tmp_path.glob("denoiser*")] == ["denoiser.onnx"]
     exported = onnx.load(tmp_path / "denoiser.onnx")
     evaluator = ReferenceEvaluator(exported)
     for shape in ((1, 1, 24, 24), (3, 1, 17, 30)):

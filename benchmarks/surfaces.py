@@ -42,6 +42,7 @@ from workers.training.tasks import Classification, Denoising, Task
 
 SEEDS = (8, 16)
 """With so many all surfaces are recorded, then again: a surface is of use half done."""
+HERE = Path(__file__).resolve().parent
 SIGMA = 25.0
 PATCHES = PatchPlan(color="gray", size=32, per_image=1, validation=0.05, crop=96)
 RATE_SEEDS = range(1000, 1004)
@@ -189,7 +190,7 @@ def _commit() -> str | None:
     """Return the commit of this checkout, None if it is none."""
     try:
         found = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=FOLDER, capture_output=True, text=True, check=True
+            ["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -85,3 +85,19 @@ def test_a_design_spans_the_box_and_repeats_nothing(plan: Plan) -> None:
     assert len(np.unique(densities, axis=0)) == plan.points
     assert densities.min() == LOW
     assert densities.max() == HIGH
+
+
+@pytest.mark.parametrize("path", sorted(surface.FOLDER.glob("*.jsonl")), ids=lambda path: path.stem)
+def test_what_is_kept_is_of_a_plan_and_says_where_it_was_recorded(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    (plan,) = [plan for plan in surfaces.PLANS if plan.name == path.stem]
+    assert Plan(**{**lines[0]["plan"], "rungs": tuple(lines[0]["plan"]["rungs"])}) == plan
+    assert len(lines[0]["fingerprint"]) == 64
+    environments = [line["environment"] for line in lines if "environment" in line]
+    assert environments
+    assert all(each["commit"] and each["cpu"] and each["torch"] for each in environments)
+    jobs = [line for line in lines if "place" in line]
+    assert len({(job["place"], job["seed"]) for job in jobs}) == len(jobs)
+    assert len({job["lr"] for job in jobs}) == 1
+    recorded = surface.load(path)
+    assert np.isfinite(recorded.values).any(axis=(1, 2)).all()

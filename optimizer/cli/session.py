@@ -124,11 +124,11 @@ def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
     """Check that the data here, or the code, are those of the study; UsageError if not."""
     if study.data_fingerprint != fingerprint:
         script = study.config["data"].get("entry") is not None
-        what, remedy = (
-            ("code", "; name the study's folder: --code FOLDER") if script else ("data", "")
-        )
+        what, remedy = ("data here", "")
+        if script:
+            what, remedy = "files of the code here", "; name the study's folder: --code FOLDER"
         raise UsageError(
-            f"the {what} here ({source}, fingerprint {fingerprint[:12]}) are not those of study "
+            f"the {what} ({source}, fingerprint {fingerprint[:12]}) are not those of study "
             f"{study.name} ({study.provenance['source']}, fingerprint "
             f"{study.data_fingerprint[:12]}); results could not be compared{remedy}"
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
-from support.shell import command, environment, query
+from support.shell import Here, command, environment, query
 from support.waiting import wait_for
 
 SAFE = ("-P", "-m", "optimizer.cli")  # as the command `densitune`: nothing of the folder it is in
@@ -164,7 +164,7 @@ def test_a_script_of_forty_lines_takes_fifteen_more_at_most() -> None:
 
 @pytest.mark.slow
 def test_a_project_goes_from_check_to_a_preset_though_a_worker_is_killed(
-    tmp_path: Path, database: Engine, database_url: str
+    tmp_path: Path, database: Engine, database_url: str, here: Here
 ) -> None:
     project(tmp_path)
     checked = subprocess.run(
@@ -210,5 +210,10 @@ def test_a_project_goes_from_check_to_a_preset_though_a_worker_is_killed(
         check=False,
     )
     assert "1 seeds reproduced to the last bit" in verified.stdout, verified.stderr
+    (tmp_path / "models.py").write_text(f"{MODELS}# another\n", encoding="utf-8")
+    code, refusal = here.refused(tmp_path, database_url, "resume", "own")
+    assert code == 2
+    assert refusal.startswith("densitune: the files of the code here (code my_training:train, ")
+    assert refusal.endswith("name the study's folder: --code FOLDER")
     states = dict(query(database, "SELECT state, count(*) FROM densitune.jobs GROUP BY state"))
     assert states.keys() <= {"done", "cut"}

@@ -160,8 +160,10 @@ def with_images(connection: Connection, study_id: int, trials: Collection[int]) 
     return [_readable(row) for row in _last(connection, study_id, trials, told)]
 
 
-def unsealed(connection: Connection, study_id: int, trials: Collection[int]) -> list[LedgerRow]:
-    """Return what the test split said of these trials of a confirmation, by trial and seed.
+def unsealed(
+    connection: Connection, study_id: int, trials: Collection[int], phase: Phase = "confirm"
+) -> list[LedgerRow]:
+    """Return what the test split said of these trials of a phase, by trial and seed.
 
     Nothing before the study has its verdicts. `value` and `extra` are the test split's here; what
     has none, or none that can be read, is left out.
@@ -173,7 +175,7 @@ def unsealed(connection: Connection, study_id: int, trials: Collection[int]) -> 
         return []
     return [
         replace(_readable(row), value=float(row.extra["value"]))
-        for row in _last(connection, study_id, trials, "extra -> 'sealed'")
+        for row in _last(connection, study_id, trials, "extra -> 'sealed'", phase)
         if isinstance(row.extra, dict) and _is_value(row.extra.get("value"))
     ]
 
@@ -208,18 +210,24 @@ def _checked(row: Row[Any]) -> dict[str, Any]:
 
 
 def _last(
-    connection: Connection, study_id: int, trials: Collection[int], beside: str
+    connection: Connection,
+    study_id: int,
+    trials: Collection[int],
+    beside: str,
+    phase: Phase = "confirm",
 ) -> Sequence[Row[Any]]:
-    """Return what jobs of a confirmation measured after their budgets, with what is beside it."""
+    """Return what jobs of a phase measured after their budgets, with what is beside it."""
     query = text(f"""
         SELECT trial, seed, budget, rung, value, seconds, {beside} AS extra
         FROM densitune.measurements AS measurements
         JOIN densitune.jobs AS jobs ON jobs.id = job_id
-        WHERE study_id = :study AND phase = 'confirm' AND trial = ANY(:trials) AND rung = budget
+        WHERE study_id = :study AND phase = :phase AND trial = ANY(:trials) AND rung = budget
             AND NOT late
         ORDER BY trial, seed
     """)
-    return connection.execute(query, {"study": study_id, "trials": list(trials)}).all()
+    return connection.execute(
+        query, {"study": study_id, "trials": list(trials), "phase": phase}
+    ).all()
 
 
 def _is_value(told: object) -> bool:

@@ -146,6 +146,8 @@ class Holdout(Part):
     identity: FiniteFloat | None = None
     difference: Comparison | None = None
     """The winner minus identity."""
+    larger: "Holdout | None" = None
+    """The same on the larger network of an audit, of its seeds."""
 
 
 def asked(init: Init, uniform_is_identity: bool) -> tuple[Control, ...]:

@@ -203,6 +203,8 @@ def _queued(desk: Desk, winner: FinalistVerdict, trained: Sequence[TrialRow]) ->
         lacking = _lacking(desk.study, config, winner, trained)
         new += _beside(desk.study, config, winner, lr, lacking)
     for role, label, arm, origin in new:
+        if config.data.has_test and role in ("identity", "finalist"):
+            arm = replace(arm, split="both")  # sealed until the verdict, as in a confirmation
         desk.add(
             number, role, label, replace(arm, floored=True),
             seeds=config.audit_seeds, budget=config.audit.budget, origin=origin,

@@ -46,9 +46,9 @@ class Desk:
             )
         return ledger.read(self.connection, self.study.id, phase)
 
-    def unsealed(self, trials: Iterable[int]) -> list[LedgerRow]:
-        """Return what the test split said of trials of a confirmation; nothing before a verdict."""
-        return ledger.unsealed(self.connection, self.study.id, [*trials])
+    def unsealed(self, trials: Iterable[int], phase: Phase = "confirm") -> list[LedgerRow]:
+        """Return what the test split said of trials of a phase; nothing before a verdict."""
+        return ledger.unsealed(self.connection, self.study.id, [*trials], phase)
 
     def scored(self, trials: Iterable[int]) -> list[LedgerRow]:
         """Return the last measurements of trials of a confirmation, with the scores of images."""

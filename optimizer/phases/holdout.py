@@ -35,16 +35,39 @@ def step(desk: Desk) -> bool:
     """
     verdicts = [FinalistVerdict.model_validate(stored) for stored in desk.study.verdicts or []]
     winner, pair = due(desk.config, verdicts), desk.trials("decided")
-    if desk.study.holdout is not None or winner is None:
-        studies.finish(desk.connection, desk.study.id)
+    stored = desk.study.holdout
+    known = None if stored is None else Holdout.model_validate(stored)
+    if known is not None or winner is None:
+        larger = None if winner is None else _of_the_audit(desk, winner)
+        more = None
+        if known is not None and larger is not None:
+            more = known.model_copy(update={"larger": larger}).model_dump()
+        studies.finish(desk.connection, desk.study.id, more)
         return True
     if desk.waits_for(pair):
         return False
     for trial in pair:
         desk.close(trial)
     said = _said(winner, pair, desk.measured("decided")) if pair else _unsealed(desk, winner)
-    studies.finish(desk.connection, desk.study.id, said.model_dump())
+    told = said.model_copy(update={"larger": _of_the_audit(desk, winner)})
+    studies.finish(desk.connection, desk.study.id, told.model_dump())
     return True
+
+
+def _of_the_audit(desk: Desk, winner: FinalistVerdict) -> Holdout | None:
+    """Return what the audit's own jobs measured on the test split; None if there is nothing.
+
+    A later winner, which the audit had trained before as one of many, was not measured there.
+    """
+    trained = desk.trials("audit")
+    pair = [
+        trial
+        for trial in trained
+        if trial.role == "identity" or (trial.role, trial.origin) == ("finalist", winner.trial)
+    ]
+    rows = desk.unsealed((trial.number for trial in pair), "audit")
+    whole = len(pair) == 2 and len(rows) == 2 * len(desk.config.audit_seeds)
+    return _said(winner, pair, rows) if whole else None
 
 
 def _unsealed(desk: Desk, winner: FinalistVerdict) -> Holdout:

@@ -15,7 +15,7 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import baseline, cautions, race, sequential_test
 from optimizer.evidence.sequential_test import Plan
-from optimizer.evidence.verdicts import Comparison, Control, PairedDifference, asked
+from optimizer.evidence.verdicts import Comparison, Control, Holdout, PairedDifference, asked
 from optimizer.presets import arithmetic, document, exports, notes, recheck_audit, recheck_rates
 from optimizer.presets.document import Confirmation, Preset
 
@@ -230,19 +230,28 @@ def _plans(confirmation: Confirmation, config: StudyConfig) -> Iterator[Plan]:
         yield Plan(seeds, config.confirm.batch, max(1, confirmation.finalists))
 
 
-def _of_the_test_split(preset: Preset) -> Iterator[str]:
+def _tests(preset: Preset) -> Iterator[tuple[str, Holdout]]:
+    """Yield what the test split said by name: on the proxy, and on an audit's network."""
     test = preset.evidence.test
-    if test is None or test.difference is None:
-        return
-    if test.trial != preset.provenance.trial:
-        yield f"test is of trial {test.trial}, the preset of trial {preset.provenance.trial}"
-    if test.difference.by_seed.keys() != {str(seed) for seed in test.seeds}:
-        yield "test.difference is of other seeds than test.seeds"
-    yield from arithmetic.of_an_interval("test.difference", test.difference)
-    if test.value is not None and test.identity is not None:
-        difference = test.value - test.identity
-        if not arithmetic.alike(difference, test.difference.mean):
-            yield f"test.value minus test.identity is {difference:.6g}, and the mean another"
+    if test is not None:
+        yield "test", test
+    if test is not None and test.larger is not None:
+        yield "test.larger", test.larger
+
+
+def _of_the_test_split(preset: Preset) -> Iterator[str]:
+    for name, test in _tests(preset):
+        if test.difference is None:
+            continue
+        if test.trial != preset.provenance.trial:
+            yield f"{name} is of trial {test.trial}, the preset of trial {preset.provenance.trial}"
+        if test.difference.by_seed.keys() != {str(seed) for seed in test.seeds}:
+            yield f"{name}.difference is of other seeds than {name}.seeds"
+        yield from arithmetic.of_an_interval(f"{name}.difference", test.difference)
+        if test.value is not None and test.identity is not None:
+            difference = test.value - test.identity
+            if not arithmetic.alike(difference, test.difference.mean):
+                yield f"{name}.value minus {name}.identity is {difference:.6g}, the mean another"
 
 
 def _malformed(preset: Preset) -> Iterator[str]:
@@ -258,7 +267,8 @@ def _malformed(preset: Preset) -> Iterator[str]:
         compared |= {"own_rates.to_control": evidence.own_rates.to_control}
     if evidence.audit is not None:
         compared |= recheck_audit.recorded(evidence.audit)
-    compared["test.difference"] = None if evidence.test is None else evidence.test.difference
+    for name, test in _tests(preset):
+        compared[f"{name}.difference"] = test.difference
     for name, difference in compared.items():
         seeds = [] if difference is None else list(difference.by_seed)
         if difference is not None and (

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from densitune.density import Densities
 from optimizer.evidence.audit import SENTENCE, RankCorrelation
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict
+from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict, Holdout
 from optimizer.phases import holdout
 from optimizer.presets import notes
 from optimizer.presets.document import Preset
@@ -270,4 +270,17 @@ def about_test_split(snapshot: Snapshot) -> str | None:
         f"test split: {signed(difference.mean)} {config.unit} "
         f"{brackets(difference.low, difference.high)}{_over_images(difference)} to identity "
         f"({tested.value:.3f} against {tested.identity:.3f}, {len(tested.seeds)} seeds)"
+        f"{_of_larger(tested.larger, config.unit)}"
+    )
+
+
+def _of_larger(tested: Holdout | None, unit: str) -> str:
+    """Return what the test split said on the larger network of an audit, after the proxy's."""
+    if tested is None or tested.difference is None:
+        return ""
+    difference = tested.difference
+    return (
+        f"; on the larger network {signed(difference.mean)} {unit} "
+        f"{brackets(difference.low, difference.high)} ({tested.value:.3f} against "
+        f"{tested.identity:.3f}, {len(tested.seeds)} seeds)"
     )

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine
 from support.databases import temporary
-from support.simulated import create, go_on, noise, run, small
+from support.simulated import TESTED, create, go_on, noise, run, small
 
 from optimizer.cli import session
+from optimizer.config import study_file
 from optimizer.config.study_file import FRESH, StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import audit as said
@@ -225,6 +226,43 @@ def test_a_process_that_began_before_the_audit_was_asked_for_does_not_end_it(
     study = studies.find(database, plain().name)
     assert study is not None
     assert (study.state, study.phase) == ("running", "audit")
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_the_larger_networks_test_split_is_sealed_until_the_audit_has_ended(
+    database: Engine, tmp_path: Path, later: bool
+) -> None:
+    section: dict[str, Any] = dict(TESTED["data"])  # type: ignore[arg-type]
+    given = study_file.parse(
+        {**audited().document(), "data": {"task": "folder", **section}}, "by hand"
+    )
+    before = given.model_copy(update={"audit": None}) if later else given
+
+    def measured(job: ClaimedJob) -> float:
+        tested = job.arm["split"] == "test"
+        gained = tested and job.phase == "audit" and job.densities[3][0] != 1
+        return same(job) + 0.5 * float(gained)
+
+    now = run(database, before, measured)
+    if later:
+        assert now.holdout is not None
+        assert now.holdout.larger is None
+        now = go_on(database, ask(database, given), given, measured)
+    found = result(now)
+    split = {trial.arm["split"] for trial in now.audit.trials if trial.role == "finalist"}
+    assert split == {"both"}
+    tested = now.holdout
+    assert tested is not None
+    assert tested.larger is not None
+    assert tested.larger.seeds == list(given.audit_seeds)
+    assert tested.larger.difference is not None
+    assert found.to_identity is not None
+    gained = tested.larger.difference.mean - found.to_identity.mean
+    assert gained == pytest.approx(0.5, abs=1e-9)
+    assert "on the larger network +" in (words.about_test_split(now) or "")
+    path, preset = exports.export(now, tmp_path)
+    recheck.check(document.load(path), document.content(path))
+    assert preset.evidence.test == tested
 
 
 def test_jobs_of_an_audit_are_never_claimed_beside_others(database: Engine) -> None:

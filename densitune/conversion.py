@@ -80,7 +80,7 @@ def _of_sizes(
     ]
     sides = {side for _, side in found}
     if unused := sorted(set(sizes) - sides):
-        occurring = ", ".join(map(str, sorted(sides))) or "none"
+        occurring = ", ".join(map(str, sorted(sides - {1}))) or "none"
         others = {
             name: why
             for name, why in left_alone(model, sizes).items()

@@ -15,7 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from optimizer import snapshot
 from optimizer.cli import display
 from optimizer.cli.display import Show
-from optimizer.cli.fleet import Fleet
+from optimizer.cli.fleet import Death, Fleet
 from optimizer.config import changes
 from optimizer.config.study_file import StudyConfig, parse
 from optimizer.errors import StudyFailedError, UsageError
@@ -177,15 +177,23 @@ def run(
     )
     try:
         with fleet, display.live(console) as show:
-            _advance(engine, study, config, fleet, show)
+            _advance(engine, study, config, fleet, show, console)
     except KeyboardInterrupt:
         printing.say(f"nothing is lost; continue with: densitune resume {study.name}", console)
         raise
 
 
-def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, show: Show) -> None:
+def _advance(
+    engine: Engine,
+    study: Study,
+    config: StudyConfig,
+    fleet: Fleet,
+    show: Show,
+    console: Console,
+) -> None:
     proposer = Proposer(engine, study.id, config)
     refreshed = 0.0
+    said: set[Death] = set()
 
     def turn() -> Study:
         """Take every step that is possible now, show how far the study is and return it."""
@@ -198,6 +206,7 @@ def _advance(engine: Engine, study: Study, config: StudyConfig, fleet: Fleet, sh
                 shown = snapshot.take(engine, now, config)
                 show(shown)
                 _note_deaths(engine, study, fleet)
+                _say_deaths(fleet, said, console)
                 _check_workers(fleet, shown)
         return now
 
@@ -240,6 +249,16 @@ def _note_deaths(engine: Engine, study: Study, fleet: Fleet) -> None:
     """Store which workers a signal has ended, so that others get their jobs at once."""
     for death in fleet.deaths():
         jobs.lose(engine, study.id, death.token, f"{death} in training")
+
+
+def _say_deaths(fleet: Fleet, said: set[Death], console: Console) -> None:
+    """Say once of each worker that a signal has ended that it is gone."""
+    for death in fleet.deaths():
+        if death not in said:
+            said.add(death)
+            left = fleet.running()
+            line = f"a local worker is gone: {death}; its jobs are back in the queue, {left} left"
+            printing.say(line, console)
 
 
 def _check_workers(fleet: Fleet, now: Snapshot) -> None:

@@ -194,6 +194,7 @@ def test_a_project_goes_from_check_to_a_preset_though_a_worker_is_killed(
     os.kill(killed, signal.SIGKILL)
     said, _ = launched.communicate(timeout=120)
     assert launched.returncode == 0, said
+    assert "a local worker is gone: its process ended by signal 9 (SIGKILL)" in said
     preset = json.loads((tmp_path / "presets" / "own.json").read_text(encoding="utf-8"))
     assert preset["task"]["metric"] == "negated error"
     assert preset["task"]["source"] == "code my_training:train"

@@ -16,6 +16,7 @@
     ├── StoppedError                   hands its jobs back
     ├── ScriptError                    fails its job
     ├── CaptureError                   hands its jobs back, and the worker leaves
+    ├── UnknownError                   asks a search for a point that it has not measured yet
     ├── SpoolError                     is logged: a measurement could not be kept on this machine
     └── DamagedError                   sets a spooled measurement aside
 

@@ -17,7 +17,7 @@ SLACK = 1000
 """Evaluations that it may make beyond twice those known; scipy makes room for all of them."""
 
 
-class _UnknownError(Exception):
+class UnknownError(Exception):
     """The algorithm has come to a point that nobody has evaluated."""
 
     def __init__(self, point: Point) -> None:
@@ -46,7 +46,7 @@ def next_point(
     def negated(x: NDArray[np.float64]) -> float:
         point = tuple(float(value) for value in x)
         if point not in known:
-            raise _UnknownError(point)
+            raise UnknownError(point)
         return -known[point]
 
     try:
@@ -59,6 +59,6 @@ def next_point(
             vol_tol=0.0,
             len_tol=0.0,
         )
-    except _UnknownError as unknown:
+    except UnknownError as unknown:
         return unknown.point
     return None

@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from support.stations import Station, add, contents, make_bench, make_config, work
 
 from optimizer.errors import StudyFailedError
+from storage.jobs import ClaimedJob
 from workers.service import pack
 from workers.service.packs import PackSizes
 from workers.training import packing
@@ -150,13 +151,18 @@ def test_a_free_place_is_offered_soon_and_then_less_and_less_often(
     clock, looks = 0.0, list[float]()
     monkeypatch.setattr(pack, "time", SimpleNamespace(monotonic=lambda: clock))
 
-    def claim_more(count: int) -> list[Any]:
+    def claim_more(count: int, phase: str) -> list[Any]:
+        assert (count, phase) == (2, "search")  # a pack is of one phase
         looks.append(clock)
         return []
 
     shift = SimpleNamespace(claim_more=claim_more)
     place: Any = SimpleNamespace(shift=shift, stop=threading.Event())
-    waiting = pack._Pack(place, [], places=2)
+    held = ClaimedJob(
+        id=1, fence=1, phase="search", trial=0, densities={3: (1.0,)}, arm={}, seed=0, budget=1,
+        bars={},
+    )  # fmt: skip
+    waiting = pack._Pack(place, [held], places=3)
     for tick in range(400):
         clock = tick / 100
         assert waiting._refill() == []

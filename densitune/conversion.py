@@ -191,7 +191,7 @@ def _by_size(
             )
         size = int(key)
         if size in checked:
-            raise ValueError(f"kernel size {size} is given twice, as a number and as text")
+            raise ValueError(f"kernel size {size} is given twice")
         checked[size] = density.validate(den, size)
     return checked
 

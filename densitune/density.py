@@ -70,11 +70,20 @@ def validate(den: Sequence[float], kernel_size: int) -> Density:
             f"takes {expected}, outermost first, without the centre"
         )
     for ring, value in enumerate(den):
-        if not (math.isfinite(value) and value >= 0):
+        if not _is_valid(value):
             raise ValueError(
-                f"density[{ring}] = {value} is not a finite number >= 0 (kernel size {kernel_size})"
+                f"density[{ring}] = {str(value)[:60]} is not a finite number >= 0 "
+                f"(kernel size {kernel_size})"
             )
     return tuple(float(value) for value in den)
+
+
+def _is_valid(value: float) -> bool:
+    """Tell whether this is a density's value; yes and no are none, nor is what no float holds."""
+    try:
+        return not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    except OverflowError:
+        return False
 
 
 def identity(kernel_size: int) -> Density:

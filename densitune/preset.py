@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from densitune import conversion, density
+from densitune import conversion
 from densitune.conversion import _Init, _WeightedInit
 from densitune.density import Densities
 
@@ -60,10 +60,25 @@ class Preset:
         """Give plain convolutions of the preset's sizes, in place, the density's start alone.
 
         As `scale_initial_weights` of this package does; once, before training. Weights are drawn
-        first as the study's identity drew them, unless `init` says otherwise.
+        first as the study's identity drew them, unless `init` says otherwise. ValueError for a
+        preset whose density starts at the scale of a plain convolution (`init: compensated`).
         """
+        if self.init == "compensated":
+            raise ValueError(
+                "the study has init: compensated, so its density starts at the scale of the plain "
+                "convolution: there is nothing to multiply; draw the weights of the plain one as "
+                "they are"
+            )
         init = init or ("keep" if self.init == "keep" else "library")
         return conversion.scale_initial_weights(model, self.densities, init=init)
+
+
+def _each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return a JSON object; ValueError if it names a key twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("it gives a key twice")
+    return found
 
 
 def load_preset(path: str | PathLike[str]) -> Preset:
@@ -76,20 +91,21 @@ def load_preset(path: str | PathLike[str]) -> Preset:
     if len(content) > _MOST_BYTES:
         raise ValueError(f"{path} has more than {_MOST_BYTES} bytes: no preset")
     try:
-        document = json.loads(content)
+        document = json.loads(content, object_pairs_hook=_each_once)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is no preset: {error}") from None
     if not isinstance(document, dict) or document.get("schema") != _SCHEMA:
         raise ValueError(f"{path} is no preset of schema {_SCHEMA}; export one with densitune")
     try:
-        densities = {
-            int(size): density.validate(den, int(size))
-            for size, den in document["densities"].items()
-        }
+        densities = conversion._by_size(document["densities"])
+        if not densities:
+            raise ValueError("it has no densities")
         init, evidence = document["task"]["init"], document["evidence"]
         if init not in _INIT:
             raise ValueError(f"init is {init!r}, not {', '.join(_INIT)}")
-        verdict, advice = str(evidence["verdict"]), str(evidence.get("advice", ""))
+        verdict, advice = evidence["verdict"], evidence.get("advice", "")
+        if not isinstance(verdict, str) or not isinstance(advice, str):
+            raise ValueError(f"verdict {verdict!r} and advice {advice!r} are not both texts")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is a damaged preset: {error}") from None
     return Preset(densities, _INIT[init], verdict, advice, document)

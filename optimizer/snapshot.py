@@ -99,8 +99,7 @@ class Snapshot:
     @property
     def verdicts(self) -> list[FinalistVerdict]:
         """Return the verdicts on the finalists; none before the study is decided."""
-        stored = self.study.verdicts or []
-        return [FinalistVerdict.model_validate(verdict) for verdict in stored]
+        return verdicts.of_study(self.study.verdicts)
 
     @property
     def winner(self) -> FinalistVerdict | None:
@@ -127,7 +126,7 @@ class Snapshot:
         winner, trained = self.winner, self.check
         if winner is None:
             return None
-        return own_rates.found(self.config, winner, trained.trials, trained.rows)
+        return own_rates.found(self.study, self.config, winner, trained.trials, trained.rows)
 
     @property
     def apart(self) -> Apart | None:
@@ -181,8 +180,7 @@ class Snapshot:
     @property
     def holdout(self) -> Holdout | None:
         """Return what the test split said about the winner; None if it was not read (yet)."""
-        stored = self.study.holdout
-        return None if stored is None else Holdout.model_validate(stored)
+        return verdicts.of_test_split(self.study.holdout)
 
     @property
     def learned(self) -> TrialResult | None:
@@ -225,7 +223,7 @@ class Snapshot:
         before = extension.seeds_before(self.study)
         return cautions.signs(
             self.config, self.results, self.floors, self.calibration, before, self.verdicts,
-            confirmed=self.confirmed_identity, wanted=self.controls,
+            confirmed=self.confirmed_identity, wanted=self.controls, tested=self.holdout,
         )  # fmt: skip
 
     @property
@@ -279,6 +277,8 @@ def of(engine: Engine, name: str) -> Snapshot:
 def take(engine: Engine, study: Study, config: StudyConfig) -> Snapshot:
     """Read a snapshot of a study; UnreadableError if it holds what Python cannot."""
     with studies.named(study.name), engine.connect() as connection:
+        verdicts.of_study(study.verdicts)  # if they cannot be read, that is said with the name
+        verdicts.of_test_split(study.holdout)
         phases = {
             name: PhaseRows(
                 trials.all_of(connection, study.id, name), ledger.read(connection, study.id, name)

@@ -22,6 +22,7 @@ from typing import Any
 from sqlalchemy import Connection, Engine, Row, insert, text
 
 from storage import failures, leases, tables
+from storage.errors import UnreadableError
 from storage.failures import POLICIES, Kind
 from storage.states import Phase
 
@@ -262,8 +263,16 @@ def fail_lost(connection: Connection, study_id: int) -> int:
 
 
 def densities_of(stored: Mapping[str, Sequence[float]]) -> dict[int, tuple[float, ...]]:
-    """Return densities by kernel size from their JSON form, which has text for keys."""
-    return {int(size): tuple(float(x) for x in den) for size, den in stored.items()}
+    """Return densities by kernel size from their JSON form, which has text for keys.
+
+    UnreadableError if they are none: nothing of ours writes that, but a database's owner may.
+    """
+    try:
+        if all(isinstance(den, list) for den in stored.values()):
+            return {int(size): tuple(float(x) for x in den) for size, den in stored.items()}
+    except (AttributeError, OverflowError, TypeError, ValueError):
+        pass  # said below
+    raise UnreadableError("a stored value cannot be read: the densities of a trial are none")
 
 
 def _claimed(row: Row[Any]) -> ClaimedJob:

@@ -88,8 +88,8 @@ def create(
     if changed:
         raise UsageError(
             f"study {config.name} exists with another config ({'; '.join(changed)}); to go on with "
-            f"the stored one: densitune resume {config.name}; else choose another name, or delete "
-            f"it: densitune delete {config.name}"
+            f"the stored one: densitune resume {config.name}; else choose another name (and "
+            f"search.seed, or it has the same seeds), or delete it: densitune delete {config.name}"
         )
     return study
 

@@ -107,8 +107,8 @@ class Confirm(Section):
     """Whether a finalist that is above identity is also trained from identity's initial scale; it
     informs and has no part in the verdict."""
     rates: Literal["auto", "always", "never"] = "auto"
-    """Whether identity, the winner and its strongest control are trained once more, each at the
-    best of rates of its own; auto does so after a `better`. The verdict does not depend on it."""
+    """Whether identity, the winner and its controls are trained once more, each at the best of
+    rates of its own; auto does so after a `better`. The verdict does not depend on it."""
     arms: tuple[Part, ...] = ()
     """Which of the winner's two effects are trained alone after the verdict: `init_only` is a plain
     convolution that starts at phi times its weights, `steps_only` a weighted one that starts at

@@ -99,17 +99,24 @@ def _at_its_rate(
 ) -> str:
     """Return what to do where a `better` is not shown to hold at each arm's own rate.
 
-    The control only if it is shown to help there, by the 95 % interval of its difference.
+    Of the controls that are shown to help there, by the 95 % interval of their differences, the
+    strongest; identity if there is none.
     """
     why = "what the density gains is not shown to hold at each arm's own rate"
-    own, beside = rates.to_identity, rates.to_control
-    gone = rates.diverged.keys() & {"identity", rates.control}
-    if rates.control is None or own is None or beside is None or gone or not _above(own, beside):
+    own = rates.to_identity
+    helping = {
+        name: beside.mean
+        for name, beside in rates.beside.items()
+        if own is not None and not rates.diverged.keys() & {"identity", name}
+        if _above(own, beside)
+    }
+    if not helping:
         return f"Use the plain convolution at the rate {rates.rates['identity']:g}: {why}."
+    strongest = min(helping, key=lambda name: helping[name])
     how = f"{_scaled(densities, config)}; {why}"
-    if rates.control == "uniform":
+    if strongest == "uniform":
         how = _stepped(densities, config)
-    return f"Use the plain convolution at the rate {rates.rates[rates.control]:g}; {how}."
+    return f"Use the plain convolution at the rate {rates.rates[strongest]:g}; {how}."
 
 
 def _helps(found: Found | None, name: Control) -> bool:

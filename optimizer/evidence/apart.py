@@ -4,7 +4,9 @@
     identity's start  identity            steps_only
     the density's     init_only           the density
 
-It says where a difference comes from. It is no test and has no part in a verdict.
+It says where a difference comes from. It is no test and has no part in a verdict. Identity and the
+density are those of the confirmation: that the density was its best, and that it stopped when it
+was ahead, is in both main effects (benchmarks/selected.py).
 """
 
 from collections.abc import Mapping

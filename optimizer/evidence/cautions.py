@@ -10,7 +10,14 @@ from optimizer import learning_rates
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import baseline, differences
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import Control, FinalistVerdict, Found, PresetVerdict
+from optimizer.evidence.verdicts import (
+    Control,
+    FinalistVerdict,
+    Found,
+    Holdout,
+    PresetVerdict,
+)
+from optimizer.evidence.verdicts import best as best_of
 
 EDGE = 0.02
 """Share of the search box's width within which a value counts as lying on its edge."""
@@ -35,13 +42,14 @@ def signs(
     *,
     confirmed: float | None = None,
     wanted: Collection[Control] = (),
+    tested: Holdout | None = None,
 ) -> list[str]:
     """Return one line for each sign; none without results.
 
     floors: the metric of what needs no deep network, by name. calibration: identity's score by
     learning rate, empty where the rate was given. extended_from: the seeds of the first of two
     confirmations. confirmed: identity's score with fresh seeds. wanted: the controls that `better`
-    asks for.
+    asks for. tested: what the test split said.
     """
     if not results:
         return []
@@ -69,7 +77,10 @@ def signs(
             f"Confirmed with {extended_from} seeds, then extended to {config.confirm.seeds}: who "
             f"looks twice is wrong twice as often (docs/evidence.md)."
         )
-    found = [left_open(one.verdict, one, wanted) for one in verdicts]
+    told = [*verdicts]
+    if (other := _other_images(best_of(told), tested)) is not None:
+        lines.append(other)
+    found = [left_open(one.verdict, one, wanted) for one in told]
     return lines + [line for line in (UNMASKED, UNCOUNTED) if line in found]
 
 
@@ -85,6 +96,25 @@ def left_open(verdict: PresetVerdict, found: Found, wanted: Collection[Control])
         return UNMASKED
     unknown = found.failures.keys() - found.diverged.keys()
     return UNCOUNTED if unknown & {"identity", *wanted} else None
+
+
+def _other_images(winner: FinalistVerdict | None, tested: Holdout | None) -> str | None:
+    """Return that a `better` may come to nothing on other images, by its interval over these.
+
+    By the test split's where there is one: by the validation images the winner was chosen.
+    """
+    if winner is None or winner.verdict != "better" or winner.to_identity is None:
+        return None
+    where, over = "validation", winner.to_identity.images
+    if tested is not None and tested.trial == winner.trial and tested.difference is not None:
+        where, over = "test", tested.difference.images
+    if over is None or over.low > 0:
+        return None
+    return (
+        f"The winner's 95 % interval over seeds and {over.count} {where} images, [{over.low:+.3f}, "
+        f"{over.high:+.3f}], holds zero: on other images of this kind it may be no better "
+        "(docs/evidence.md)."
+    )
 
 
 def _on_edge(config: StudyConfig, result: TrialResult) -> bool:

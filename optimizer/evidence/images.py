@@ -8,6 +8,9 @@ a seed, an image and the two together add, all at random. The mean over all has 
 for n seeds and m images: a two-way layout with one value a cell (Scheffe 1959, The Analysis of
 Variance, chapter 7). The seeds' means alone, whose variance is s_a^2 + s_e^2 / m, know nothing of
 the second part.
+
+It is for a density that was fixed before these images were seen. The winner was chosen by the
+validation images, so that there its interval holds the truth less often: docs/evidence.md.
 """
 
 import math

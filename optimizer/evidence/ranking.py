@@ -1,7 +1,8 @@
 """What a search compares trials by, and what that is called.
 
 Of classifiers it is the cross-entropy on the validation images: on a VGG its effects were 0.7 to
-1.0 paired standard deviations where those of top-1 accuracy were 0.2 to 0.3, with the same signs.
+1.0 paired standard deviations where those of top-1 accuracy were 0.2 to 0.3, with the same signs
+(three densities: that the two agree elsewhere is not known).
 Verdicts go by the metric. Values are negated here, so that larger is better as everywhere.
 """
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, field_validator
 
 from optimizer.arms import Init
 from optimizer.evidence.differences import Difference, interval
+from storage.errors import UnreadableError
 
 Verdict = Literal["better", "scale_only", "step_only", "no_evidence", "worse", "dropped"]
 """What fresh seeds say about a finalist."""
@@ -48,7 +49,10 @@ class PairedDifference(Part):
 
 
 class OverImages(Part):
-    """The 95 % interval of a paired difference over seeds and images: for other images as well."""
+    """The 95 % interval of a paired difference over seeds and images: for other images as well.
+
+    Of a density that was not chosen by these images: of a winner, those of the test split.
+    """
 
     count: int
     """Of images."""
@@ -126,6 +130,13 @@ class FinalistVerdict(Part):
     """An estimate of the seeds that would settle an open question; none where it leans below
     zero."""
 
+    @field_validator("densities")
+    @classmethod
+    def _by_size(cls, densities: dict[str, list[float]]) -> dict[str, list[float]]:
+        if not all(size.isdecimal() for size in densities):
+            raise ValueError(f"kernel sizes {list(densities)} are no numbers")
+        return densities
+
     def by_kernel_size(self) -> dict[int, tuple[float, ...]]:
         """Return the densities as the other modules have them."""
         return {int(size): tuple(den) for size, den in self.densities.items()}
@@ -150,7 +161,26 @@ class Holdout(Part):
     """The same on the larger network of an audit, of its seeds."""
 
 
-def asked(init: Init, uniform_is_identity: bool) -> tuple[Control, ...]:
+def of_study(stored: Sequence[object] | None) -> list[FinalistVerdict]:
+    """Return a study's verdicts as the database has them; UnreadableError if one is none.
+
+    Nothing of ours writes that, but the owner of a database may.
+    """
+    try:
+        return [FinalistVerdict.model_validate(one) for one in stored or ()]
+    except (TypeError, ValidationError) as error:
+        raise UnreadableError("a stored value cannot be read: a verdict is none") from error
+
+
+def of_test_split(stored: object) -> Holdout | None:
+    """Return what a study keeps of its test split; UnreadableError if that is none."""
+    try:
+        return None if stored is None else Holdout.model_validate(stored)
+    except ValidationError as error:
+        raise UnreadableError("a stored value cannot be read: a test result is none") from error
+
+
+def asked(init: Init | str, uniform_is_identity: bool) -> tuple[Control, ...]:
     """Return the controls that `better` asks for.
 
     Where every weighted convolution feeds a normalisation, a uniform mask trains as identity does,

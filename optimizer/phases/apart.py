@@ -76,14 +76,17 @@ def found(
         if not arm.failed
     }
     lost = comparisons.diverged(rows)
-    gone = {part: sorted(lost.get(arm.number, ())) for part, arm in there.items()}
+    gone: dict[str, list[int]] = {
+        arm: winner.diverged.get(arm, []) for arm in ("identity", "finalist")
+    }
+    gone |= {part: sorted(lost.get(arm.number, ())) for part, arm in there.items()}
     identity, density = (
         {seed: before[number][seed] for seed in seeds} for number in (comparisons.IDENTITY, own)
     )
     return Apart(
         trial=winner.trial,
         reason="; ".join(reasons) or None,
-        diverged={part: which for part, which in gone.items() if which},
+        diverged={arm: which for arm, which in gone.items() if which},
         **apart.effects(identity, density, alone),
     )
 

@@ -18,7 +18,14 @@ from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import audit, differences, ranking
 from optimizer.evidence.audit import Audit, AuditArm
 from optimizer.evidence.differences import Difference, TrialResult
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict, PairedDifference, asked, best
+from optimizer.evidence.verdicts import (
+    Comparison,
+    FinalistVerdict,
+    PairedDifference,
+    asked,
+    best,
+    of_study,
+)
 from optimizer.phases import calibration, comparisons
 from optimizer.phases.desk import Desk
 from storage.ledger import LedgerRow
@@ -50,7 +57,7 @@ def wanted(config: StudyConfig, winner: FinalistVerdict | None) -> bool:
 
 def step(desk: Desk) -> bool:
     """Take the next step if there is one now: queue rates, queue the arms, or end the phase."""
-    winner = best([FinalistVerdict.model_validate(one) for one in desk.study.verdicts or []])
+    winner = best(of_study(desk.study.verdicts))
     trained = desk.trials("audit")
     stale = desk.config.audit is None and desk.study.config.get("audit") is not None
     if stale or desk.waits_for(trained):  # stale: this process began before it was asked for

@@ -29,6 +29,13 @@ def step(desk: Desk) -> bool:
         return True
     if desk.waits_for(trials):
         return False
+    broken = next((one for one in trials if one.kind not in (None, "diverged")), None)
+    if broken is not None:
+        desk.halt(
+            f"identity could not be trained at {broken.label}, and that it could not says nothing "
+            f"about this rate: {broken.error_text}; mend that and begin anew, or give training.lr"
+        )
+        return False
     rows = desk.measured("calibrate")
     by_rate = scores(trials, rows)
     tried = [lr for trial in trials if (lr := rate(trial)) is not None]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import advice
-from optimizer.evidence.verdicts import FinalistVerdict, best
+from optimizer.evidence.verdicts import FinalistVerdict, best, of_study
 from optimizer.phases import apart, audit, comparisons, own_rates
 from optimizer.phases.desk import Desk
 from storage.states import Phase
@@ -51,8 +51,7 @@ def step(desk: Desk, optuna: "DensityStudy | None") -> bool:
 
     Optuna's study, if it is still there, is told what to do now.
     """
-    stored = [FinalistVerdict.model_validate(one) for one in desk.study.verdicts or []]
-    winner, trained = best(stored), desk.trials("check")
+    winner, trained = best(of_study(desk.study.verdicts)), desk.trials("check")
     if desk.waits_for(trained):
         return False
     if winner is not None and _queued(desk, winner):
@@ -61,7 +60,7 @@ def step(desk: Desk, optuna: "DensityStudy | None") -> bool:
         if trial.state == "running":
             desk.close(trial)
     if winner is not None and optuna is not None:
-        found = own_rates.found(desk.config, winner, trained, desk.measured("check"))
+        found = own_rates.found(desk.study, desk.config, winner, trained, desk.measured("check"))
         wanted = comparisons.controls(desk.study, desk.config)
         told = advice.of_study(winner, desk.config, wanted, decided=True, rates=found)
         optuna.conclude({"advice": told, "verdict": winner.verdict})

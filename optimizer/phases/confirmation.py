@@ -17,7 +17,7 @@ from optimizer.arms import Arm
 from optimizer.evidence import advice, differences, finalists, images, race, ranking
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.sequential_test import Finding, Plan
-from optimizer.evidence.verdicts import FinalistVerdict, best
+from optimizer.evidence.verdicts import FinalistVerdict, best, of_study
 from optimizer.phases import checks, comparisons, holdout, learned
 from optimizer.phases.comparisons import IDENTITY, Group
 from optimizer.phases.desk import Desk
@@ -152,8 +152,7 @@ def _judge(desk: Desk, optuna: DensityStudy | None, trained: Sequence[TrialRow])
 def _settled(study: Study) -> dict[int | None, FinalistVerdict]:
     """Return by trial what an extended study has called better before."""
     stored = study.provenance.get("extended", {}).get("verdicts", [])
-    verdicts = [FinalistVerdict.model_validate(verdict) for verdict in stored]
-    return {verdict.trial: verdict for verdict in verdicts if verdict.verdict == "better"}
+    return {verdict.trial: verdict for verdict in of_study(stored) if verdict.verdict == "better"}
 
 
 def _train_controls(desk: Desk, number: int, beaten: Sequence[Group]) -> bool:

@@ -60,7 +60,10 @@ def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
     elif all(one["verdict"] in ("better", "dropped") for one in verdicts):
         obstacle = "has nothing open: every finalist is better or was dropped; it need not be"
     if obstacle is not None:
-        raise UsageError(f"study {study.name} {obstacle} extended; choose another name")
+        raise UsageError(
+            f"study {study.name} {obstacle} extended; choose another "
+            "name, and another search.seed for other seeds"
+        )
     was: dict[str, Any] = {"seeds": study.config["confirm"]["seeds"], "verdicts": verdicts}
     config = asked.document()  # what the study knew nothing of is not asked for by a default
     config["confirm"] = {**study.config["confirm"], "seeds": asked.confirm.seeds}

@@ -9,14 +9,21 @@ from collections.abc import Sequence
 
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, images
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict, Holdout, best, by_text
+from optimizer.evidence.verdicts import (
+    Comparison,
+    FinalistVerdict,
+    Holdout,
+    best,
+    by_text,
+    of_study,
+)
 from optimizer.phases.desk import Desk
 from storage import studies
 from storage.ledger import LedgerRow
 from storage.trials import TrialRow
 
 EARLIER = "an earlier version began the confirmation, and its jobs were not measured there"
-MISSING = "not all workers had one"
+MISSING = "not all workers had one, or reached a finite score on it"
 """Why a study has no result on the test split."""
 
 
@@ -33,7 +40,7 @@ def step(desk: Desk) -> bool:
     It also ends one that has nothing to be read: an older version may have stopped it at its end.
     What that had queued to be measured on the test split, with jobs of their own, is waited for.
     """
-    verdicts = [FinalistVerdict.model_validate(stored) for stored in desk.study.verdicts or []]
+    verdicts = of_study(desk.study.verdicts)
     winner, pair = due(desk.config, verdicts), desk.trials("decided")
     stored = desk.study.holdout
     known = None if stored is None else Holdout.model_validate(stored)

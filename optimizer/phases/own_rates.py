@@ -1,8 +1,9 @@
-"""The rate check: the winner, identity and its strongest control, each at a rate of its own.
+"""The rate check: the winner, identity and the controls, each at a rate of its own.
 
 Each arm is tried at three rates around the study's, half a decade apart, with seeds of their own;
 its grid grows as a calibration's does. Then each is trained at its own best rate, with as many
-fresh seeds as the winner's verdict took (optimizer.evidence.own_rates has the test).
+fresh seeds as the winner's verdict took, within limits (optimizer.evidence.own_rates has them and
+the test). Whatever the verdict, all controls are trained that `better` asks for.
 """
 
 import statistics
@@ -14,8 +15,9 @@ from optimizer import arms, learning_rates
 from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import differences, own_rates
+from optimizer.evidence.differences import Difference
 from optimizer.evidence.own_rates import RateCheck
-from optimizer.evidence.verdicts import Comparison, FinalistVerdict
+from optimizer.evidence.verdicts import Comparison, Control, FinalistVerdict
 from optimizer.phases import comparisons
 from optimizer.phases.desk import Desk
 from storage.ledger import LedgerRow
@@ -54,8 +56,21 @@ class Contender:
         final = [] if self.final is None else [self.final]
         return any(trial.is_open for trial in (*self.tried, *final))
 
+    @property
+    def obstacle(self) -> str | None:
+        """Return why the check cannot be made: a failure that says nothing about a rate."""
+        name = NAMES[self.role]
+        if self.final is not None and self.final.failed:
+            return f"{name} could not be trained with every fresh seed: {self.final.failure}"
+        for rate, trial in self.rates.items():
+            if trial.kind not in (None, "diverged"):
+                return f"{name} could not be trained at the rate {rate:g}: {trial.failure}"
+        if self.tried and all(trial.failed for trial in self.tried):
+            return f"{name} could not be trained at any rate: {self.tried[0].failure}"
+        return None
+
     def scores(self, values: Mapping[int, Mapping[int, float]]) -> dict[float, float]:
-        """Return {rate: mean over the seeds} of the rates at which it could be trained."""
+        """Return {rate: mean over the seeds} of the rates at which no training failed."""
         return {
             rate: statistics.fmean(values[trial.number].values())
             for rate, trial in self.rates.items()
@@ -86,18 +101,19 @@ def middle(study: Study, config: StudyConfig) -> float:
 
 
 def contenders(
-    config: StudyConfig, winner: FinalistVerdict, trained: Sequence[TrialRow]
+    study: Study, config: StudyConfig, winner: FinalistVerdict, trained: Sequence[TrialRow]
 ) -> list[Contender]:
-    """Return the arms of the check, identity first and the winner second."""
-    densities, strongest = winner.by_kernel_size(), own_rates.strongest(winner)
+    """Return the arms of the check: identity, the winner, the controls that `better` asks for."""
+    densities = winner.by_kernel_size()
+    controls: dict[Control, Arm] = {
+        "control": arms.scale_control(densities, None, config.init),
+        "uniform": arms.uniform(densities, None, config.init),
+    }
     by_role: dict[Role, Arm] = {
         "identity": arms.identity(config.kernel_size, None, config.init),
         "finalist": Arm(densities, None, config.init),
+        **{name: controls[name] for name in comparisons.controls(study, config)},
     }
-    if strongest == "control":
-        by_role["control"] = arms.scale_control(densities, None, config.init)
-    elif strongest == "uniform":
-        by_role["uniform"] = arms.uniform(densities, None, config.init)
     own = [trial for trial in trained if trial.origin == winner.trial]
     return [
         Contender(
@@ -112,7 +128,9 @@ def contenders(
 
 def queue(desk: Desk, winner: FinalistVerdict, trained: Sequence[TrialRow]) -> bool:
     """Queue what the check lacks, when all that it has so far has ended; tell whether anything."""
-    compared = contenders(desk.config, winner, trained)
+    compared = contenders(desk.study, desk.config, winner, trained)
+    if any(one.obstacle for one in compared):
+        return False
     scores = [one.scores(differences.final_values(desk.measured("check"))) for one in compared]
     centre, number = middle(desk.study, desk.config), len(trained)
     first, budget = number, desk.config.confirm_budget
@@ -137,37 +155,41 @@ def queue(desk: Desk, winner: FinalistVerdict, trained: Sequence[TrialRow]) -> b
 
 
 def found(
+    study: Study,
     config: StudyConfig,
     winner: FinalistVerdict,
     trained: Sequence[TrialRow],
     rows: Sequence[LedgerRow],
 ) -> RateCheck | None:
-    """Return what the check says of this winner; None as long as it has not ended, or without."""
-    compared = contenders(config, winner, trained)
-    if not all(one.tried for one in compared) or any(one.is_open for one in compared):
+    """Return what the check says of this winner; None as long as it has not ended, or without.
+
+    Of a decided study by the arms that were tried: earlier versions took one control, or none.
+    """
+    compared = [
+        one
+        for one in contenders(study, config, winner, trained)
+        if one.tried or study.phase != "decided"
+    ]
+    open_still = any(one.is_open or not one.tried for one in compared)
+    if open_still or not {"identity", "finalist"} <= {one.role for one in compared}:
         return None
     values = differences.final_values(rows)
     scores = {one.role: one.scores(values) for one in compared}
     told: dict[str, Any] = {
         "trial": winner.trial,
-        "control": own_rates.strongest(winner),
         "tried": {
             role: {f"{rate:g}": score for rate, score in sorted(known.items())}
             for role, known in scores.items()
         },
     }
-    for one in compared:
-        if not scores[one.role]:
-            reason = f"{NAMES[one.role]} could not be trained at any rate: {one.tried[0].failure}"
-            return RateCheck(holds=None, reason=reason, **told)
+    reasons = [one.obstacle for one in compared if one.obstacle is not None]
     finals = {one.role: one.final for one in compared if one.final is not None}
+    if len(finals) == len(compared):
+        told["rates"] = {one.role: learning_rates.best(scores[one.role]) for one in compared}
+    if reasons:
+        return RateCheck(holds=None, reason=reasons[0], **told)
     if len(finals) < len(compared):
         return None
-    told["rates"] = {one.role: learning_rates.best(scores[one.role]) for one in compared}
-    for role, final in finals.items():
-        if final.failed:
-            reason = f"{NAMES[role]} could not be trained with every fresh seed: {final.failure}"
-            return RateCheck(holds=None, reason=reason, **told)
     lost = comparisons.diverged(rows)
     gone: dict[str, list[int]] = {
         role: sorted(lost.get(final.number, ())) for role, final in finals.items()
@@ -177,14 +199,14 @@ def found(
         for role, final in finals.items()
         if role != "finalist"
     }
-    control = own_rates.strongest(winner)
-    beside = None if control is None else to[control]
+    beside: dict[Control, Difference] = {
+        name: to[name] for name in comparisons.controls(study, config) if name in to
+    }
+    by_seed = {name: difference.by_seed for name, difference in beside.items()}
     return RateCheck(
-        holds=own_rates.holds(
-            to["identity"].by_seed, None if beside is None else beside.by_seed, control, gone
-        ),
+        holds=own_rates.holds(to["identity"].by_seed, by_seed, gone),
         to_identity=Comparison.of(to["identity"]),
-        to_control=None if beside is None else Comparison.of(beside),
+        to_controls={name: Comparison.of(difference) for name, difference in beside.items()},
         diverged={role: seeds for role, seeds in gone.items() if seeds},
         **told,
     )
@@ -194,7 +216,9 @@ def to_come(
     study: Study, config: StudyConfig, winner: FinalistVerdict, trained: Sequence[TrialRow]
 ) -> int:
     """Return how many jobs the check is still to queue, if no grid grows any more."""
-    compared = contenders(config, winner, trained)
+    compared = contenders(study, config, winner, trained)
+    if any(one.obstacle for one in compared):
+        return 0
     rates = sum(len(_further(one, {}, middle(study, config))) for one in compared if not one.tried)
     finals = sum(one.final is None for one in compared)
     return rates * len(config.rate_seeds) + finals * _count(compared, winner)
@@ -211,12 +235,12 @@ def _further(one: Contender, scores: Mapping[float, float], centre: float) -> li
 
 
 def _count(compared: Sequence[Contender], winner: FinalistVerdict) -> int:
-    """Return the seeds of the comparison: what it began with, or those that the verdict took."""
+    """Return the seeds of the comparison: what it began with, or by those that the verdict took."""
     begun = next((one.final for one in compared if one.final is not None), None)
     if begun is not None:
         return begun.jobs
     assert winner.to_identity is not None  # or it is not checked
-    return max(own_rates.LEAST, len(winner.to_identity.by_seed))
+    return min(max(own_rates.LEAST, len(winner.to_identity.by_seed)), own_rates.MOST)
 
 
 def _bare(trial: TrialRow) -> Arm:

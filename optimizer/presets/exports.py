@@ -22,7 +22,7 @@ from optimizer.evidence.verdicts import (
     PairedDifference,
     PresetVerdict,
 )
-from optimizer.phases import extension
+from optimizer.phases import extension, own_rates
 from optimizer.presets import notes
 from optimizer.presets.document import (
     CONVENTION,
@@ -63,7 +63,7 @@ def export(
 
     UsageError if there is no such result yet, or the folder cannot be written; EvidenceError, with
     nothing written, if the verdict has to be `better` and is not, by the rules of this version, or
-    the baseline is not healthy.
+    the baseline is not healthy, or the rate check that the study asks for does not say yes.
     """
     preset = compose(snapshot, chosen(snapshot, trial))
     complaint = snapshot.complaint
@@ -73,19 +73,33 @@ def export(
         raise EvidenceError(
             f"study {preset.name}: {complaint} A sound `better` was required; nothing was written"
         )
-    checked = preset.evidence.own_rates
-    if require_better and checked is not None and checked.holds is False:
-        raise EvidenceError(
-            f"study {preset.name}: trial {preset.provenance.trial} is not shown to hold with each "
-            "arm at a learning rate of its own, and a `better` that does not fail that check was "
-            "required; nothing was written"
-        )
     if require_better and preset.evidence.verdict != "better":
         raise EvidenceError(
             f"study {preset.name}: trial {preset.provenance.trial} is {preset.evidence.verdict} "
             f"({MEANING[preset.evidence.verdict]}), and better was required; nothing was written"
         )
+    unshown = _unshown(snapshot, preset)
+    if require_better and unshown is not None:
+        raise EvidenceError(
+            f"study {preset.name}: trial {preset.provenance.trial} is better, and {unshown}; a "
+            "`better` that passes the check that its study asks for was required; nothing was "
+            "written"
+        )
     return write(preset, folder), preset
+
+
+def _unshown(snapshot: Snapshot, preset: Preset) -> str | None:
+    """Return what a rate check that was asked for leaves open of a `better`; None if nothing."""
+    checked, trial = preset.evidence.own_rates, preset.provenance.trial
+    if checked is not None and checked.holds is False:
+        return "not shown to hold with each arm at a learning rate of its own"
+    finalist = next((one for one in snapshot.verdicts if one.trial == trial), None)
+    if finalist is None or not own_rates.wanted(snapshot.study, snapshot.config, finalist):
+        return None
+    if checked is None:
+        return "whether it holds with each arm at a learning rate of its own was not checked"
+    reason = f"whether it holds at each arm's own rate could not be checked: {checked.reason}"
+    return None if checked.holds else reason
 
 
 def chosen(snapshot: Snapshot, trial: int | None = None) -> TrialResult:
@@ -145,7 +159,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     finalist = next((one for one in snapshot.verdicts if one.trial == chosen.number), None)
     verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     checked = snapshot.own_rates
-    own_rates = checked if checked is not None and checked.trial == chosen.number else None
+    rates = checked if checked is not None and checked.trial == chosen.number else None
     return Evidence(
         verdict=verdict,
         advice=advised(
@@ -154,11 +168,11 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
             snapshot.config,
             finalist,
             snapshot.controls,
-            own_rates,
+            rates,
             healthy=snapshot.healthy,
         ),
-        note=notes.of(verdict, finalist, own_rates, snapshot.controls, healthy=snapshot.healthy),
-        own_rates=own_rates,
+        note=notes.of(verdict, finalist, rates, snapshot.controls, healthy=snapshot.healthy),
+        own_rates=rates,
         audit=_audit(snapshot, chosen.number),
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 
-from optimizer.evidence import cautions
+from optimizer.evidence import cautions, own_rates
 from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import Control, Found, PresetVerdict
 
@@ -71,4 +71,7 @@ def of(
     note = NOTES[verdict] if left_open is None else f"{EARLIER}: {left_open}"
     if verdict == "better" and rates is not None and rates.holds is not None:
         note = f"{note} {OWN_RATES[rates.holds]}"
+        if left_out := rates.lacks(wanted):
+            names = ", ".join(own_rates.NAMES[name] for name in left_out)
+            note = f"{note} Not compared there: {names}."
     return note if healthy else f"{UNHEALTHY} {note}"

@@ -264,7 +264,9 @@ def _malformed(preset: Preset) -> Iterator[str]:
         compared |= {"to_uniform": confirmed.to_uniform, "compensated": confirmed.compensated}
     if evidence.own_rates is not None:
         compared |= {"own_rates.to_identity": evidence.own_rates.to_identity}
-        compared |= {"own_rates.to_control": evidence.own_rates.to_control}
+        compared |= {
+            f"own_rates, to {name}": one for name, one in evidence.own_rates.beside.items()
+        }
     if evidence.audit is not None:
         compared |= recheck_audit.recorded(evidence.audit)
     for name, test in _tests(preset):

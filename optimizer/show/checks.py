@@ -13,7 +13,8 @@ ABOUT = (
     "Both change no verdict. At its own rate every arm is trained with seeds of their own. A "
     "density changes where training starts and how large its steps are: the main effect of either "
     "is its mean over both values of the other, the interaction by how much the start adds more to "
-    "the density's steps than to identity's."
+    "the density's steps than to identity's. They are no test, and inherit that the winner was the "
+    "best of several and that its study stopped there: start and steps look a little too large."
 )
 
 
@@ -48,10 +49,12 @@ def _at_own_rates(snapshot: Snapshot) -> Mapping[str, Comparison | None]:
     told = snapshot.own_rates
     if told is None:
         return {}
-    beside = "" if told.control is None else words.ARMS[told.control].removeprefix("its ")
     return {
         "density minus identity": told.to_identity,
-        f"density minus {beside}": told.to_control,
+        **{
+            f"density minus {words.ARMS[name].removeprefix('its ')}": compared
+            for name, compared in told.beside.items()
+        },
     }
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import Engine
 from optimizer import snapshot
 from optimizer.errors import UsageError
 from optimizer.evidence import verdicts
-from optimizer.evidence.verdicts import FinalistVerdict, PresetVerdict
+from optimizer.evidence.verdicts import PresetVerdict
 from optimizer.show import words
 from storage import printable, studies
 from storage.errors import UnreadableError
@@ -30,11 +30,16 @@ class Entry:
 
     @property
     def verdict(self) -> PresetVerdict | None:
-        """Return the verdict on what is exported; None before the study is decided."""
+        """Return the verdict on what is exported; None before the study is decided.
+
+        None as well if it cannot be read, which `status` says: no study hides the others.
+        """
         if self.study.verdicts is None:
             return None
-        stored = [FinalistVerdict.model_validate(verdict) for verdict in self.study.verdicts]
-        winner = verdicts.best(stored)
+        try:
+            winner = verdicts.best(verdicts.of_study(self.study.verdicts))
+        except UnreadableError:
+            return None
         return "unconfirmed" if winner is None else winner.verdict
 
     def document(self) -> dict[str, Any]:

@@ -3,9 +3,10 @@
 from collections.abc import Mapping
 
 from densitune.density import Densities
+from optimizer.evidence import own_rates
 from optimizer.evidence.audit import SENTENCE, RankCorrelation
 from optimizer.evidence.differences import TrialResult
-from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict, Holdout
+from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict, Holdout, asked
 from optimizer.phases import holdout
 from optimizer.presets import notes
 from optimizer.presets.document import Preset
@@ -15,8 +16,8 @@ from storage import printable
 ARMS = {
     "identity": "identity",
     "finalist": "the density",
-    "control": "its scale control",
-    "uniform": "its uniform mask",
+    "control": own_rates.NAMES["control"],
+    "uniform": own_rates.NAMES["uniform"],
 }
 """What arms are called in sentences, by role."""
 BELOW_IDENTITY = "cross-entropy below identity's, nats"
@@ -117,7 +118,9 @@ def _more_seeds(finalist: FinalistVerdict) -> str | None:
     if compared.mean < 0:
         return f"more seeds would more likely show that it does harm against {name}"
     seeds = finalist.seeds_to_settle
-    return None if seeds is None else f"about {seeds} seeds might settle it"
+    return (
+        None if seeds is None else f"about {seeds} seeds might settle it, with another search.seed"
+    )
 
 
 def preset_verdict(preset: Preset) -> str:
@@ -128,10 +131,12 @@ def preset_verdict(preset: Preset) -> str:
         return f"{text}; but identity was no healthy baseline"
     if preset.evidence.note.startswith(notes.EARLIER):
         return f"{text}; but by the rules of an earlier version (see its note)"
-    checked = preset.evidence.own_rates
-    if checked is not None and checked.holds is not None:
-        return f"{text}; at each arm's own rate it {'holds' if checked.holds else 'does not hold'}"
-    return text
+    checked, confirmed = preset.evidence.own_rates, preset.evidence.confirmation
+    if stated != "better" or checked is None or checked.holds is None or confirmed is None:
+        return text
+    wanted = asked(preset.task.init, confirmed.uniform_is_identity)
+    where = own_rates.scope(checked, wanted)
+    return f"{text}; {where} it {'holds' if checked.holds else 'is not shown to hold'}"
 
 
 def verdict_with_numbers(finalist: FinalistVerdict, unit: str) -> str:
@@ -173,9 +178,12 @@ def about_own_rates(snapshot: Snapshot) -> str | None:
     begun = any(trial.role == "rate" for trial in snapshot.check.trials)
     if winner is None or not (begun or winner.verdict == "better"):
         return None
-    asked = "holds at each arm's own rate"
+    where = "at each arm's own rate"
+    if told is not None:
+        where = own_rates.scope(told, snapshot.controls)
+    asked = f"holds {where}"
     if winner.verdict != "better":
-        asked = "above the others at each arm's own rate, which changes no verdict"
+        asked = f"above the others {where}, which changes no verdict"
     if told is None and begun and snapshot.study.phase == "check":
         counted = snapshot.check.jobs
         return f"{asked}: being checked, {counted['done']}/{counted['queued']} jobs done"
@@ -183,8 +191,7 @@ def about_own_rates(snapshot: Snapshot) -> str | None:
         return f"{asked}: not checked{f': {told.reason}' if told is not None else ''}"
     rates = ", ".join(f"{ARMS[arm]} at {rate:g}" for arm, rate in told.rates.items())
     compared = {"identity": told.to_identity}
-    if told.control is not None:
-        compared[ARMS[told.control]] = told.to_control
+    compared |= {ARMS[name]: beside for name, beside in told.beside.items()}
     numbers = "; ".join(_comparisons(compared, snapshot.config.unit))
     return f"{asked}: {'yes' if told.holds else 'no'} ({rates}; {numbers})"
 
@@ -206,7 +213,10 @@ def about_apart(snapshot: Snapshot) -> str | None:
         for name, one in compared.items()
         if one is not None
     ]
-    gone = [f"{arm} diverged on {len(seeds)} seeds" for arm, seeds in told.diverged.items()]
+    gone = [
+        f"{ARMS.get(arm, arm)} diverged on {len(seeds)} seeds"
+        for arm, seeds in told.diverged.items()
+    ]
     return f"start and steps apart: {'; '.join([*numbers, *gone, *filter(None, [told.reason])])}"
 
 

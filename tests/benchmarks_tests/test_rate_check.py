@@ -27,6 +27,13 @@ def test_it_says_yes_where_the_winner_is_better_and_hardly_ever_where_it_is_not(
     )
     assert equal["yes"][24] <= 0.03
     assert better["yes"][12] >= 0.97
-    assert better["jobs"][24] - better["jobs"][12] == 3 * 12
+    assert better["jobs"][24] - better["jobs"][12] == 4 * 12
     assert 0 < equal["lost"] < 0.2
     assert rate_check.row(better)[:4] == ["the winner better", "2", "1", "normal"]
+
+
+def test_after_a_better_a_large_effect_gets_its_yes_and_a_small_one_less_often() -> None:
+    small, large = (rate_check.after_a_better(effect, (), 60) for effect in (0.75, 2.0))
+    assert (small[:2], large[:2]) == (["0.75", "0"], ["2", "0"])
+    assert float(large[3].partition("%")[0]) >= 95 > float(small[3].partition("%")[0])
+    assert [int(part) for part in large[2].split(" / ")][1] <= 24

@@ -65,7 +65,8 @@ def test_a_preset_of_a_study_that_kept_the_networks_own_weights_keeps_them(tmp_p
 
 def test_its_start_alone_is_drawn_and_multiplied_by_rms_phi(tmp_path: Path) -> None:
     """RMS(phi) by hand: the root of the mean of alpha squared, squared for two dimensions."""
-    preset = load_preset(write(tmp_path / "a.json", densities={"3": [0.5]}))
+    changed: dict[str, Any] = {"densities": {"3": [0.5]}, "task": {"init": "library"}}
+    preset = load_preset(write(tmp_path / "a.json", **changed))
     torch.manual_seed(4)
     plain = model()
     densitune.apply_densities(plain, {3: (1.0,)}, init="library")
@@ -76,6 +77,25 @@ def test_its_start_alone_is_drawn_and_multiplied_by_rms_phi(tmp_path: Path) -> N
         drawn = plain.get_parameter("0.weight")
         torch.testing.assert_close(given.get_parameter("0.weight"), drawn * (2 * 0.25 + 1) / 3)
         assert type(given[0]) is nn.Conv2d
+
+
+def test_a_density_that_starts_as_the_plain_convolution_does_has_no_start_to_give(
+    tmp_path: Path,
+) -> None:
+    preset = load_preset(write(tmp_path / "a.json", task={"init": "compensated"}))
+    given = model()
+    before = given.get_parameter("0.weight").clone()
+    with pytest.raises(ValueError, match="nothing to multiply"):
+        preset.scale_initial_weights(given)
+    assert torch.equal(given.get_parameter("0.weight"), before)
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json")
+    text = path.read_text()
+    path.write_text(text.replace('"densities":', '"densities": {"3": [0.9]}, "densities":', 1))
+    with pytest.raises(ValueError, match="is no preset: it gives a key twice"):
+        load_preset(path)
 
 
 def by_function(preset: densitune.Preset) -> Any:
@@ -92,6 +112,11 @@ def by_function(preset: densitune.Preset) -> Any:
         ({"densities": {"3": [-1.0]}}, "damaged preset: density"),
         ({"densities": {"3": [math.nan]}}, "damaged preset: density"),
         ({"densities": {"3": "0"}}, "damaged preset: "),
+        ({"densities": {"3": [10**400]}}, r"damaged preset: density\[0\] = 1000*0 is not a finite"),
+        ({"densities": {"3": [True]}}, r"damaged preset: density\[0\] = True is not a finite"),
+        ({"densities": {"3": [0.5], "03": [0.7]}}, "damaged preset: kernel size 3 is given twice"),
+        ({"densities": {}}, "damaged preset: it has no densities"),
+        ({"evidence": {"verdict": None}}, "damaged preset: verdict None"),
         ({"densities": [1]}, "damaged preset: "),
         ({"task": {"init": "keep"}}, "damaged preset: init is 'keep'"),
         ({"task": {}}, "damaged preset: 'init'"),

@@ -25,6 +25,9 @@ DAMAGES = {
     "seconds": "UPDATE densitune.measurements SET seconds = 'NaN'",
     "versions": "UPDATE densitune.workers SET versions = ('{\"a\": ' || repeat('9', 5000) || '}')"
     "::jsonb",
+    "densities": 'UPDATE densitune.trials SET densities = \'{"3": ["a"]}\'',
+    "verdict": "UPDATE densitune.studies SET verdicts = '[{\"trial\": 1}]' WHERE name = 'damaged'",
+    "tested": "UPDATE densitune.studies SET holdout = '[1]' WHERE name = 'damaged'",
     "times": "UPDATE densitune.workers SET seen_at = '0044-03-15 BC'",
 }
 

@@ -3,6 +3,8 @@
 import pytest
 from support.synthetic import configured, measured, snapshot, trial, usual
 
+from optimizer.evidence import cautions
+from optimizer.evidence.verdicts import Comparison, FinalistVerdict, Holdout, OverImages, Verdict
 from optimizer.snapshot import PhaseRows
 
 
@@ -86,3 +88,40 @@ def test_a_published_density_outside_the_box_is_not_on_its_edge() -> None:
         given=configured(),
     )
     assert study.cautions == []
+
+
+def compared(images: tuple[float, float] | None) -> Comparison:
+    over = None if images is None else OverImages(count=12, low=images[0], high=images[1])
+    by_seed = {"1": 0.4, "2": 0.6}
+    return Comparison(mean=0.5, low=0.3, high=0.7, by_seed=by_seed, images=over)
+
+
+@pytest.mark.parametrize(
+    ("verdict", "validation", "test", "said"),
+    [
+        ("better", (-0.1, 1.1), None, "over seeds and 12 validation images, [-0.100, +1.100]"),
+        ("better", (0.1, 0.9), None, None),
+        ("better", None, None, None),
+        ("better", (0.1, 0.9), (-0.2, 1.2), "over seeds and 12 test images, [-0.200, +1.200]"),
+        ("better", (-0.1, 1.1), (0.2, 0.8), None),
+        ("no_evidence", (-0.1, 1.1), (-0.2, 1.2), None),
+    ],
+)
+def test_a_better_that_may_come_to_nothing_on_other_images_is_said(
+    verdict: Verdict,
+    validation: tuple[float, float] | None,
+    test: tuple[float, float] | None,
+    said: str | None,
+) -> None:
+    """By the test split's interval where there is one; the validation images chose the winner."""
+    winner = FinalistVerdict(
+        trial=1, label="trial 1", densities={"5": [0.5, 0.5]}, verdict=verdict,
+        to_identity=compared(validation),
+    )  # fmt: skip
+    tested = None if test is None else Holdout(trial=1, difference=compared(test))
+    study = usual()
+    lines = cautions.signs(
+        study.config, study.results, study.floors, {}, verdicts=[winner], tested=tested
+    )
+    assert len(lines) == (said is not None)
+    assert all(said in line and "holds zero" in line for line in lines if said)

@@ -16,7 +16,7 @@ from optimizer.cli import session
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
 from optimizer.evidence import apart
-from optimizer.phases import checks, remaining
+from optimizer.phases import checks, comparisons, remaining
 from optimizer.presets import document, exports, recheck
 from optimizer.show import programs, report, words
 from optimizer.show.confirmation_table import arms_table
@@ -91,6 +91,26 @@ def test_effects_add_up_to_the_densitys_difference(values: list[tuple[float, ...
     assert apart.effects(identity, density, {"init_only": init}).keys() == {"init_only"}
 
 
+def test_the_seeds_on_which_any_of_the_four_diverged_are_told(database: Engine) -> None:
+    """Identity's and the winner's are the confirmation's."""
+
+    def measure(job: ClaimedJob) -> float:
+        own = job.densities[3][0] != 1 and job.arm["mask"] == "density"
+        unlucky = {"confirm": (1, 2)[own and job.arm["start"] == "drawn"], "check": 3}
+        plain = job.densities[3][0] == 1 and not job.arm["gain"]
+        if job.seed % 1000 == unlucky.get(job.phase) and (plain or own):
+            raise ArithmeticError("loss nan")
+        return structured(job)
+
+    now = run(database, asked(TWO, seeds=18), measure)
+    assert now.winner is not None
+    assert now.apart is not None
+    diverged = {arm: [seed % 1000 for seed in which] for arm, which in now.apart.diverged.items()}
+    assert diverged == {"identity": [1], "finalist": [2], "steps_only": [3]}
+    said = words.about_apart(now) or ""
+    assert "identity diverged on 1 seeds; the density diverged on 1 seeds; steps_only" in said
+
+
 @pytest.mark.parametrize("part", TWO)
 def test_one_of_them_may_be_had_alone_and_one_that_fails_leaves_the_other(
     database: Engine, part: str
@@ -120,8 +140,8 @@ def test_both_checks_are_made_in_one_phase(database: Engine) -> None:
     assert now.apart is not None
     assert now.own_rates is not None
     roles = [trial.role for trial in now.check.trials]
-    assert roles.count("rate") == 9
-    compared = {"identity", "finalist", now.own_rates.control}
+    assert roles.count("rate") == 12
+    compared = {"identity", "finalist", "control", "uniform"}
     assert set(roles) - {"rate"} == {*TWO, *compared}
     assert [trial.number for trial in now.check.trials] == list(range(len(roles)))
 
@@ -182,13 +202,16 @@ def test_what_is_left_of_the_checks_is_what_they_are_still_to_queue(database: En
     assert checks.left(now.study, now.config, winner, now.check.trials) == 0
     assert winner.to_identity is not None
     seeds = len(winner.to_identity.by_seed)
-    assert checks.left(now.study, now.config, winner, []) == 2 * seeds + 9 * 3 + 3 * seeds
+    assert checks.left(now.study, now.config, winner, []) == 2 * seeds + 12 * 3 + 4 * seeds
 
 
-def test_an_extended_study_checks_its_winner_beside_the_controls_that_it_has_got(
-    database: Engine,
+def test_an_extended_study_checks_its_winner_beside_the_controls_that_it_lacks(
+    database: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first check stands; what a new control lacks is trained with as many seeds."""
+    """The first check stands; what a new control lacks is trained with as many seeds.
+
+    An earlier version compared with identity alone where that had not been beaten.
+    """
 
     def weakly(job: ClaimedJob) -> float:
         helped = 0.5 * (job.densities[3][0] < 0.9 and job.arm["mask"] == "density")
@@ -197,11 +220,16 @@ def test_an_extended_study_checks_its_winner_beside_the_controls_that_it_has_got
     def given(seeds: int) -> StudyConfig:
         return asked([], "always", seeds=seeds, batch=8)
 
-    before = run(database, given(8), weakly)
+    with monkeypatch.context() as earlier:
+        earlier.setattr(comparisons, "controls", lambda *_: ())
+        before = run(database, given(8), weakly)
     first = before.own_rates
     assert before.verdict == "no_evidence"
     assert first is not None
-    assert first.control is None
+    assert first.to_controls == {}
+    assert "(not compared: its scale control, its uniform mask)" in str(
+        words.about_own_rates(before)
+    )
     study = session.create(database, given(96), "none", "print", "full", dict)
     studies.go_on(database, study.id, None, force=False)
     after = go_on(database, study.id, given(96), weakly)
@@ -211,12 +239,10 @@ def test_an_extended_study_checks_its_winner_beside_the_controls_that_it_has_got
     assert after.winner.trial == first.trial
     assert told is not None
     assert told.to_identity == first.to_identity
-    assert (told.control is None) == (after.winner.to_control is None)
-    assert told.control is not None
-    assert told.to_control is not None
-    assert told.to_control is not None
     assert first.to_identity is not None
-    assert told.to_control.by_seed.keys() == first.to_identity.by_seed.keys()
+    assert set(told.to_controls) == {"control", "uniform"}
+    for compared in told.to_controls.values():
+        assert compared.by_seed.keys() == first.to_identity.by_seed.keys()
     known = {(row.trial, row.seed, row.value) for row in before.check.rows}
     assert known < {(row.trial, row.seed, row.value) for row in after.check.rows}
 

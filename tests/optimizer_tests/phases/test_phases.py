@@ -1,6 +1,7 @@
 """From phase to phase: calibration, a healthy baseline, stops in between, and what resumes."""
 
 import math
+import re
 
 import pytest
 from sqlalchemy import Engine
@@ -50,6 +51,23 @@ def test_a_given_rate_is_not_calibrated(database: Engine) -> None:
     assert now.calibrate.trials == []
     assert (now.study.lr, now.lr) == (None, 0.01)
     assert {trial.arm["lr"] for trial in now.trials} == {None}  # the recipe's
+
+
+def test_a_rate_that_failed_without_diverging_ends_the_calibration(database: Engine) -> None:
+    """The best one could not be read: the next best would be a straw man's."""
+
+    def measure(job: ClaimedJob) -> float:
+        if job.phase == "calibrate" and job.arm["lr"] == GRID[2]:
+            raise OSError("unreadable")
+        return best_at_2e3(job)
+
+    now = run(database, small(**automatic()), measure)
+    assert (now.study.state, now.study.phase, now.study.lr) == ("stopped", "calibrate", None)
+    assert re.fullmatch(
+        f"identity could not be trained at lr {GRID[2]:g}, .*: .*unreadable; mend that and begin "
+        "anew, or give training.lr",
+        now.study.failure or "",
+    )
 
 
 def test_rates_at_which_training_diverges_are_left_out(database: Engine) -> None:

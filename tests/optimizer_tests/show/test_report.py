@@ -303,7 +303,7 @@ def test_each_finalist_has_its_numbers_in_words() -> None:
         "+0.500 dB to identity, 95 % interval +0.300 to +0.700, 8 fresh seeds; "
         "+0.300 dB to its scale control, 95 % interval +0.100 to +0.500, 8 fresh seeds"
     ) in words
-    assert "About 41 seeds might settle it." in words
+    assert "About 41 seeds might settle it, with another search.seed." in words
     assert "its loss is not finite" in words
 
 

@@ -323,7 +323,7 @@ def test_the_table_of_a_confirmation_has_every_arm_with_intervals(width: int) ->
         in words
     )
     assert "[0.9333, 2.286] is scale_only: NOT a reason for a density" in words
-    assert "about 40 seeds might settle it" in words
+    assert "about 40 seeds might settle it, with another search.seed" in words
 
 
 def percent(study: Snapshot) -> Snapshot:

@@ -264,8 +264,20 @@ def test_what_is_not_better_says_so_in_words_that_cannot_be_missed(verdict: str)
     assert note.split(":")[0].isupper()
 
 
+def unchecked(known: Snapshot) -> Snapshot:
+    """The same of a study that asks for no rate check."""
+    confirm = known.config.confirm.model_copy(update={"rates": "never"})
+    return dataclasses.replace(known, config=known.config.model_copy(update={"confirm": confirm}))
+
+
+def test_a_better_that_was_to_be_checked_and_was_not_does_not_do(tmp_path: Path) -> None:
+    with pytest.raises(EvidenceError, match=r"trial 6 is better, and .* was not checked"):
+        exports.export(decided(), tmp_path, require_better=True)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_better_can_be_required(tmp_path: Path) -> None:
-    exports.export(decided(), tmp_path, require_better=True)
+    exports.export(unchecked(decided()), tmp_path, require_better=True)
     (tmp_path / "a-study.json").unlink()
     for study, number, verdict in (
         (with_verdicts("scale_only", "no_evidence"), None, "scale_only"),

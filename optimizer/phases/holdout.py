@@ -16,6 +16,7 @@ from optimizer.evidence.verdicts import (
     best,
     by_text,
     of_study,
+    of_test_split,
 )
 from optimizer.phases.desk import Desk
 from storage import studies
@@ -42,8 +43,7 @@ def step(desk: Desk) -> bool:
     """
     verdicts = of_study(desk.study.verdicts)
     winner, pair = due(desk.config, verdicts), desk.trials("decided")
-    stored = desk.study.holdout
-    known = None if stored is None else Holdout.model_validate(stored)
+    known = of_test_split(desk.study.holdout)
     if known is not None or winner is None:
         larger = None if winner is None else _of_the_audit(desk, winner)
         more = None

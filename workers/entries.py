@@ -1,17 +1,22 @@
 """Code of the user's own, as `module:function`: where it lies on this machine, and its fingerprint.
 
-A study names an entry and keeps a fingerprint; code never comes from the database. It is looked for
-in a folder (`--code`, DENSITUNE_CODE, else the current one) and then among what is installed.
-Nothing of it is run to find it or to take its fingerprint.
+A study names an entry and keeps a fingerprint; code never comes from the database, and is never
+chosen by it. It is looked for in one place, which this machine's user names (`--code`,
+DENSITUNE_CODE, else the current folder): a folder, or one package that is installed. Nothing of it
+is run to find it or to take its fingerprint.
 """
 
 import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import os
+import re
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
@@ -22,6 +27,10 @@ VARIABLE = "DENSITUNE_CODE"
 MOST_FILES, MOST_BYTES = 10_000, 2**26
 """What code may come to: beyond that, the folder has something else in it."""
 INSTALLED = ("site-packages", "dist-packages")
+OURS = ("densitune", "optimizer", "storage", "workers")
+HOUSE = Path(__file__).resolve().parent.parent
+Place = Path | str
+"""Where code is looked for: a folder, or the name of an installed package."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +45,10 @@ class Entry:
     """The module's own."""
     fingerprint: str
     """SHA-256 over the names and contents of the code's *.py files."""
+    place: Place
+    """Where it was looked for."""
+    sources: tuple[Path, ...] = field(repr=False)
+    """The files that the fingerprint is of."""
 
     @property
     def name(self) -> str:
@@ -48,50 +61,64 @@ class Entry:
         return f"code {self.name}"
 
 
-def folder(given: Path | None) -> Path:
-    """Return where code is looked for first: what was given, DENSITUNE_CODE, or where we are.
+def place(given: str | None = None) -> Place:
+    """Return where code is looked for: what was given, DENSITUNE_CODE, or the folder we are in.
 
-    UsageError if that is no folder.
+    A folder is one by its full path. UsageError if there is neither such a folder nor such a
+    package, or if the package is Python's, ours or a dependency of ours.
     """
-    chosen = (given or Path(os.environ.get(VARIABLE) or ".")).expanduser().resolve()
-    if not chosen.is_dir():
-        raise UsageError(f"{chosen} is no folder of code; give one with --code or {VARIABLE}")
-    return chosen
+    named = given or os.environ.get(VARIABLE) or "."
+    chosen = Path(named).expanduser().resolve()
+    if chosen.is_dir():
+        return chosen
+    if not named.isidentifier() or _installed(named) is None:
+        raise UsageError(
+            f"{chosen} is no folder of code, and {named} no installed package; give one of them "
+            f"with --code or {VARIABLE}"
+        )
+    if named in sys.stdlib_module_names or named in OURS or named in _dependencies():
+        raise UsageError(
+            f"--code {named} is no code of yours: it comes with Python or densitune; give a folder "
+            f"or a package of your own"
+        )
+    return named
 
 
-def find(entry: str, folder: Path) -> Entry:
-    """Find `module:function`, without running anything; UsageError if the module is not there.
+def find(entry: str, place: Place) -> Entry:
+    """Find `module:function` there, without running anything; UsageError if it is not there.
 
-    The fingerprint is that of the module's package, all of it; or, of a plain module, of all files
-    beside and below it, because it may import them. One that is installed stands alone.
+    The fingerprint is that of all code in the folder, because any of it may be imported; or that of
+    an installed package or module alone.
     """
     module, _, function = entry.partition(":")
     top, *inner = module.split(".")
-    spec = _top(top, folder)
+    spec = _top(top, place)
     if spec is None:
         raise UsageError(
-            f"{entry}: there is no module {top} in {folder}, nor is one installed; name the folder "
-            f"that has it with --code FOLDER or {VARIABLE}"
+            f"{entry}: there is no module {top} in {place}, where this machine looks for code; "
+            f"name its folder, or the installed package that has it, with --code or {VARIABLE}"
         )
-    places = [Path(place) for place in spec.submodule_search_locations or ()]
+    places = [Path(each) for each in spec.submodule_search_locations or ()]
     file = _module_file([Path(spec.origin)] if spec.origin else [], places, inner)
     if file is None:
         raise UsageError(f"{entry}: {top} has no module {module} in Python; look at the entry")
-    if places:
-        sources = sorted(_below(places[0]))
-        root = places[0].parent
-    else:
-        root = file.parent
-        sources = [file] if root.name in INSTALLED else sorted(_below(root))
-    return Entry(module, function, root, file, _fingerprint(entry, root, sources))
+    root = place if isinstance(place, Path) else (places[0] if places else file).parent
+    code = root if isinstance(place, Path) else places[0] if places else None
+    sources = (file,) if code is None else _below(entry, code)
+    if not _has(sources, file) or _comes_with_python(file):
+        raise UsageError(
+            f"{entry}: {file} is not of the user's code in {place}: what is hidden, installed or "
+            f"Python's own is none; look at the entry"
+        )
+    return Entry(module, function, root, file, _fingerprint(entry, root, sources), place, sources)
 
 
-def check(entry: Entry, fingerprint: str) -> None:
+def check(entry: Entry, kept: str) -> None:
     """Check that code is that of a study; UsageError if not."""
-    if entry.fingerprint != fingerprint:
+    if entry.fingerprint != kept:
         raise UsageError(
             f"the code of {entry.name} here ({entry.folder}, fingerprint "
-            f"{entry.fingerprint[:12]}) is not the study's (fingerprint {fingerprint[:12]}); "
+            f"{entry.fingerprint[:12]}) is not the study's (fingerprint {kept[:12]}); "
             f"results could not be compared; name the study's with --code FOLDER or {VARIABLE}"
         )
 
@@ -99,10 +126,12 @@ def check(entry: Entry, fingerprint: str) -> None:
 def load(entry: Entry) -> Callable[..., Any]:
     """Import an entry into this process; UsageError if that fails, whatever its code raises.
 
-    Its folder comes last on Python's path: what has a name of ours is refused, not mixed up.
+    Its folder comes last on Python's path: what has another module's name is refused before it is
+    imported, and so is, in the end, what the code has itself imported from elsewhere.
     """
     if str(entry.folder) not in sys.path:
         sys.path.append(str(entry.folder))
+    _check_seen(entry)
     try:
         module = importlib.import_module(entry.module)
     except Exception as error:  # anything may happen in there
@@ -111,23 +140,52 @@ def load(entry: Entry) -> Callable[..., Any]:
         ) from error
     found = getattr(module, "__file__", None)
     if found is None or not os.path.samefile(found, entry.file):
-        raise UsageError(
-            f"{entry.name} would be {entry.file}, but module {entry.module} is {found} to this "
-            f"process; give yours another name"
-        )
+        raise _mixed_up(entry, found)
     function: Callable[..., Any] | None = getattr(module, entry.function, None)
     if not callable(function):
         raise UsageError(f"{entry.file} has no function {entry.function}; look at the entry")
+    home = getattr(function, "__module__", None)
+    written = getattr(sys.modules.get(str(home)), "__file__", None)
+    if written is None or not _has(entry.sources, Path(written)):
+        raise UsageError(
+            f"{entry.name} is not written in {entry.file} but in {written or home}, which is not "
+            f"of your code; name a function that is (it may call the other)"
+        )
     return function
 
 
-def _top(name: str, folder: Path) -> ModuleSpec | None:
-    """Return where a module or package without a dot lies: here first, else as installed."""
+def _check_seen(entry: Entry) -> None:
+    """Check that Python would take an entry's module, or its package, from where we found it."""
+    top = entry.module.partition(".")[0]
+    try:
+        spec = importlib.util.find_spec(top)
+    except ValueError:  # such as __main__
+        spec = None
+    expected = _top(top, entry.place)
+    if spec is None or expected is None or _whereabouts(spec) != _whereabouts(expected):
+        raise _mixed_up(entry, None if spec is None else _whereabouts(spec))
+
+
+def _whereabouts(spec: ModuleSpec) -> str:
+    """Return the file of a module, or the folder that is searched first of a package without."""
+    first = next(iter(spec.submodule_search_locations or ()), "")
+    return os.path.realpath(spec.origin if spec.has_location and spec.origin else first)
+
+
+def _mixed_up(entry: Entry, found: str | None) -> UsageError:
+    return UsageError(
+        f"{entry.name} would be {entry.file}, but module {entry.module} is {found} to this "
+        f"process; give yours another name"
+    )
+
+
+def _top(name: str, place: Place) -> ModuleSpec | None:
+    """Return where a module or package without a dot lies in a place; None if it does not."""
     importlib.invalidate_caches()
-    spec = PathFinder.find_spec(name, [str(folder)])
-    if spec is None or (spec.origin is None and not spec.submodule_search_locations):
-        return _installed(name)
-    return spec
+    if isinstance(place, str):
+        return _installed(name) if name == place else None
+    spec = PathFinder.find_spec(name, [str(place)])
+    return spec if spec and (spec.origin or spec.submodule_search_locations) else None
 
 
 def _installed(name: str) -> ModuleSpec | None:
@@ -138,6 +196,36 @@ def _installed(name: str) -> ModuleSpec | None:
         if spec is not None:
             return spec
     return None
+
+
+def _dependencies() -> set[str]:
+    """Return the names of packages that are installed because densitune needs or may use them."""
+    waiting, found = ["densitune"], set()
+    while waiting:
+        project = waiting.pop().lower().replace("_", "-")
+        if project in found:
+            continue
+        found.add(project)
+        with suppress(importlib.metadata.PackageNotFoundError):  # an extra that is not installed
+            waiting += [
+                re.split(r"[^\w.-]", line, maxsplit=1)[0]
+                for line in importlib.metadata.requires(project) or []
+                if project == "densitune" or "extra ==" not in line
+            ]
+    return {
+        package
+        for package, projects in importlib.metadata.packages_distributions().items()
+        if found & {project.lower().replace("_", "-") for project in projects}
+    }
+
+
+def _comes_with_python(file: Path) -> bool:
+    """Tell whether a file is of the standard library or of densitune itself."""
+    real = file.resolve()
+    if any(name in real.parts for name in INSTALLED):
+        return False
+    library = Path(sysconfig.get_path("stdlib")).resolve()
+    return real.is_relative_to(library) or any(real.is_relative_to(HOUSE / own) for own in OURS)
 
 
 def _module_file(own: list[Path], places: list[Path], inner: list[str]) -> Path | None:
@@ -152,26 +240,23 @@ def _module_file(own: list[Path], places: list[Path], inner: list[str]) -> Path 
     return next((file for file in own if file.suffix == ".py" and file.is_file()), None)
 
 
-def _below(root: Path) -> Iterator[Path]:
-    """Return the *.py files of a folder: not what is hidden, installed or cached in it."""
-    for here, folders, files in os.walk(root):
-        at = Path(here)
-        folders[:] = [
-            name
-            for name in folders
-            if not name.startswith(".")
-            and name not in ("__pycache__", *INSTALLED)
-            and not (at / name / "pyvenv.cfg").exists()
-        ]
-        yield from (at / name for name in files if name.endswith(".py") and name[0] != ".")
+def _below(entry: str, root: Path) -> tuple[Path, ...]:
+    """Return the *.py files of a folder in order; UsageError if they are too many for an entry."""
+    sources: list[Path] = []
+    size = 0
+    for path in _files(root):
+        sources.append(path)
+        size += path.stat().st_size
+        if len(sources) > MOST_FILES or size > MOST_BYTES:
+            raise UsageError(
+                f"{entry}: {root} has more Python files than a fingerprint is taken of "
+                f"({MOST_FILES} files, {MOST_BYTES >> 20} MiB); name a smaller folder with --code"
+            )
+    return tuple(sorted(sources))
 
 
-def _fingerprint(entry: str, root: Path, sources: list[Path]) -> str:
-    if len(sources) > MOST_FILES or sum(path.stat().st_size for path in sources) > MOST_BYTES:
-        raise UsageError(
-            f"{entry}: beside it lie {len(sources)} Python files, more than a fingerprint is taken "
-            f"of ({MOST_FILES} files, {MOST_BYTES >> 20} MiB); move it into a package of its own"
-        )
+def _fingerprint(entry: str, root: Path, sources: tuple[Path, ...]) -> str:
+    """Return the SHA-256 of files below a root; UsageError if one cannot be read."""
     digest = hashlib.sha256()
     for path in sources:
         try:
@@ -181,3 +266,33 @@ def _fingerprint(entry: str, root: Path, sources: list[Path]) -> str:
         digest.update(path.relative_to(root).as_posix().encode(errors="surrogateescape") + b"\0")
         digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def _has(sources: tuple[Path, ...], file: Path) -> bool:
+    """Tell whether a file is one of some, by whatever way."""
+    real = os.path.realpath(file)
+    return any(os.path.realpath(path) == real for path in sources)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Yield the *.py files of a folder: not what is hidden, installed or cached in it.
+
+    Links are followed; each folder is looked into once. A pipe or a link to nothing is no file.
+    """
+    seen: set[str] = set()
+    for here, folders, files in os.walk(root, followlinks=True):
+        at, real = Path(here), os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(  # which of two ways leads there first must not depend on the disk
+            name
+            for name in folders
+            if not name.startswith(".")
+            and name not in ("__pycache__", *INSTALLED)
+            and not (at / name / "pyvenv.cfg").exists()
+        )
+        for name in files:
+            if name.endswith(".py") and name[0] != "." and (at / name).is_file():
+                yield at / name

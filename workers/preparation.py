@@ -97,7 +97,7 @@ def prepare(data: tasks.Data, home: Path, progress: Progress | None = None) -> P
     fails.
     """
     if isinstance(data, tasks.ScriptData):
-        return entries.find(data.entry, entries.folder(None))
+        return entries.find(data.entry, entries.place())
     return _given(data) if isinstance(data, tasks.GivenData) else bank(data, home, progress)
 
 
@@ -115,7 +115,7 @@ def bench(
 
 
 def _given(data: tasks.GivenData) -> Given:
-    function = entries.load(entries.find(data.load, entries.folder(None)))
+    function = entries.load(entries.find(data.load, entries.place()))
     return given.load(data.load, function, data.kwargs, data.classes, has_test=data.test)
 
 
@@ -152,11 +152,11 @@ def code(config: StudyConfig) -> dict[str, str]:
 
     UsageError if some is not here.
     """
-    proxy, folder = config.proxy, entries.folder(None)
+    proxy, place = config.proxy, entries.place()
     names = [proxy.network] if isinstance(proxy, NamedNetwork) else []
     if isinstance(config.data, tasks.GivenData):
         names.append(config.data.load)
-    return {name: named.code(name, folder) for name in names}
+    return {name: named.code(name, place) for name in names}
 
 
 def floors(config: StudyConfig, prepared: Prepared) -> dict[str, float]:
@@ -200,6 +200,7 @@ def script_floor(config: StudyConfig, entry: Entry, device: torch.device) -> flo
     assert isinstance(config.data, tasks.ScriptData)  # our caller's case
     floor, script = config.data.floor, _script(config, entry, 0.0)
     if isinstance(floor, str):
+        entries.find(floor, entry.place)  # its fingerprint is the entry's
         stage = Stage(script, entry, device)
         try:
             told = stage.call(floor)
@@ -246,7 +247,7 @@ def _network(config: StudyConfig, prepared: Prepared) -> Proxy | Network:
     proxy, channels, classes = config.proxy, prepared.channels, prepared.classes
     assert proxy is not None  # what has no proxy is trained by its own script
     if isinstance(proxy, NamedNetwork):
-        folder = entries.folder(None)
+        place = entries.place()
         return Network(
             name=proxy.network,
             kwargs=json.dumps(proxy.kwargs, sort_keys=True),
@@ -255,9 +256,9 @@ def _network(config: StudyConfig, prepared: Prepared) -> Proxy | Network:
             channels=channels,
             classes=classes,
             kind=proxy.kind(classes=classes is not None),
-            code=named.code(proxy.network, folder),
+            code=named.code(proxy.network, place),
             all_outputs=isinstance(prepared, Given),
-            folder=folder,
+            place=place,
         )
     return Proxy(proxy.family, proxy.width, proxy.depth, config.kernel_size, channels, classes)
 

@@ -72,7 +72,12 @@ def prepare(
     """
     chosen = devices.resolve(device)
     for name, code in preparation.code(config).items():
-        if versions.get(name, code) != code:
+        if name not in versions:
+            raise UsageError(
+                f"the preset names {name} and has no fingerprint of it in provenance.versions; it "
+                f"was altered, do not train it"
+            )
+        if versions[name] != code:
             raise UsageError(
                 f"{name} is {code[:20]} here, and {versions[name][:20]} in the preset; its jobs "
                 f"cannot be trained again"

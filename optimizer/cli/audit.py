@@ -48,7 +48,7 @@ def audit(
         )
     local = devices.spread(device, workers)
     environment.tell_code(code)
-    session.check_code(study, networks.code(asked))
+    session.check_code(study, networks.code(stored))
     bank = data.prepare(asked)
     for line in networks.tried(asked, bank):
         printing.say(line)

@@ -1,7 +1,8 @@
 """What a process is told by its environment: where to keep things, and where PostgreSQL is.
 
 DENSITUNE_HOME                   database, datasets, caches and logs (default: the XDG data folder)
-DENSITUNE_CODE                   folder of the user's own code (default: the current one)
+DENSITUNE_CODE                   folder of the user's own code (default: the current one), or an
+                                 installed package that it is in
 DENSITUNE_STORAGE                URL of a PostgreSQL server (default: the embedded one)
 DENSITUNE_STORAGE_PASSWORD_FILE  file with the password that the URL leaves out
 """
@@ -34,10 +35,11 @@ def home() -> Path:
         ) from error
 
 
-def tell_code(folder: Path | None) -> None:
-    """Have this process, and workers that it starts, look for the user's own code in a folder."""
-    if folder is not None:
-        os.environ["DENSITUNE_CODE"] = str(folder.expanduser().resolve())
+def tell_code(place: str | None) -> None:
+    """Have this process, and workers that it starts, look for the user's own code in a place."""
+    if place:
+        folder = Path(place).expanduser()
+        os.environ["DENSITUNE_CODE"] = str(folder.resolve()) if folder.is_dir() else place
 
 
 def open_storage(url: str | None) -> Engine:

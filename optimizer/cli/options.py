@@ -40,13 +40,13 @@ PresetFolder = Annotated[
     Path, typer.Option("--presets", help="Folder that the preset is written to.")
 ]
 Code = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--code",
-        metavar="FOLDER",
+        metavar="FOLDER|PACKAGE",
         envvar="DENSITUNE_CODE",
         show_envvar=True,
-        help="Where code of your own is looked for before what is installed.",
+        help="The folder where code of your own is looked for, or an installed package of yours.",
         show_default="the current folder",
     ),
 ]

@@ -134,11 +134,34 @@ def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
         )
 
 
+def check_existing(
+    engine: Engine, config: StudyConfig, code: Callable[[StudyConfig], Mapping[str, str]]
+) -> None:
+    """Check the code of a config whose study there is already, before it is called; UsageError.
+
+    code: which code a config's names stand for here. Of another config `create` tells.
+    """
+    study = studies.find(engine, config.name)
+    if study is None:
+        return
+    stored = parse(study.config, origin=f"of study {study.name}")
+    if (stored.data, stored.proxy) == (config.data, config.proxy):
+        check_code(study, code(stored))
+
+
 def check_code(study: Study, here: Mapping[str, str]) -> None:
-    """Check that code of the user's, and libraries, are here as the study had them; UsageError."""
+    """Check that code of the user's, and libraries, are here as the study had them; UsageError.
+
+    Before any of it is called. What a study keeps nothing of is refused: somebody else named it.
+    """
     kept = study.provenance.get(CODE, {})
     for name, code in here.items():
-        wanted = kept.get(name, code)
+        wanted = kept.get(name)
+        if wanted is None:
+            raise UsageError(
+                f"study {study.name} names {name} and has kept no fingerprint of it; its config "
+                f"was altered, do not train it"
+            )
         if code != wanted:
             raise UsageError(
                 f"{name} is {code[:20]} here, and in study {study.name} it is {wanted[:20]}; "

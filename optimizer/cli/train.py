@@ -74,17 +74,17 @@ def launch(
 
     local = devices.spread(device, workers)
     environment.tell_code(code)
+    engine = environment.open_storage(storage)
+    if not again:
+        session.check_existing(engine, config, networks.code)
     bank = data.prepare(config)  # before anything is written
     for line in networks.tried(config, bank):
         printing.say(line)
-    engine = environment.open_storage(storage)
     if again:
         session.clear(engine, config.name)
     asked = "full" if config.proxy is None else config.training.precision  # a script has its own
     precision = devices.precision(asked, devices.resolve(device))
     found = studies.find(engine, config.name)
-    if found is not None:
-        session.check_code(found, networks.code(config))
     if found is None or found.config != config.document():  # new, or to be extended
         devices.check_precision(snapshot.precision(found) if found else precision, local)
     study = session.create(

@@ -151,8 +151,8 @@ class ScriptData(Section):
     task: Literal["python"]
     """A training script of your own."""
     entry: Annotated[str, Field(pattern=ENTRY)]
-    """The function that trains, as module:function; workers find it by `--code`, by DENSITUNE_CODE,
-    in the current folder or as it is installed."""
+    """The function that trains, as module:function; workers find it by `--code`, by DENSITUNE_CODE
+    or in the current folder."""
     metric: Annotated[str, Field(min_length=1, max_length=40)]
     """What the script reports."""
     unit: Annotated[str, Field(min_length=1, max_length=20)]

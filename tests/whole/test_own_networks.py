@@ -1,11 +1,12 @@
 """A network and data of the user's own, by their names, from config to preset in real processes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from support.shell import Here, query, run
 
 from optimizer.presets import document
@@ -89,11 +90,51 @@ def test_a_network_and_data_of_ones_own_go_through_all_phases(
     report = here.run(folder, database_url, "report", "waves")
     assert report.returncode == 0, report.stderr
 
+    _check_that_nobody_else_chooses_code(folder, database, database_url, here)
+
     (folder / "sensor" / "waves.py").write_text(CODE.replace("0.3 *", "0.4 *"))
     code, line = here.refused(folder, database_url, "resume", "waves")
     assert code == 2
     assert "sensor.waves:build is " in line
     assert "results could not be compared" in line
+
+
+def _check_that_nobody_else_chooses_code(
+    folder: Path, database: Engine, database_url: str, here: Here
+) -> None:
+    """Alter what a study and its preset say of code, as whoever may write them can."""
+    stored = query(database, "SELECT config FROM densitune.studies")[0][0]
+    path = folder / "presets" / "waves.json"
+    harm = {"args": f"touch {folder / 'harmed'}", "shell": True}
+    for load, said in (
+        ("subprocess:check_output", "there is no module subprocess in"),
+        ("sensor.waves:torch", "has kept no fingerprint of it"),
+    ):
+        config = {**stored, "data": {**stored["data"], "load": load, "kwargs": harm}}
+        _store(database, config)
+        code, line = here.refused(folder, database_url, "resume", "waves")
+        assert (code, said in line) == (2, True), line
+        preset = json.loads(path.read_text())
+        known = preset["provenance"]
+        known["config"]["data"] = config["data"]
+        del known["versions"]["sensor.waves:load"]
+        known["config_sha256"] = document.sha256(known["config"])
+        known["content_sha256"] = document.content_sha256(preset)
+        (folder / "altered.json").write_text(json.dumps(preset))
+        code, line = here.refused(folder, database_url, "verify", "altered.json", "--rerun", "1")
+        assert code == 2, line
+        assert said in line or "has no fingerprint of it" in line
+    worker = run(folder, database_url, "worker", "waves", "--device", "cpu")
+    assert (worker.returncode, said in worker.stderr) == (2, True), worker.stderr
+    assert not (folder / "harmed").exists()
+    _store(database, stored)
+
+
+def _store(database: Engine, config: dict[str, Any]) -> None:
+    with database.begin() as connection:
+        connection.execute(
+            text("UPDATE densitune.studies SET config = :config"), {"config": json.dumps(config)}
+        )
 
 
 def test_what_cannot_be_trained_is_refused_and_nothing_is_written(

@@ -19,11 +19,14 @@ from torch import Tensor, nn
 from optimizer.errors import UsageError
 from optimizer.learning_rates import Kind
 from workers import entries
+from workers.entries import Place
 from workers.seeds import derive, drawing_by
 
 LIBRARIES = ("torchvision", "timm")
-PRETRAINED = ("pretrained", "weights", "weights_backbone", "checkpoint_path")
-"""Arguments of the libraries' functions that bring weights along."""
+PRETRAINED = ("pretrained", "weights", "checkpoint", "cache_dir", "state_dict")
+"""How arguments of the libraries' functions begin that bring weights along, or say from which file
+or address: torchvision's weights and weights_backbone, and of timm 1.0.31 pretrained,
+pretrained_cfg, pretrained_cfg_overlay, checkpoint_path, cache_dir."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Network:
     """Which version of the library it is, or the fingerprint of the user's code."""
     all_outputs: bool = False
     """Whether the task takes all that the network returns; otherwise it gets the first of it."""
-    folder: Path = field(default=Path(), compare=False, repr=False)
+    place: Place = field(default=Path(), compare=False, repr=False)
     """Where that code is looked for on this machine."""
 
     @property
@@ -65,14 +68,14 @@ class Network:
         return self.library is not None
 
 
-def code(name: str, folder: Path) -> str:
+def code(name: str, place: Place) -> str:
     """Return which code a name stands for here: a library's version or a fingerprint.
 
     UsageError if it is not here.
     """
     source = name.partition(":")[0]
     if source not in LIBRARIES:
-        return entries.find(name, folder).fingerprint
+        return entries.find(name, place).fingerprint
     try:
         return f"{source} {importlib.metadata.version(source)}"
     except importlib.metadata.PackageNotFoundError as error:
@@ -148,15 +151,16 @@ def _builder(network: Network, kwargs: dict[str, Any]) -> Callable[[], Any]:
     """Return what builds a network; UsageError if there is no such network."""
     channels, classes = network.channels, network.classes
     if network.library is None:
-        function = entries.load(entries.find(network.name, network.folder))
+        function = entries.load(entries.find(network.name, network.place))
         return lambda: function(channels, classes, **kwargs)
-    given = next((name for name in PRETRAINED if kwargs.get(name)), None)
+    given = next((key for key, value in kwargs.items() if value and _is_of_weights(key)), None)
     if given is not None:
         raise UsageError(
-            f"proxy.kwargs.{given} asks for weights that would have to be downloaded, and every "
-            f"seed would start with the same; leave it out, or load them in a function of your own"
+            f"proxy.kwargs.{given} asks for weights that would have to be downloaded or read, and "
+            f"every seed would start with the same; leave it out, or load them in a function of "
+            f"your own"
         )
-    kwargs = {key: value for key, value in kwargs.items() if key not in PRETRAINED}
+    kwargs = {key: value for key, value in kwargs.items() if not _is_of_weights(key)}
     # Who denoises has an output channel for each channel, which these libraries call a class.
     outputs = classes or channels
     name = network.name.partition(":")[2]
@@ -165,13 +169,17 @@ def _builder(network: Network, kwargs: dict[str, Any]) -> Callable[[], Any]:
     return _timm(name, {"num_classes": outputs, "in_chans": channels, **kwargs})
 
 
+def _is_of_weights(argument: str) -> bool:
+    return argument.startswith(PRETRAINED)
+
+
 def _torchvision(name: str, kwargs: dict[str, Any]) -> Callable[[], Any]:
     from torchvision import models
 
     if name not in models.list_models():
         raise UsageError(_unknown("torchvision", name, models.list_models()))
     function = models.get_model_builder(name)
-    without = {key: None for key in inspect.signature(function).parameters if key in PRETRAINED}
+    without = {key: None for key in inspect.signature(function).parameters if _is_of_weights(key)}
     return lambda: function(**without, **kwargs)
 
 

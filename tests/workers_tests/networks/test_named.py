@@ -32,7 +32,7 @@ def network(name: str, kwargs: str = "{}", **changes: Any) -> Network:
         classes=4,
         kind="classifier",
         code="",
-        folder=ROOT / "tests",
+        place=ROOT / "tests",
     )
     return replace(usual, **changes)
 
@@ -148,6 +148,23 @@ REFUSED = [
         "proxy.kwargs.weights asks for weights that would have to be downloaded",
     ),
     (network("timm:resnet10t", '{"pretrained": true}'), "proxy.kwargs.pretrained asks for weights"),
+    *(
+        (network(name, f'{{"{given}": "/tmp/a.bin"}}'), f"proxy.kwargs.{given} asks for weights")
+        for name, arguments in {
+            "timm:resnet10t": (
+                "pretrained_cfg",
+                "pretrained_cfg_overlay",
+                "pretrained_filter_fn",
+                "checkpoint_path",
+                "cache_dir",
+            ),
+            "torchvision:lraspp_mobilenet_v3_large": ("weights_backbone",),
+        }.items()
+        for given in arguments
+    ),
+    (network("timm:hf-hub:timm/resnet10t"), "timm has no network hf-hub:timm/resnet10t"),
+    (network("timm:local-dir:/tmp/a"), "timm has no network local-dir:/tmp/a"),
+    (network("torchvision:models.resnet.load"), "torchvision has no network models.resnet.load"),
     (
         network("torchvision:resnet18", '{"depth": 3}'),
         "cannot be built for 1 channels and 4 classes with {'depth': 3}: TypeError: ",

@@ -39,7 +39,7 @@ def network(name: str, kwargs: str = "{}", **changes: Any) -> Network:
         classes=4,
         kind="classifier",
         code="",
-        folder=ROOT / "tests",
+        place=ROOT / "tests",
     )
     return replace(usual, **changes)
 

@@ -9,6 +9,7 @@ choices        the words for that
 run            one training of a script of the user's own
 link           whom a run tells how it goes
 repeatable     random numbers and settings by which it gives the same result again
+settings       what a job may leave behind in a process, put back
 child          the process that a study's worker runs it in
 study          studies launched, followed and read, through the command `densitune`
 

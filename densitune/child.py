@@ -4,15 +4,14 @@ It has this package and the user's code on its path and nothing of the service. 
 lines of JSON on a socket; the worker's side, which says what they mean, is workers.scripts.process.
 """
 
-import ctypes
 import gc
 import importlib
 import json
 import os
 import resource
-import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +22,7 @@ from typing import Any
 
 import torch
 
-from densitune import repeatable
+from densitune import repeatable, settings
 from densitune.link import Ended, Link
 from densitune.run import Run
 from densitune.treatment import Treatment
@@ -34,7 +33,6 @@ MOST_WORDS = 2000
 """Characters of an error that are told."""
 SHARE = 0.01
 """Of the time of a job, for checkpoints, at most: large ones are made less often."""
-_PR_SET_PDEATHSIG = 1
 
 
 class Apart:
@@ -57,22 +55,61 @@ class Apart:
 
 
 class Channel:
-    """Lines of JSON, to and from the worker."""
+    """Lines of JSON, to and from the worker, one job at a time.
+
+    Nobody else speaks for a job: what an earlier one has left running is told that it has ended,
+    and in a process that a script has forked the socket is closed. Without anybody at the other
+    end, this process ends.
+    """
 
     def __init__(self, number: int) -> None:
         self._socket = socket.socket(fileno=number)
+        self._socket.set_inheritable(False)
         self._lines = self._socket.makefile("r", encoding="utf-8")
+        self._turn = threading.Lock()
+        self._job: int | None = None
+        os.register_at_fork(after_in_child=lambda: os.close(self._socket.detach()))
 
-    def tell(self, **message: Any) -> None:
-        """Send a message; if nobody is there any more, this process ends."""
+    def next(self) -> dict[str, Any]:
+        """Return the next job."""
+        job = self._hear()
+        self._job = job["job"]
+        return job
+
+    def tell(self, job: int, **message: Any) -> None:
+        """Send a message of a job; Ended if that is over."""
+        with self._turn:
+            self._send(job, message)
+
+    def ask(self, job: int, **message: Any) -> dict[str, Any]:
+        """Send a message of a job and return the answer; Ended if that is over."""
+        with self._turn:
+            self._send(job, message)
+            return self._hear()
+
+    def end(self, job: int, **message: Any) -> None:
+        """Send the last message of a job."""
+        with self._turn:
+            self._send(job, message)
+            self._job = None
+
+    def serves(self, job: int) -> bool:
+        """Tell whether a job is the one that is spoken of, in this process."""
+        return job == self._job and self._socket.fileno() >= 0
+
+    def _send(self, job: int, message: dict[str, Any]) -> None:
+        if job != self._job:
+            raise Ended
         try:
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(json.dumps({"job": job, **message}).encode() + b"\n")
         except OSError:
             os._exit(1)
 
-    def hear(self) -> dict[str, Any]:
-        """Return the next message; without anybody to send one, this process ends."""
-        line = self._lines.readline()
+    def _hear(self) -> dict[str, Any]:
+        try:
+            line = self._lines.readline()
+        except OSError:
+            os._exit(1)
         if not line:
             os._exit(0)
         heard: dict[str, Any] = json.loads(line)
@@ -83,7 +120,7 @@ class ToWorker(Link):
     """Tells the worker how a run goes."""
 
     def __init__(self, channel: Channel, job: dict[str, Any], files: Sequence[int]) -> None:
-        self._channel, self._files = channel, files
+        self._channel, self._files, self._job = channel, files, job["job"]
         self.rungs, self.wants_test = job["rungs"], job["test"]
         self._every: float = job["every"]
         self._next = time.monotonic() + self._every
@@ -93,16 +130,16 @@ class ToWorker(Link):
     def applied(self, count: int, left_alone: Mapping[str, str]) -> None:
         """Tell what an arm has done to a model, at some length at most."""
         left = ", ".join(f"{name or 'the model'} ({why})" for name, why in left_alone.items())
-        self._channel.tell(applied=count, left=left[:MOST_WORDS])
+        self._channel.tell(self._job, applied=count, left=left[:MOST_WORDS])
 
     def begins(self, epoch: int) -> None:
         """Tell that an epoch begins: a sign of life."""
-        self._channel.tell(epoch=epoch)
+        self._channel.tell(self._job, epoch=epoch)
 
     def report(self, epoch: int, value: float, test: float | None, learned: Any) -> bool:
         """Tell a value; return whether the worker wants more."""
-        self._channel.tell(report=epoch, value=value, test=test, den=learned)
-        return bool(self._channel.hear()["go"])
+        answer = self._channel.ask(self._job, report=epoch, value=value, test=test, den=learned)
+        return bool(answer["go"])
 
     def wants_checkpoint(self) -> bool:
         """Return whether it is time for the next one."""
@@ -110,14 +147,25 @@ class ToWorker(Link):
         return bool(self._asked >= self._next)
 
     def save(self, epoch: int, parts: Sequence[bytes]) -> None:
-        """Write a checkpoint into the file that does not have the last one, and say so."""
-        with os.fdopen(os.dup(self._files[self._turn]), "r+b") as file:
-            file.seek(0)
-            file.truncate()
-            for part in parts:
-                file.write(part)
-        self._channel.tell(saved=epoch, file=self._turn, size=sum(map(len, parts)))
-        self._turn, now = 1 - self._turn, time.monotonic()
+        """Write a checkpoint into the file that does not have the last one, and say so.
+
+        Where it cannot be written, the last one stays, and the job goes on.
+        """
+        if not self._channel.serves(self._job):
+            return
+        try:
+            with os.fdopen(os.dup(self._files[self._turn]), "r+b") as file:
+                file.seek(0)
+                file.truncate()
+                for part in parts:
+                    file.write(part)
+        except OSError as error:
+            self._channel.tell(self._job, unsaved=str(error)[:MOST_WORDS])
+        else:
+            size = sum(map(len, parts))
+            self._channel.tell(self._job, saved=epoch, file=self._turn, size=size)
+            self._turn = 1 - self._turn
+        now = time.monotonic()
         self._next = now + max(self._every, (now - self._asked) / SHARE if self._every else 0.0)
 
     def saved(self) -> bytes | None:
@@ -133,37 +181,47 @@ class ToWorker(Link):
 
 def main() -> None:
     """Train jobs one after another, as the worker says, until it is gone."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # with whoever watches over it
     told = json.loads(sys.argv[1])
     channel, device = Channel(told["socket"]), torch.device(told["device"])
     home = os.getcwd()
     sys.argv[:] = [told["module"]]
     sys.path.insert(0, told["folder"])
     sys.meta_path.insert(0, Apart())
+    for file in told["files"]:
+        os.set_inheritable(file, False)
     repeatable.set_up(device)
+    usual: settings.Usual | None = None
     while True:
-        job = channel.hear()
+        job = channel.next()
+        number, entry = job["job"], job.get("call") or f"{told['module']}:{told['function']}"
         os.chdir(home)
         try:
+            if usual is None:
+                repeatable.seed(0)  # what is drawn at import depends on no job
+            function = _function(entry)
+            usual = usual or settings.Usual(device)
             if "call" in job:
-                channel.tell(answer=_function(*job["call"].split(":"))())
+                channel.tell(number, answer=function())
             else:
-                _train(channel, job, told, device)
+                _train(function, channel, job, told["files"], device)
         except BaseException as error:
             traceback.print_exc()
-            channel.tell(failed=_kind(error), error=_said(error))
+            channel.tell(number, failed=_kind(error), error=_said(error))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
-        channel.tell(free=True, memory=_memory(device))
+        left = ", ".join(usual.put_back()) if usual else ""
+        channel.end(number, memory=_memory(device), behind=left[:MOST_WORDS])
 
 
 def _train(
-    channel: Channel, job: dict[str, Any], told: dict[str, Any], device: torch.device
+    function: Callable[..., Any],
+    channel: Channel,
+    job: dict[str, Any],
+    files: Sequence[int],
+    device: torch.device,
 ) -> None:
     """Train one job; whatever the script raises comes through."""
-    torch.set_grad_enabled(True)
-    torch.set_default_dtype(torch.float32)
     repeatable.seed(job["seed"])
     arm = Treatment(
         {int(size): tuple(den) for size, den in job["densities"].items()},
@@ -173,9 +231,8 @@ def _train(
         job["init"],
         job["trainable"],
     )
-    link = ToWorker(channel, job, told["files"])
+    link = ToWorker(channel, job, files)
     run = Run.of_study(job["seed"], job["lr"], job["budget"], device, arm, link)
-    function = _function(told["module"], told["function"])
     gc.freeze()  # what has been imported stays, and need not be looked through after each job
     try:
         function(run)
@@ -187,7 +244,8 @@ def _train(
         )
 
 
-def _function(module: str, name: str) -> Callable[..., Any]:
+def _function(entry: str) -> Callable[..., Any]:
+    module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)  # type: ignore[no-any-return]
 
 

@@ -11,6 +11,8 @@ study around, it trains the plain network, and what is reported is kept in `valu
 """
 
 import io
+import pickle
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
@@ -78,6 +80,7 @@ class Run:
         self._arm, self._link = arm, link
         self._models: list[weakref.ref[nn.Module]] = []
         self._epoch = 0  # that is being trained, or was the last one
+        self._resumed = 0  # the epoch whose state `resume` has found
         self._looping = False  # whether epochs() tells when one ends
         self._pending: bytes | None = None  # a checkpoint of the epoch that is being trained
         self._kept = False  # whether one has been made
@@ -115,17 +118,13 @@ class Run:
             self._epoch = epoch
             self._link.begins(epoch)
             yield epoch
-            if epoch in self._link.rungs and epoch not in self.values:
-                raise RuntimeError(
-                    f"epoch {epoch} ended without run.report({epoch}, value), and the study "
-                    f"measures after the epochs {sorted(self._link.rungs)}"
-                )
+            self._ask_for_reports(epoch)
             self._write()
 
     def report(
         self, epoch: int, value: _Value, *, test: _Value | Callable[[], _Value] | None = None
     ) -> None:
-        """Tell what the model reaches on validation data after an epoch.
+        """Tell what the model reaches on validation data after an epoch, once, in their order.
 
         It ends the run, by an exception that no `except Exception` catches, if the study cuts it.
         test: the same on the test split, for a study with `data.test`; a function is called only
@@ -138,9 +137,13 @@ class Run:
             )
         if not (type(epoch) is int and 1 <= epoch <= self.budget):
             raise ValueError(f"epoch {epoch!r} is not one of 1 to {self.budget}, as epochs() has")
+        if self.values and epoch <= max(self.values):
+            raise RuntimeError(
+                f"run.report({epoch}, value) came after that of epoch {max(self.values)}; report "
+                f"each epoch once, in their order"
+            )
+        self._ask_for_reports(epoch - 1)
         reached = float(value)
-        self._epoch = max(epoch, self._epoch)
-        self.values[epoch] = reached
         sealed = None
         if self._link.wants_test and epoch == self.budget:
             if test is None:
@@ -149,26 +152,33 @@ class Run:
                     "on the test split, or a function that returns it"
                 )
             sealed = float(test() if callable(test) else test)
+        self._epoch = epoch
+        self.values[epoch] = reached
         if not self._link.report(epoch, reached, sealed, self._learned()):
             raise Ended
-        if not self._looping:
-            self._write()
 
     def checkpoint(self, state: Any) -> None:
         """Keep what the rest of the training depends on, to go on from after a preemption.
 
         state: tensors, numbers, texts, and dictionaries, lists and tuples of them, such as the
         state_dicts of model, optimiser and schedule. Global random numbers of Python, numpy and
-        torch are kept along with it. Called once an epoch, before or after the report; it counts
-        from the end of the epoch on. TypeError for a state that cannot be kept.
+        torch are kept along with it. Called once an epoch: with `epochs()` anywhere in it, and it
+        counts from the end of the epoch on; in a loop of your own after the epoch's report, for it
+        counts for the epoch that was reported last. RuntimeError if none was, TypeError for a state
+        that cannot be kept.
         """
+        if not (self._looping or self.values):
+            raise RuntimeError(
+                "run.checkpoint before run.report: without run.epochs() a state counts for the "
+                "epoch reported last; report first, or loop over run.epochs()"
+            )
         if self._link.wants_checkpoint():
             # A copy: training may go on in place before the epoch ends.
             self._pending = _packed(state)
             if not self._kept:
                 _unpacked(self._pending)
                 self._kept = True
-            if not self._looping and self._epoch in self.values:
+            if not self._looping:
                 self._write()
 
     def resume(self) -> Any:
@@ -182,9 +192,20 @@ class Run:
             return None
         beside = int.from_bytes(content[:_HEAD], "big")
         saved = _unpacked(content[_HEAD : _HEAD + beside])
-        self._epoch, self._random = saved["epoch"], saved["random"]
+        self._epoch = self._resumed = saved["epoch"]
+        self._random = saved["random"]
         repeatable.set_random_state(self._random, self.device)
         return _unpacked(content[_HEAD + beside :])
+
+    def _ask_for_reports(self, until: int) -> None:
+        """Raise RuntimeError if an epoch that is measured has none, of those up to `until`."""
+        due = [epoch for epoch in sorted(self._link.rungs) if self._resumed < epoch <= until]
+        for epoch in due:
+            if epoch not in self.values:
+                raise RuntimeError(
+                    f"epoch {epoch} ended without run.report({epoch}, value), and the study "
+                    f"measures after the epochs {sorted(self._link.rungs)}"
+                )
 
     def _write(self) -> None:
         if self._pending is None or self._epoch == self.budget:
@@ -206,8 +227,12 @@ class Run:
 
 
 def _packed(state: Any) -> bytes:
+    """Return a state as bytes; TypeError if it has what cannot become any."""
     stream = io.BytesIO()
-    torch.save(state, stream)
+    try:
+        torch.save(state, stream)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise _refused(f"{type(error).__name__}: {error}") from error
     return stream.getvalue()
 
 
@@ -216,7 +241,13 @@ def _unpacked(content: bytes) -> Any:
     try:
         return cast(Any, torch.load(io.BytesIO(content), map_location="cpu", weights_only=True))
     except Exception as error:
-        raise TypeError(
-            f"a checkpoint takes tensors, numbers, texts, and dictionaries, lists and tuples of "
-            f"them: {error}"
-        ) from error
+        # Of torch's words no more than what it has met: they go on to advise trusting the file.
+        met = re.search(r"GLOBAL ([\w.]+)", str(error))
+        raise _refused(f"this one has a {met[1]}" if met else type(error).__name__) from None
+
+
+def _refused(why: str) -> TypeError:
+    return TypeError(
+        f"a checkpoint takes tensors, numbers, texts, and dictionaries, lists and tuples of them; "
+        f"{why}"
+    )

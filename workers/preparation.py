@@ -1,7 +1,6 @@
 """From a study's configuration to what jobs are trained with: a bank, a task and a recipe."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from workers.scripts.stage import Stage
 from workers.training import baselines, dry_run
 from workers.training.own import Own
 from workers.training.recipe import Recipe, steps_per_epoch
+from workers.training.scores import MOST
 from workers.training.tasks import Classification, Denoising, Task, Tried
 
 Progress = Callable[[int, int], None]
@@ -208,8 +208,8 @@ def script_floor(config: StudyConfig, entry: Entry, device: torch.device) -> flo
             raise UsageError(f"data.floor {floor} failed: {error}") from error
         finally:
             stage.close()
-        if isinstance(told, str) or not math.isfinite(told):
-            raise UsageError(f"data.floor {floor} returned {told!r}; it has to be a finite number")
+        if isinstance(told, str) or not abs(told) <= MOST:
+            raise UsageError(f"data.floor {floor} returned {told!r}; it lies within +-{MOST:,.0f}")
         floor = told
     return script.score(floor, {}).value
 

@@ -106,8 +106,8 @@ def check(
     device: Device = "auto",
     code: Code = None,
     epochs: Annotated[
-        int, typer.Option(min=1, help="Epochs of each training of a script; 2 show its resuming.")
-    ] = 2,
+        int, typer.Option(min=1, help="Epochs of each training of a script; 3 show its resuming.")
+    ] = 3,
     seconds: Annotated[
         int, typer.Option(min=1, help="Time for all of them; what is left over is not tried.")
     ] = 900,

@@ -13,6 +13,8 @@ from optimizer.config.section import Section, Unit, check_plain
 
 ENTRY = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"
 """How a function of the user's own is written: module:function."""
+Value = Annotated[FiniteFloat, Field(ge=-1e6, le=1e6)]
+"""Of a metric: what lies further from zero is not kept (storage.ledger)."""
 Share = Annotated[float, Field(gt=0, lt=1), Unit("share of images")]
 
 
@@ -159,7 +161,7 @@ class ScriptData(Section):
     """Its unit, as tables show it."""
     direction: Direction = "maximize"
     """Which way is better. What is minimized is negated wherever it is stored or shown."""
-    floor: Annotated[FiniteFloat | Annotated[str, Field(pattern=ENTRY)], Unit("the metric's")]
+    floor: Annotated[Value | Annotated[str, Field(pattern=ENTRY)], Unit("the metric's")]
     """What needs no network, which identity has to beat: a number, or a function without arguments
     as module:function. A training that diverges while densities are confirmed scores this."""
     test: bool = False
@@ -197,7 +199,7 @@ class GivenData(Section):
     """Its unit."""
     direction: Direction = "maximize"
     """Which way is better. What is minimized is negated wherever it is stored or shown."""
-    floor: Annotated[FiniteFloat, Unit("the metric's")]
+    floor: Annotated[Value, Unit("the metric's")]
     """What needs no network, which identity has to beat. A training that diverges while densities
     are confirmed scores this."""
     test: bool = False

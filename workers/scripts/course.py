@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
+from workers.scripts.process import ScriptError
 from workers.scripts.script import Script
+from workers.training import scores
 from workers.training.member import DivergedError, State
 from workers.training.recipe import Ending, Job, Measurement
 from workers.training.scores import Score
@@ -19,6 +21,21 @@ class Course:
     def __init__(self, script: Script, job: Job) -> None:
         self._script, self.job = script, job
         self._began, self._before = time.monotonic(), 0.0
+        self._ended = math.inf
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the job has not ended."""
+        return self._ended == math.inf
+
+    def end(self) -> None:
+        """Note that the job ends now."""
+        self._ended = time.monotonic()
+
+    @property
+    def seconds_after(self) -> float:
+        """How long ago it has ended; negative if it has not."""
+        return time.monotonic() - self._ended
 
     def state(self, checkpoint: bytes) -> State:
         """Return what somebody else can go on from."""
@@ -33,20 +50,26 @@ class Course:
     def measured(self, report: Mapping[str, Any]) -> Measurement | None:
         """Return the measurement that a report makes; None if none is due after this epoch.
 
-        If something in it is not finite: DivergedError, or, of a job that is to score the floor
-        then, that measurement, with which it ends.
+        If it is not finite, or worse than any value that is kept: DivergedError, or, of a job that
+        is to score the floor then, that measurement, with which it ends. ScriptError if it is
+        better than any. What the test split said changes nothing, whatever it is.
         """
         script, job, epoch = self._script, self.job, report["report"]
-        if not _is_finite(report):
+        learned = {} if report["den"] is None else {"den": report["den"]}
+        score = script.score(report["value"], learned)
+        said = f"reported {report['value']:g} after {epoch} epochs"
+        if not _is_finite(report) or score.value < -scores.MOST:
             if not job.arm.floored:
-                raise DivergedError(f"diverged: reported {report['value']:g} after {epoch} epochs")
+                raise DivergedError(f"diverged: {said}")
             score, epoch = Score(script.floor, {"diverged": True}), job.budget
             sealed = script.told_apart(Score(script.floor, {})) if job.arm.split == "both" else None
             return Measurement(epoch, score, self._seconds, "done", sealed)
+        if score.value > scores.MOST:
+            raise ScriptError(
+                f"{said}; a metric lies between -1,000,000 and 1,000,000: report it in another unit"
+            )
         if epoch not in script.rungs_of(job):
             return None
-        learned = {} if report["den"] is None else {"den": report["den"]}
-        score = script.score(report["value"], learned)
         ending = self._ending(epoch, score)
         sealed = None
         if report["test"] is not None and ending == "done":
@@ -64,7 +87,7 @@ class Course:
 
 
 def _is_finite(report: Mapping[str, Any]) -> bool:
-    """Tell whether value, test value and learned densities of a report are finite."""
+    """Tell whether value and learned densities of a report are finite."""
     layers = [layer for told in (report["den"] or {}).values() for layer in told]
     learned = [number for den in layers for number in den]
-    return all(map(math.isfinite, (report["value"], report["test"] or 0.0, *learned)))
+    return all(map(math.isfinite, (report["value"], *learned)))

@@ -13,11 +13,14 @@ import select
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 LOOK_SECONDS = 0.05
 """Between two looks at whether the command has ended."""
+PR_SET_PDEATHSIG = 1
+"""The command is killed where this process ends first."""
 PR_SET_CHILD_SUBREAPER = 36
 """Orphans of the command become children of this process (prctl(2))."""
 
@@ -29,12 +32,26 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)  # the leash says when it is over
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     os.set_inheritable(leash, False)
-    process = subprocess.Popen(command, close_fds=False, start_new_session=True)
+    process = subprocess.Popen(
+        command, close_fds=False, start_new_session=True, preexec_fn=_dies_with(os.getpid())
+    )
     while process.poll() is None and not select.select([leash], [], [], LOOK_SECONDS)[0]:
         pass
     code = process.poll()
     _kill_all()
     sys.exit(1 if code is None else 128 - code if code < 0 else code)
+
+
+def _dies_with(leash: int) -> Callable[[], None]:
+    """Return what makes the command end with this process, from before it is the command on."""
+    prctl = ctypes.CDLL(None).prctl
+
+    def bind() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != leash:  # it has gone already
+            os._exit(1)
+
+    return bind
 
 
 def _kill_all() -> None:

@@ -39,9 +39,10 @@ _MESSAGES: tuple[Mapping[str, Any], ...] = (
     {"epoch": int},
     {"report": int, "value": _NUMBER, "test": (*_NUMBER, type(None)), "den": (dict, type(None))},
     {"saved": int, "file": int, "size": int},
+    {"unsaved": str},
     {"answer": (*_NUMBER, str)},
     {"failed": str, "error": str},
-    {"free": bool, "memory": int},
+    {"memory": int, "behind": str},
 )
 
 
@@ -82,10 +83,16 @@ class Process:
         self._unread = b""
         self._tail = b""
         self._kept = 0, 0
+        self._job = 0
         self._listener = threading.Thread(target=self._listen, args=(printed,), daemon=True)
         self._listener.start()
         self.memory: int | None = None
         """Bytes that it held when it was free for the first time."""
+
+    def begin(self, job: Mapping[str, Any]) -> None:
+        """Send a job, to which all belongs that is heard from now on; ScriptError as for `tell`."""
+        self._job += 1
+        self.tell({"job": self._job, **job})
 
     def tell(self, message: Mapping[str, Any]) -> None:
         """Send a message; ScriptError if the process is gone."""
@@ -95,12 +102,17 @@ class Process:
             raise ScriptError(self.end()) from error
 
     def hear(self, seconds: float) -> dict[str, Any] | None:
-        """Return the next message; None if there is none in time. ScriptError if it is gone."""
+        """Return the next message of the job; None if there is none in time, or it is of another.
+
+        ScriptError if the process is gone.
+        """
         until = time.monotonic() + seconds
         while b"\n" not in self._unread:
             left = max(0.0, until - time.monotonic())
             if not select.select([self._socket], [], [], left)[0]:
-                return None
+                if self._process.poll() is None:
+                    return None
+                raise ScriptError(self.end())  # a process that it has left holds its socket
             received = self._received()
             if not received:
                 raise ScriptError(self.end())
@@ -108,7 +120,8 @@ class Process:
             if len(self._unread) > MOST_LINE:
                 raise ScriptError(f"a message has more than {MOST_LINE} bytes")
         line, _, self._unread = self._unread.partition(b"\n")
-        return _read(line)
+        job, message = _read(line)
+        return message if job == self._job else None
 
     def put(self, content: bytes) -> None:
         """Write a checkpoint to go on from; a job has to be told its size."""
@@ -182,8 +195,8 @@ class Process:
         *lines, self._unread = self._unread.split(b"\n")
         for line in lines:
             with suppress(ScriptError):
-                message = _read(line)
-                if "saved" in message:
+                job, message = _read(line)
+                if job == self._job and "saved" in message:
                     self.keep(message["file"], message["size"])
 
     def _received(self, flags: int = 0) -> bytes:
@@ -225,18 +238,19 @@ def _environment(device: torch.device) -> dict[str, str]:
     return {**own, **threads, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"}
 
 
-def _read(line: bytes) -> dict[str, Any]:
-    """Return a message; ScriptError if it is none."""
+def _read(line: bytes) -> tuple[int, dict[str, Any]]:
+    """Return the job of a message and the rest of it; ScriptError if it is none."""
     try:
         message = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise ScriptError(f"its process said {line[:80]!r}") from error
-    if isinstance(message, dict):
+    job = message.pop("job", None) if isinstance(message, dict) else None
+    if isinstance(job, int):
         for known in _MESSAGES:
             if message.keys() == known.keys() and all(
                 isinstance(message[name], kind) for name, kind in known.items()
             ):
-                return message
+                return job, message
     raise ScriptError(f"its process said {line[:80]!r}")
 
 

@@ -27,6 +27,8 @@ LOOK_SECONDS = 0.1
 """Between two looks at whether to stop, while a script says nothing."""
 EVERY_SECONDS = 2.0
 """Between two checkpoints of a job, at least: a preemption loses no more than that and an epoch."""
+AFTER_SECONDS = 60.0
+"""How long a script may go on when its job has ended; what it does then is of no consequence."""
 GROWTH = 2**29
 """Bytes by which a process may have grown since its first job; then a new one takes its place."""
 
@@ -60,6 +62,8 @@ class Stage:
         """How many convolutions the last job has treated, and which of their sizes it has not."""
         self.first_epoch: int | None = None
         """The epoch that the last job began with, if the script has told."""
+        self.saved = 0
+        """How many checkpoints have been made since `train` was called."""
 
     def train(self, jobs: Sequence[Job], **callbacks: Any) -> None:
         """Train jobs in turn and call back with each one's number in the order of arrival.
@@ -71,6 +75,7 @@ class Stage:
         """
         asked, numbers = Callbacks(**callbacks), itertools.count()
         waiting: deque[tuple[int, Job]] = deque()
+        self.saved = 0
         joining = jobs
         while waiting or joining:
             waiting.extend((next(numbers), job) for job in joining)
@@ -91,7 +96,7 @@ class Stage:
         process = self._ready()
         answer: float | str | None = None
         try:
-            process.tell({"call": function})
+            process.begin({"call": function})
             for message in self._heard(process):
                 if "failed" in message:
                     raise ScriptError(message["error"])
@@ -110,14 +115,14 @@ class Stage:
 
     def _train(self, number: int, job: Job, asked: Callbacks) -> None:
         """Train a job to its end, whatever that is; only StoppedError comes through."""
-        course, ended = Course(self.recipe, job), False
+        course = Course(self.recipe, job)
         self.treated, self.first_epoch = None, None
         try:
             process = self._ready()
             state = asked.restore(number)
             resume = b"" if state is None else course.resume(state)
             process.put(resume)
-            process.tell(self.recipe.told(job, every=self._every, resume=len(resume)))
+            process.begin(self.recipe.told(job, every=self._every, resume=len(resume)))
             for message in self._heard(process):
                 if "failed" in message:
                     raise _raised(message["failed"], message["error"])
@@ -127,39 +132,50 @@ class Stage:
                     self.first_epoch = message["epoch"]
                 if "saved" in message:
                     process.keep(message["file"], message["size"])
+                    self.saved += 1
+                if "unsaved" in message:
+                    log.warning("a checkpoint could not be written: %s", message["unsaved"])
                 if "report" in message:
-                    ended = ended or self._reported(number, course, message, asked)
-                    process.tell({"go": not ended or message["report"] == job.budget})
-                if not ended and asked.stopping():
+                    self._reported(number, course, message, asked)
+                    process.tell({"go": course.is_open or message["report"] == job.budget})
+                if asked.stopping():
                     process.end()
-                    if process.has_checkpoint:
+                    if course.is_open and process.has_checkpoint:
                         asked.save(number, course.state(process.checkpoint()))
                     raise StoppedError
-                if not ended and number in asked.leaving():
+                if course.is_open and number in asked.leaving():
                     self.close()
                     return
+                if course.seconds_after > AFTER_SECONDS:
+                    raise ScriptError(f"it has gone on for {AFTER_SECONDS:g} s")
+            if course.is_open:
+                raise ScriptError("its process was done with a job that had not ended")
         except StoppedError:
             self.close()
             raise
         except Exception as error:
             failure = self._failure(job, error)
-            if ended:  # by its last report; what came after that is of no consequence
-                log.warning("a script failed after its last report: %s", failure)
-            else:
+            if course.is_open:
                 asked.on_failure(number, failure)
+            else:  # by its last report; what came after that is of no consequence
+                log.warning("a script failed after its last report: %s", failure)
 
     def _reported(
         self, number: int, course: Course, report: Mapping[str, Any], asked: Callbacks
-    ) -> bool:
-        """Tell what a report comes to; return whether the job ends with it."""
+    ) -> None:
+        """Tell what a report comes to, of a job that has not ended."""
+        if not course.is_open:
+            return
         try:
             measurement = course.measured(report)
         except DivergedError as error:
+            course.end()
             asked.on_failure(number, error)
-            return True
+            return
         if measurement is not None:
+            if measurement.ending is not None:
+                course.end()
             asked.on_rung(number, measurement)
-        return measurement is not None and measurement.ending is not None
 
     def _ready(self) -> Process:
         if self._process is None:
@@ -176,8 +192,8 @@ class Stage:
             message = process.hear(LOOK_SECONDS)
             if message is not None:
                 since = time.monotonic()
-                if "free" in message:
-                    self._rest(process, message["memory"])
+                if "memory" in message:
+                    self._rest(process, message["memory"], message["behind"])
                     return
             elif time.monotonic() - since > self.recipe.patience:
                 raise ScriptError(
@@ -186,14 +202,16 @@ class Stage:
                 )
             yield message or {}
 
-    def _rest(self, process: Process, memory: int) -> None:
-        """Keep a process for the next job, unless it is not to be or has grown."""
+    def _rest(self, process: Process, memory: int, left: str) -> None:
+        """Keep a process for the next job, unless it is not to be, or is not what it was."""
         process.keep(0, 0)
         process.memory = memory if process.memory is None else process.memory
         grown = memory - process.memory
         if grown > GROWTH:
             log.warning("the script holds %d MiB more than at first: a new process", grown >> 20)
-        if grown > GROWTH or not self.recipe.warm:
+        if left and self.recipe.warm:
+            log.warning("the script leaves behind %s: a new process", left)
+        if grown > GROWTH or left or not self.recipe.warm:
             self.close()
 
     def _failure(self, job: Job, error: Exception) -> Exception:

@@ -3,6 +3,7 @@
 Shapes: N items, B of a batch, M to judge on.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -113,7 +114,16 @@ class Own:
                 f"be a number, or one for each of the {count} items"
             )
         told = self._sign * told
-        return Score(told.mean().item(), {}, tuple(told.tolist()) if told.dim() else ())
+        mean = told.mean().item()
+        if mean > scores.MOST:
+            raise UsageError(
+                f"the metric of {self._given.source} returned {mean:g}; it lies between -1,000,000 "
+                f"and 1,000,000: return it in another unit"
+            )
+        if mean < -scores.MOST:  # worse than any that is kept
+            mean = -math.inf
+        each = told.dim() and told.abs().max() <= scores.MOST
+        return Score(mean, {}, tuple(told.tolist()) if each else ())
 
 
 def _on(items: Items, device: torch.device) -> Items:

@@ -18,6 +18,8 @@ PIXELS = 2_500 * 32 * 32
 330 MB of them in float32, and only one network is judged at a time."""
 BEST_PSNR = 100.0
 """PSNR in dB of an image without error (an all-black one, say), which would be infinite."""
+MOST = 1e6
+"""What lies further from zero is kept nowhere, as of a metric (storage.ledger)."""
 
 
 @dataclass(frozen=True)

@@ -27,22 +27,27 @@ def train(run):
     else:
         run.apply(torch.nn.Conv2d(1, 1, 3))
     tuner = torch.optim.SGD(model.parameters(), run.lr)
+    rates = torch.optim.lr_scheduler.StepLR(tuner, 2)
     if RESUMED and (state := run.resume()):
         model.load_state_dict(state["model"])
+        if SCHEDULED:
+            rates.load_state_dict(state["rates"])
+            tuner.param_groups[0]["lr"] = rates.get_last_lr()[0]
     for epoch in run.epochs():
         images = torch.randn(4, 1, 8, 8)
         loss = (model(images) - images[:, :, 1:-1, 1:-1]).square().mean()
         tuner.zero_grad()
         loss.backward()
         tuner.step()
+        rates.step()
         if RESUMED is not None:
-            run.checkpoint({"model": model.state_dict()})
+            run.checkpoint({"model": model.state_dict(), "rates": rates.state_dict()})
         run.report(epoch, loss.item() + LEFT * len(kept))
 """
 
 
 def said(folder: Path, **settings: Any) -> dict[bool | None, list[str]]:
-    usual = {"MANUAL": "run.seed", "APPLIED": True, "RESUMED": True, "LEFT": 0}
+    usual = {"MANUAL": "run.seed", "APPLIED": True, "RESUMED": True, "LEFT": 0, "SCHEDULED": True}
     lines = [f"{name} = {value}" for name, value in {**usual, **settings}.items()]
     manual = str({**usual, **settings}["MANUAL"])
     text = SCRIPT.replace("MANUAL", manual)
@@ -53,7 +58,7 @@ def said(folder: Path, **settings: Any) -> dict[bool | None, list[str]]:
         is_lower_better=True, floor=-9.0, warm=True, patience=60.0,
     )  # fmt: skip
     stage = Stage(script, found, torch.device("cpu"), every=0.0)
-    contract = Contract(stage, (3,), 0.1, seed=0, budget=2, seconds=120.0)
+    contract = Contract(stage, (3,), 0.1, seed=0, budget=3, seconds=120.0)
     told: dict[bool | None, list[str]] = {True: [], False: [], None: []}
     findings: list[Finding] = list(contract.findings())
     for finding in findings:
@@ -65,6 +70,11 @@ def test_a_script_that_keeps_the_contract_holds_in_every_line(tmp_path: Path) ->
     told = said(tmp_path)
     assert told[False] == told[None] == []
     assert len(told[True]) == 9
+
+
+def test_a_state_that_lacks_what_matters_later_is_found(tmp_path: Path) -> None:
+    told = said(tmp_path, SCHEDULED=False)
+    assert [line.partition(":")[0] for line in told[False]] == ["a resumed run gives other numbers"]
 
 
 def test_a_seed_that_is_ignored_and_a_state_that_is_not_used_are_found(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Training scripts that behave, and those that do not: each costs its own job and no more."""
 
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ from workers.training.recipe import Job, Measurement
 CPU = torch.device("cpu")
 IDENTITY = arms.identity([3], None, "model")
 SCRIPT = """
-import ctypes, os, pathlib, random, signal, subprocess, sys, time
+import ctypes, os, pathlib, random, resource, signal, subprocess, sys, threading, time
 import numpy, torch, densitune
 
 HERE = pathlib.Path(__file__).parent
@@ -44,9 +45,13 @@ def train(run):
     total = state["sum"]
     for epoch in run.epochs():
         total += random.random() + float(numpy.random.rand()) + float(torch.rand(()))
+        total += model(torch.ones(1, 1, 4, 4)).float().abs().sum().item()
         BEHAVIOUR.get(run.seed, lambda run: None)(run)
         run.checkpoint({"sum": total})
-        run.report(epoch, float("nan") if run.seed == 5 else total, test=lambda: -total)
+        value = {5: float("nan"), 18: 2e6, 23: -2e6}.get(run.seed, total)
+        run.report(epoch, value, test=lambda: float("nan") if run.seed == 20 else -total)
+    if run.seed == 21:
+        time.sleep(1000)
 
 def prints(run):
     line = b"x" * 2**20
@@ -64,8 +69,47 @@ def hangs(run):
 def raises(run):
     raise KeyError("a fault\\nof mine")
 
+def ends(run):
+    raise densitune.link.Ended
+
+def ends(run):
+    raise densitune.link.Ended
+
 def data(run):
     open("/nowhere/at/all")
+
+def sets(run):
+    torch.set_num_threads(2)
+    torch.set_float32_matmul_precision("medium")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = True
+    torch.set_autocast_enabled("cpu", True)
+    torch.set_anomaly_enabled(True)
+    torch.set_default_dtype(torch.float64)
+    torch.set_default_device("meta")
+    torch.set_grad_enabled(False)
+    torch.nn.modules.module.register_module_forward_hook(lambda module, inputs, output: output * 2)
+    os.environ["LEFT"] = "1"
+    sys.path.insert(0, "/left")
+    run.report(1, -5.0)
+
+def leaves(run):
+    threading.Thread(target=time.sleep, args=(1000,), name="mine", daemon=True).start()
+
+def full(run):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+
+def pretends(run):
+    for number in range(3, 20):
+        try:
+            os.write(number, b'{"memory": 5, "behind": ""}\\n')
+        except OSError:
+            pass
+
+def unleashed(run):
+    starts(run)
+    os.kill(os.getppid(), signal.SIGKILL)
+    time.sleep(1000)
 
 BEHAVIOUR = {
     1: raises,
@@ -80,6 +124,13 @@ BEHAVIOUR = {
     11: data,
     12: lambda run: run.report(1, "much"),
     13: hangs,
+    14: sets,
+    15: leaves,
+    16: lambda run: os.fork(),
+    17: pretends,
+    19: full,
+    22: unleashed,
+    24: ends,
 }
 """
 
@@ -145,7 +196,7 @@ def is_alive(pid: int) -> bool:
     return state != "Z"
 
 
-SEEDS = (100, 1, 2, 3, 5, 6, 7, 8, 8, 10, 11, 12, 100)
+SEEDS = (100, 1, 2, 3, 5, 6, 7, 8, 8, 10, 11, 12, 23, 24, 17, 18, 100)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +217,10 @@ def ordeal(make: Callable[..., Stage]) -> Told:
         (10, ScriptError, r"^SystemExit: 0"),
         (11, OSError, r"^FileNotFoundError: .*/nowhere/at/all"),
         (12, ScriptError, r"^ValueError: could not convert"),
+        (17, ScriptError, r"^its process said b.*behind"),
+        (18, ScriptError, r"^reported 2e\+06 after 1 epochs; a metric lies between"),
+        (23, DivergedError, r"^diverged: reported -2e\+06 after 1 epochs$"),
+        (24, ScriptError, r"^its process was done with a job that had not ended$"),
     ],
 )
 def test_a_script_that_fails_costs_its_job(
@@ -212,6 +267,50 @@ def test_a_script_that_hangs_is_ended_with_all_that_it_has_started(
 
 
 @pytest.mark.slow
+def test_what_a_job_leaves_behind_does_not_reach_the_next(
+    make: Callable[..., Stage], ordeal: Told, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Settings are put back in the same process; threads and processes end with theirs."""
+    stage = make()
+    usual = ordeal.values(0)
+    process: Any = None
+    cut = trained(stage, job(14, bars={1: 0.0}))
+    assert [one.ending for one in cut.made[0]] == ["cut"]
+    process = stage._process
+    assert trained(stage, job(100)).values(0) == usual
+    assert stage._process is process
+    full = trained(stage, job(19))
+    assert len(full.values(0)) == 2
+    assert "a checkpoint could not be written: [Errno 27] File too large" in caplog.text
+    for seed, left in ((15, "thread mine"), (16, None)):
+        told = trained(stage, job(seed), job(100))
+        assert len(told.values(0)) == 2
+        assert told.values(1) == usual
+        assert left is None or f"leaves behind {left}, thread mine: a new process" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_job_that_has_ended_holds_nobody(
+    make: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, made = make(), Told()
+    monkeypatch.setattr(stages, "AFTER_SECONDS", 0.5)
+    told = trained(stage, job(21), job(100))
+    assert told.failed == {}
+    assert [len(told.values(number)) for number in (0, 1)] == [2, 2]
+    monkeypatch.undo()
+    with pytest.raises(StoppedError):
+        stage.train(
+            [job(21)],
+            on_rung=lambda number, one: made.made.setdefault(number, []).append(one),
+            on_failure=lambda number, error: made.failed.update({number: error}),
+            stopping=lambda: len(made.made.get(0, ())) == 2,
+            save=lambda number, state: made.saved.update({number: state}),
+        )
+    assert made.failed == made.saved == {}
+
+
+@pytest.mark.slow
 def test_a_process_is_warm_until_it_has_grown(
     make: Callable[..., Stage], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -238,8 +337,9 @@ def test_bars_floors_tests_and_the_way_that_is_better(make: Callable[..., Stage]
     stage = make(is_lower_better=True)
     both = replace(IDENTITY, split="both", floored=True)
     told = trained(
-        stage, job(100, both), job(5, both), job(100, bars={1: 0.0}), job(100, bars={1: -99.0})
-    )
+        stage, job(100, both), job(5, both), job(100, bars={1: 0.0}), job(100, bars={1: -99.0}),
+        job(20, both),
+    )  # fmt: skip
     first, last = told.made[0]
     assert first.sealed is None
     assert last.ending == "done"
@@ -252,6 +352,11 @@ def test_bars_floors_tests_and_the_way_that_is_better(make: Callable[..., Stage]
     assert lost.score.extra == {"diverged": True}
     assert [(one.rung, one.ending) for one in told.made[2]] == [(1, "cut")]
     assert [one.ending for one in told.made[3]] == [None, "done"]
+    # What the test split said changes nothing, and waits for the verdict as it is.
+    sealed = told.made[4][-1]
+    assert (sealed.ending, sealed.score.extra) == ("done", {})
+    assert sealed.sealed is not None
+    assert math.isnan(sealed.sealed.value)
 
 
 @pytest.mark.slow

@@ -27,7 +27,7 @@ def train(run):
     else:
         run.apply(torch.nn.Conv2d(1, 1, 3))
     tuner = torch.optim.SGD(model.parameters(), run.lr)
-    rates = torch.optim.lr_scheduler.StepLR(tuner, 2)
+    rates = torch.optim.lr_scheduler.StepLR(tuner, 1)
     if RESUMED and (state := run.resume()):
         model.load_state_dict(state["model"])
         if SCHEDULED:

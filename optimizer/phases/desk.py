@@ -46,7 +46,7 @@ class Desk:
             )
         return ledger.read(self.connection, self.study.id, phase)
 
-    def unsealed(self, trials: Iterable[int], phase: Phase = "confirm") -> list[LedgerRow]:
+    def unsealed(self, trials: Iterable[int], phase: Phase) -> list[LedgerRow]:
         """Return what the test split said of trials of a phase; nothing before a verdict."""
         return ledger.unsealed(self.connection, self.study.id, [*trials], phase)
 

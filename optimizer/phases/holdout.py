@@ -21,6 +21,7 @@ from optimizer.evidence.verdicts import (
 from optimizer.phases.desk import Desk
 from storage import studies
 from storage.ledger import LedgerRow
+from storage.states import Phase
 from storage.trials import TrialRow
 
 EARLIER = "an earlier version began the confirmation, and its jobs were not measured there"
@@ -55,7 +56,10 @@ def step(desk: Desk) -> bool:
         return False
     for trial in pair:
         desk.close(trial)
-    said = _said(winner, pair, desk.measured("decided")) if pair else _unsealed(desk, winner)
+    if pair:
+        said = _said(winner, pair, desk.measured("decided"))
+    else:
+        said = _of_the_confirmation(desk, winner)
     told = said.model_copy(update={"larger": _of_the_audit(desk, winner)})
     studies.finish(desk.connection, desk.study.id, told.model_dump())
     return True
@@ -66,32 +70,33 @@ def _of_the_audit(desk: Desk, winner: FinalistVerdict) -> Holdout | None:
 
     A later winner, which the audit had trained before as one of many, was not measured there.
     """
-    trained = desk.trials("audit")
-    pair = [
-        trial
-        for trial in trained
-        if trial.role == "identity" or (trial.role, trial.origin) == ("finalist", winner.trial)
-    ]
-    rows = desk.unsealed((trial.number for trial in pair), "audit")
+    pair, rows = _unsealed(desk, winner, "audit")
     whole = len(pair) == 2 and len(rows) == 2 * len(desk.config.audit_seeds)
     return _said(winner, pair, rows) if whole else None
 
 
-def _unsealed(desk: Desk, winner: FinalistVerdict) -> Holdout:
+def _of_the_confirmation(desk: Desk, winner: FinalistVerdict) -> Holdout:
     """Return what the confirmation's own jobs measured on the test split."""
     assert winner.to_identity is not None  # as of all that are due
     seeds = {int(seed) for seed in winner.to_identity.by_seed}
-    pair = [
-        trial
-        for trial in desk.trials("confirm")
-        if trial.role == "identity" or (trial.role, trial.origin) == ("finalist", winner.trial)
-    ]
-    rows = desk.unsealed(trial.number for trial in pair)
+    pair, rows = _unsealed(desk, winner, "confirm")
     known = [row for row in rows if row.seed in seeds]
     if len(known) < 2 * len(seeds):
         asked = all(trial.arm.get("split") == "both" for trial in pair)
         return Holdout(trial=winner.trial, reason=MISSING if asked else EARLIER)
     return _said(winner, pair, known)
+
+
+def _unsealed(
+    desk: Desk, winner: FinalistVerdict, phase: Phase
+) -> tuple[list[TrialRow], list[LedgerRow]]:
+    """Return identity's trial and the winner's in a phase, and what the test split said of them."""
+    pair = [
+        trial
+        for trial in desk.trials(phase)
+        if trial.role == "identity" or (trial.role, trial.origin) == ("finalist", winner.trial)
+    ]
+    return pair, desk.unsealed((trial.number for trial in pair), phase)
 
 
 def _said(winner: FinalistVerdict, pair: Sequence[TrialRow], rows: Sequence[LedgerRow]) -> Holdout:

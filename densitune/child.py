@@ -68,7 +68,7 @@ class Channel:
         self._lines = self._socket.makefile("r", encoding="utf-8")
         self._turn = threading.Lock()
         self._job: int | None = None
-        os.register_at_fork(after_in_child=lambda: os.close(self._socket.detach()))
+        os.register_at_fork(after_in_child=self.close)
 
     def next(self) -> dict[str, Any]:
         """Return the next job."""
@@ -92,6 +92,11 @@ class Channel:
         with self._turn:
             self._send(job, message)
             self._job = None
+
+    def close(self) -> None:
+        """Let go of the socket, whoever reads from it still."""
+        if self._socket.fileno() >= 0:
+            os.close(self._socket.detach())
 
     def serves(self, job: int) -> bool:
         """Tell whether a job is the one that is spoken of, in this process."""

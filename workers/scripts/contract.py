@@ -1,8 +1,9 @@
 """What a study expects of a training script, tried in a few short trainings before there is one."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from densitune import density
@@ -100,6 +101,7 @@ class Contract:
 
     def _of_seeds(self, first: Values) -> Iterator[Finding]:
         """After other jobs, so that what they leave behind in their process shows."""
+        self._train(self._identity, cut=True)
         again = self._train(self._identity)
         if again == first:
             yield Finding(True, "the same seed gives the same numbers, also after other jobs")
@@ -160,17 +162,21 @@ class Contract:
     def _job(self, arm: Arm, seed: int | None = None) -> Job:
         return Job(arm, self._seed if seed is None else seed, self._budget)
 
-    def _train(self, arm: Arm, *, seed: int | None = None) -> Values:
+    def _train(self, arm: Arm, *, seed: int | None = None, cut: bool = False) -> Values:
         """Train an arm; return what it reported.
 
-        ScriptError if it fails, TimeoutError if no time is left.
+        cut: ends it at the first report that is measured. ScriptError if it fails, TimeoutError if
+        no time is left.
         """
         if time.monotonic() > self._until:
             raise TimeoutError
         made: list[Measurement] = []
         failures: list[Exception] = []
+        job = self._job(arm, seed)
+        if cut:
+            job = replace(job, bars=dict.fromkeys(self._stage.recipe.rungs_of(job), math.inf))
         self._stage.train(
-            [self._job(arm, seed)],
+            [job],
             on_rung=lambda number, measurement: made.append(measurement),
             on_failure=lambda number, error: failures.append(error),
         )

@@ -54,6 +54,14 @@ def _dies_with(leash: int) -> Callable[[], None]:
     return bind
 
 
+def kill_marked(mark: str) -> None:
+    """Kill all that has NAME=value in its environment: what a leash that was killed has left."""
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # gone since, or another user's
+            if mark.encode() in environment.read_bytes().split(b"\0"):
+                os.kill(int(environment.parent.name), signal.SIGKILL)
+
+
 def _kill_all() -> None:
     """Kill all descendants: children first, and then what has become a child by that."""
     while children := _children():

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 
 from workers.entries import INSTALLED, Entry
+from workers.scripts import leash
 
 TAIL_BYTES = 2**16
 """How much is kept of what a script prints: the end of it."""
@@ -32,7 +34,9 @@ MOST_LINE = 2**22
 """Bytes of a message: densities of a hundred thousand layers would fit."""
 END_SECONDS = 10.0
 """How long everything that a script has started may take to be killed."""
-_LEASH = Path(__file__).with_name("leash.py")
+_LEASH = Path(leash.__file__)
+_MARK = "DENSITUNE_LEASH"
+"""Of the environment of all that a script starts."""
 _NUMBER = (int, float)
 _MESSAGES: tuple[Mapping[str, Any], ...] = (
     {"applied": int, "left": str},
@@ -55,6 +59,7 @@ class Process:
 
     def __init__(self, entry: Entry, device: torch.device) -> None:
         self._socket, theirs = socket.socketpair()
+        self._mark = uuid.uuid4().hex
         self._files = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         held, self._leash = os.pipe()
         printed, printing = os.pipe()
@@ -75,7 +80,7 @@ class Process:
             stdout=printing,
             stderr=printing,
             cwd=None if entry.folder.name in INSTALLED else entry.folder,
-            env=_environment(device),
+            env=_environment(device) | {_MARK: self._mark},
         )
         os.close(held)
         os.close(printing)
@@ -167,6 +172,8 @@ class Process:
         if not _waited(self._process):
             self._process.kill()
             self._process.wait()
+        if self._process.returncode < 0:  # the leash was killed, and could not kill
+            leash.kill_marked(f"{_MARK}={self._mark}")
         self._hear_the_rest()
         self._listener.join(END_SECONDS)
         return _said(self._process.returncode)
@@ -255,6 +262,8 @@ def _read(line: bytes) -> tuple[int, dict[str, Any]]:
 
 
 def _said(code: int) -> str:
+    if code < 0:
+        return "what watches over its process was killed"
     if code <= 128:
         return f"its process ended with exit code {code}"
     try:

@@ -260,10 +260,14 @@ def test_what_the_kernel_kills_lacked_memory_and_twice_it_is_the_job_s_own_fault
 def test_a_script_that_hangs_is_ended_with_all_that_it_has_started(
     make: Callable[..., Stage], folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    told = trained(make(patience=8.0), job(4))
-    assert str(told.failed[0]).startswith("the script was silent for 8 s")
-    pids = [int(pid) for pid in (folder / "started").read_text().split()]
-    wait_for(lambda: not any(map(is_alive, pids)), 20)
+    for seed, said in (
+        (4, "the script was silent for 8 s"),
+        (22, "what watches over its process was killed"),
+    ):
+        told = trained(make(patience=8.0), job(seed))
+        assert str(told.failed[0]).startswith(said)
+        pids = [int(pid) for pid in (folder / "started").read_text().split()]
+        wait_for(lambda: not any(map(is_alive, pids)), 20)  # noqa: B023
 
 
 @pytest.mark.slow

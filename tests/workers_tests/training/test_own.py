@@ -1,5 +1,6 @@
 """Data of the user's own: what their function may return, and how it is trained on and judged."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -206,3 +207,19 @@ def test_a_metric_of_another_shape_is_refused_before_anything_is_trained() -> No
     task = Own(loaded, CPU, sign=1.0, floor=0.0)
     with pytest.raises(UsageError, match=r"returned shape \(2, 1, 16\); it has to be a number, or"):
         dry_run.check(task, recipe("flat_denoiser", "{}", loaded))
+
+
+def test_a_metric_beyond_what_is_kept_is_refused_or_counts_as_diverged() -> None:
+    for sign, value in ((1.0, 2e6), (-1.0, -2e6)):
+        far = Own(given_by(value), CPU, sign=sign, floor=0.0)
+        with pytest.raises(UsageError, match="lies between -1,000,000 and 1,000,000"):
+            far.evaluate(torch.nn.Identity())
+        worse = Own(given_by(value), CPU, sign=-sign, floor=0.0).evaluate(torch.nn.Identity())
+        assert worse.value == -math.inf
+        assert not worse.is_finite
+        assert worse.images == ()
+
+
+def given_by(value: float) -> Given:
+    metric = {"metric": lambda outputs, targets: torch.full((len(targets),), value)}
+    return load(lambda: {**restoring(), "test": None, **metric}, None)

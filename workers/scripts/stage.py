@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from optimizer.errors import StudyFailedError, UsageError
+from workers import entries
 from workers.entries import Entry
 from workers.scripts.course import Course
 from workers.scripts.process import Process, ScriptError
@@ -71,7 +73,7 @@ class Stage:
         The callbacks are those of workers.training.loop.train. `on_failure` hears of every failure:
         DivergedError, MemoryError (of a job for the first time), OSError of data, ScriptError of
         all others. When training is to stop, the job that is trained is saved, and StoppedError
-        raised.
+        raised; StudyFailedError if a new process would run other code than the last one did.
         """
         asked, numbers = Callbacks(**callbacks), itertools.count()
         waiting: deque[tuple[int, Job]] = deque()
@@ -150,7 +152,7 @@ class Stage:
                     raise ScriptError(f"it has gone on for {AFTER_SECONDS:g} s")
             if course.is_open:
                 raise ScriptError("its process was done with a job that had not ended")
-        except StoppedError:
+        except (StoppedError, StudyFailedError):
             self.close()
             raise
         except Exception as error:
@@ -178,7 +180,13 @@ class Stage:
             asked.on_rung(number, measurement)
 
     def _ready(self) -> Process:
+        """Return the process, a new one if there is none; StudyFailedError if its code changed."""
         if self._process is None:
+            try:
+                found = entries.find(self._entry.name, self._entry.place)
+                entries.check(found, self._entry.fingerprint)
+            except UsageError as error:  # edited since this worker began
+                raise StudyFailedError(f"{error}; the worker leaves") from error
             self._process = Process(self._entry, self.device)
         return self._process
 

@@ -98,6 +98,8 @@ def train(place: Place, claimed: Sequence[ClaimedJob], *, places: int) -> bool:
         pack.train()
     except StoppedError:
         pack.release()
+    except StudyFailedError:
+        raise
     except CaptureError as error:
         raise StudyFailedError(
             f"{devices.describe(place.bench.device)} cannot be used by this process any longer: "

@@ -18,6 +18,7 @@ from support.waiting import wait_for
 
 from optimizer import arms
 from optimizer.arms import Arm
+from optimizer.errors import StudyFailedError
 from workers import entries
 from workers.scripts import stage as stages
 from workers.scripts.process import ScriptError
@@ -422,3 +423,19 @@ def test_a_worker_that_is_killed_leaves_nothing_running(folder: Path) -> None:
     pids = [int(pid) for pid in (folder / "started").read_text().split()]
     assert len(pids) == 2
     wait_for(lambda: not any(map(is_alive, pids)), 20)
+
+
+def test_code_that_is_edited_meanwhile_is_not_run_and_costs_no_job(tmp_path: Path) -> None:
+    code = tmp_path / "edited.py"
+    code.write_text("def train(run):\n    raise RuntimeError('as it was')\n")
+    found = entries.find("edited:train", tmp_path)
+    script = Script(
+        name=found.name, fingerprint=found.fingerprint, init="model", lr=None, rungs=(1,),
+        is_lower_better=False, floor=-1.0, warm=True, patience=60.0,
+    )  # fmt: skip
+    stage, edited = Stage(script, found, CPU), Job(arms.identity([3], None, "model"), 1, 1)
+    assert "as it was" in str(trained(stage, edited).failed[0])
+    code.write_text("def train(run):\n    raise RuntimeError('edited')\n")
+    with pytest.raises(StudyFailedError, match=r"is not the study's .*the worker leaves"):
+        trained(stage, edited)
+    assert not stage.has_checkpoint

@@ -85,9 +85,11 @@ class Faulty(Classifier):
             self.to("meta")
 
     def forward(self, images: Tensor) -> Any:
-        self.passes += 1
+        self.passes += self.fault in ("counting", "late")
         if self.fault == "counting":
             return super().forward(images) * self.passes
+        if self.fault == "late":
+            return super().forward(images) * (2 if self.passes > 5 else 1)
         if self.fault == "chance in judging" and not self.training:
             return super().forward(images) * torch.rand(len(images), 1)
         if self.fault == "numpy":

@@ -5,7 +5,9 @@ wrong is told in one line, with what to do.
 """
 
 import math
+from collections import deque
 from collections.abc import Collection, Mapping
+from numbers import Number
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ ASKING = {
 }
 """Operators whose results depend on values in number or are values, as torch and as people call
 them."""
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 NAMED = 5
 """How many layers a line names."""
 
@@ -103,7 +106,7 @@ def _trained(
     """Go forward and backward with the first items, twice from the same state to the same loss."""
     chosen = torch.arange(min(ITEMS, recipe.batch_size, len(task)))
     before = {name: value.clone() for name, value in proxies.tensors(model).items()}
-    losses = []
+    plain, losses = _plain_values(model), []
     for _ in range(2):
         draws = Draws(0, CPU, network=True)
         inputs, targets = task.batch(chosen, draws)
@@ -126,6 +129,34 @@ def _trained(
             f"{losses[0]:g} and {losses[1]:g}; whatever it draws in training has to come from "
             f"torch's global generator, and its state has to be in parameters and buffers"
         )
+    changed = sorted(_plain_values(model) - plain)
+    if changed:
+        raise UsageError(
+            f"proxy {network.name}: {changed[0][0]} changes in training to {changed[0][1]}; what "
+            f"a network keeps beside its parameters and buffers stays from one job to the next and "
+            f"is in no checkpoint: register it as a buffer"
+        )
+
+
+def _plain_values(model: nn.Module) -> set[tuple[str, str]]:
+    """Return what modules keep in attributes of their own, as name and text."""
+    return {
+        (f"{name}.{key}".removeprefix("."), _text(value))
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if key not in _OF_EVERY_MODULE
+    }
+
+
+def _text(value: Any) -> str:
+    """Return a plain value as text, those in lists and dictionaries one by one, others' type."""
+    if isinstance(value, Number | str | bytes | None):
+        return repr(value)
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return f"{type(value).__name__} of {[_text(each) for each in value]}"
+    if isinstance(value, Mapping):
+        return str({str(key): _text(each) for key, each in value.items()})
+    return type(value).__name__
 
 
 def _forward(model: nn.Module, inputs: Tensor, network: Proxy | Network) -> Any:

@@ -187,6 +187,7 @@ def test_what_no_gpu_can_capture_is_told() -> None:
 
 FAULTS = [
     ("counting", "two passes with the same seed have the losses"),
+    ("late", "passes changes in training to 2; what a network keeps beside"),
     ("numpy", "two passes with the same seed have the losses"),
     ("chance in judging", "judged twice on the same it scores"),
     ("raising", "does not take inputs of shape (2, 1, 16, 16): KeyError: 'no such thing'"),

@@ -87,7 +87,7 @@ def load(
     with drawing_by(_SEED):
         try:
             returned = function(**kwargs)
-        except Exception as error:  # anything may happen in there
+        except (Exception, SystemExit) as error:  # anything may happen in there
             text = " ".join(f"{type(error).__name__}: {error}".split())
             raise UsageError(f"data.load {name} failed: {text[:300]}") from error
     _check(name, returned, classes)
@@ -147,7 +147,7 @@ def _items(what: str, part: Any, classes: int | None) -> Items:
     """Return a pair of tensors or arrays, or a data set of pairs, as items; UsageError if not."""
     try:
         if isinstance(part, tuple | list) and len(part) == 2:
-            inputs, targets = (torch.as_tensor(each) for each in part)
+            inputs, targets = (_tensor(each) for each in part)
         else:
             inputs, targets = (torch.stack(each) for each in zip(*_pairs(part), strict=True))
     except Exception as error:  # whatever is no tensor, or a data set raises
@@ -162,6 +162,7 @@ def _items(what: str, part: Any, classes: int | None) -> Items:
         )
     if len(inputs) != len(targets) or not len(inputs):
         raise UsageError(f"{what} has {len(inputs)} inputs and {len(targets)} targets")
+    inputs = inputs.float()
     if not inputs.isfinite().all():
         raise UsageError(f"inputs of {what} are not all finite")
     if classes is not None:
@@ -175,15 +176,22 @@ def _items(what: str, part: Any, classes: int | None) -> Items:
         targets = targets.long()
     if targets.is_floating_point():
         targets = targets.float()
-    return Items(_own(inputs.float()), _own(targets))
+        if not targets.isfinite().all():
+            raise UsageError(f"targets of {what} are not all finite")
+    return Items(inputs.contiguous(), targets.contiguous())
 
 
 def _pairs(part: Any) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the pairs of a map-style data set in their order."""
     for number in range(len(part)):
         item, target = part[number]
-        yield torch.as_tensor(item), torch.as_tensor(target)
+        yield _tensor(item), _tensor(target)
 
 
-def _own(tensor: Tensor) -> Tensor:
-    return tensor.detach().cpu().contiguous()
+def _tensor(given: Any) -> Tensor:
+    """Return a dense tensor of real numbers on the CPU, of its own memory; TypeError if not."""
+    tensor = torch.tensor(given.copy()) if isinstance(given, np.ndarray) else torch.as_tensor(given)
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_complex():
+        raise TypeError(f"{tensor.dtype}, {tensor.layout}, is no dense tensor of real numbers")
+    unsigned = tensor.dtype in (torch.uint16, torch.uint32, torch.uint64)
+    return tensor.detach().cpu().to(torch.int64 if unsigned else tensor.dtype, copy=True)

@@ -210,8 +210,9 @@ def main() -> None:
             else:
                 _train(function, channel, job, told["files"], device)
         except BaseException as error:
-            traceback.print_exc()
-            channel.tell(number, failed=_kind(error), error=_said(error))
+            if not isinstance(error, SystemExit):  # what a parser of arguments has said is the end
+                traceback.print_exc()
+            channel.tell(number, failed=_kind(error), error=_said(error, told["folder"]))
         gc.collect()
         if device.type == "cuda":
             torch.cuda.empty_cache()
@@ -260,11 +261,14 @@ def _kind(error: BaseException) -> str:
     return "data" if isinstance(error, OSError) else "code"
 
 
-def _said(error: BaseException) -> str:
-    """Return an error in one line, with the place in the script where it was raised."""
+def _said(error: BaseException, folder: str) -> str:
+    """Return an error in one line, with the last place in the user's code that led to it."""
+    said = " ".join(f"{type(error).__name__}: {error}".split())[:MOST_WORDS]
+    if isinstance(error, SystemExit):
+        said += "; a script has no command line here, so arguments that it parses need defaults"
     frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:MOST_WORDS] + place
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(folder)]
+    return said + (f" ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else "")
 
 
 def _memory(device: torch.device) -> int:

@@ -143,7 +143,7 @@ class Run:
                 f"each epoch once, in their order"
             )
         self._ask_for_reports(epoch - 1)
-        reached = float(value)
+        reached = _number(value)
         sealed = None
         if self._link.wants_test and epoch == self.budget:
             if test is None:
@@ -151,7 +151,7 @@ class Run:
                     "the study has data.test, and run.report was given no test=...; give the value "
                     "on the test split, or a function that returns it"
                 )
-            sealed = float(test() if callable(test) else test)
+            sealed = _number(test() if callable(test) else test)
         self._epoch = epoch
         self.values[epoch] = reached
         if not self._link.report(epoch, reached, sealed, self._learned()):
@@ -224,6 +224,13 @@ class Run:
             for size, layers in treatment.learned(model).items() if model else ():
                 found.setdefault(size, []).extend(layers)
         return found
+
+
+def _number(value: _Value) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"run.report takes a number, not {value!r}") from error
 
 
 def _packed(state: Any) -> bytes:

@@ -25,7 +25,7 @@ from workers.networks.named import Network
 from workers.networks.proxies import Proxy
 from workers.scripts.contract import Contract
 from workers.scripts.process import ScriptError
-from workers.scripts.script import Script
+from workers.scripts.script import Script, find_script
 from workers.scripts.stage import Stage
 from workers.training import baselines, dry_run
 from workers.training.own import Own
@@ -97,7 +97,7 @@ def prepare(data: tasks.Data, home: Path, progress: Progress | None = None) -> P
     fails.
     """
     if isinstance(data, tasks.ScriptData):
-        return entries.find(data.entry, entries.place())
+        return find_script(data.entry, entries.place())
     return _given(data) if isinstance(data, tasks.GivenData) else bank(data, home, progress)
 
 

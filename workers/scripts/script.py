@@ -1,10 +1,16 @@
 """What a study says of its training script, and what a job is told."""
 
+import difflib
+import symtable
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import decode_source
 from typing import Any
 
 from optimizer.arms import Init
+from optimizer.errors import UsageError
+from workers import entries
+from workers.entries import Entry, Place
 from workers.training.recipe import Job
 from workers.training.scores import Score
 
@@ -64,6 +70,25 @@ class Script:
             "every": every,
             "resume": resume,
         }
+
+
+def find_script(name: str, place: Place) -> Entry:
+    """Find a script, `module:function`, in a place, without running anything.
+
+    UsageError if it is not there, is not Python, or cannot have such a function: what a module
+    binds at its top is seen in its text.
+    """
+    entry = entries.find(name, place)
+    try:
+        source = decode_source(entry.file.read_bytes())
+        symbols = symtable.symtable(source, str(entry.file), "exec").get_symbols()
+    except (OSError, SyntaxError, ValueError) as error:
+        raise UsageError(f"{name}: {entry.file} cannot be read as Python: {error}") from error
+    names = {each.get_name() for each in symbols if each.is_assigned() or each.is_imported()}
+    if not names & {entry.function, "__getattr__"} and "import *" not in source:
+        close = ", ".join(difflib.get_close_matches(entry.function, names)) or "none"
+        raise UsageError(f"{name}: {entry.file} has no function {entry.function}; nearest: {close}")
+    return entry
 
 
 def _by_text(values: Mapping[int, Any]) -> dict[str, Any]:

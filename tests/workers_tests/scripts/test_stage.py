@@ -73,9 +73,6 @@ def raises(run):
 def ends(run):
     raise densitune.link.Ended
 
-def ends(run):
-    raise densitune.link.Ended
-
 def data(run):
     open("/nowhere/at/all")
 
@@ -215,9 +212,9 @@ def ordeal(make: Callable[..., Stage]) -> Told:
         (3, ScriptError, r"^its process ended with exit code 3$"),
         (5, DivergedError, r"^diverged: reported nan after 1 epochs$"),
         (7, MemoryError, r"^RuntimeError: .*DefaultCPUAllocator"),
-        (10, ScriptError, r"^SystemExit: 0"),
+        (10, ScriptError, r"^SystemExit: 0; a script has no command .* \(ill.py, line \d+\)$"),
         (11, OSError, r"^FileNotFoundError: .*/nowhere/at/all"),
-        (12, ScriptError, r"^ValueError: could not convert"),
+        (12, ScriptError, r"^ValueError: run.report takes a number, not 'much' \(ill.py"),
         (17, ScriptError, r"^its process said b.*behind"),
         (18, ScriptError, r"^reported 2e\+06 after 1 epochs; a metric lies between"),
         (23, DivergedError, r"^diverged: reported -2e\+06 after 1 epochs$"),

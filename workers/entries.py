@@ -119,7 +119,8 @@ def check(entry: Entry, kept: str) -> None:
         raise UsageError(
             f"the code of {entry.name} here ({entry.folder}, fingerprint "
             f"{entry.fingerprint[:12]}) is not the study's (fingerprint {kept[:12]}); "
-            f"results could not be compared; name the study's with --code FOLDER or {VARIABLE}"
+            f"results could not be compared; any *.py of it counts: put back what was changed or "
+            f"added, or name the study's with --code FOLDER or {VARIABLE}"
         )
 
 

@@ -126,7 +126,11 @@ def check_fingerprint(study: Study, source: str, fingerprint: str) -> None:
         script = study.config["data"].get("entry") is not None
         what, remedy = ("data here", "")
         if script:
-            what, remedy = "files of the code here", "; name the study's folder: --code FOLDER"
+            what = "files of the code here"
+            remedy = (
+                "; any *.py below the folder counts: put back what was changed or added, name the "
+                "study's folder with --code FOLDER, or begin a study of another name"
+            )
         raise UsageError(
             f"the {what} ({source}, fingerprint {fingerprint[:12]}) are not those of study "
             f"{study.name} ({study.provenance['source']}, fingerprint "

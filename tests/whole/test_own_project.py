@@ -215,6 +215,6 @@ def test_a_project_goes_from_check_to_a_preset_though_a_worker_is_killed(
     code, refusal = here.refused(tmp_path, database_url, "resume", "own")
     assert code == 2
     assert refusal.startswith("densitune: the files of the code here (code my_training:train, ")
-    assert refusal.endswith("name the study's folder: --code FOLDER")
+    assert refusal.endswith("with --code FOLDER, or begin a study of another name")
     states = dict(query(database, "SELECT state, count(*) FROM densitune.jobs GROUP BY state"))
     assert states.keys() <= {"done", "cut"}

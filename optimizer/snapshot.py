@@ -20,6 +20,7 @@ from optimizer.phases import (
     apart,
     audit,
     calibration,
+    carried_over,
     checks,
     comparisons,
     extension,
@@ -143,7 +144,7 @@ class Snapshot:
         if (winner := self.winner) is None:
             return None
         rows = self.audit.trials, self.audit.rows
-        return audit.found(self.study, self.config, winner, self.results, *rows)
+        return carried_over.found(self.study, self.config, winner, self.results, *rows)
 
     @property
     def complaint(self) -> str | None:

@@ -4,6 +4,7 @@ Rows are densities, columns are seeds; both tables have differences to identity 
 and identity itself as a row of zeros. docs/evidence.md has the thresholds and how often they err.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -194,8 +195,30 @@ def found(correlation: RankCorrelation | None) -> Finding:
     return "open"
 
 
-def judged(told: Audit) -> Audit:
-    """Return an audit with all that follows from what its arms record: `verify` compares them."""
+def unsound(told: Audit, floor: float) -> str | None:
+    """Return why identity is no baseline on the larger network; None if it is.
+
+    floor: the highest of what the metric reaches without a deep network. Where identity diverged, a
+    floor stands for its score, and no difference to that is a measure of how good a density is.
+    """
+    if gone := told.diverged.get("identity"):
+        return f"identity diverged on {len(gone)} seeds of the larger network: give audit.lr"
+    if told.identity is None or told.identity > floor:
+        return None
+    return (
+        f"identity on the larger network ({told.identity:.3f}) is not above what takes no deep "
+        f"network ({floor:.3f}): it has not learnt its task"
+    )
+
+
+def judged(told: Audit, floor: float = -math.inf) -> Audit:
+    """Return an audit with all that follows from what its arms record: `verify` compares them.
+
+    Nothing follows where identity is no baseline there: see `unsound`.
+    """
+    if unsound(told, floor) is not None:
+        nothing = dict.fromkeys(("correlation", "loss", "to_identity", "to_control", "to_uniform"))
+        return told.model_copy(update={**nothing, "finding": "open"})
     proxy = {arm.trial: _by_seed(arm.proxy) for arm in told.arms if arm.proxy is not None}
     full = {arm.trial: _by_seed(arm.full) for arm in told.arms}
     both = {trial: by_seed for trial, by_seed in full.items() if trial in proxy}

@@ -10,6 +10,7 @@ checks         phase 4, after the verdict: what a study asks about its winner be
 apart          the 2 x 2 of the winner's start and its steps
 own_rates      the rate check: each arm at the best of rates of its own
 audit          phase 5, after the verdict: densities on a larger network, at full length
+carried_over   what the audit has found
 holdout        after the verdict: what the test split said of identity and the winner
 learned        the density that a trainable arm learns by gradient: one more finalist
 remaining      how much of a phase is left

@@ -6,22 +6,17 @@ range of what the search saw are trained at once (optimizer.evidence.audit says 
 Its jobs are claimed like all others; workers have a recipe of their own for them.
 """
 
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from densitune.density import Densities
 from optimizer import arms, learning_rates
 from optimizer.arms import Arm
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import audit, differences, ranking
-from optimizer.evidence.audit import Audit, AuditArm
-from optimizer.evidence.differences import Difference, TrialResult
+from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import (
-    Comparison,
     FinalistVerdict,
-    PairedDifference,
     asked,
     best,
     of_study,
@@ -59,8 +54,7 @@ def step(desk: Desk) -> bool:
     """Take the next step if there is one now: queue rates, queue the arms, or end the phase."""
     winner = best(of_study(desk.study.verdicts))
     trained = desk.trials("audit")
-    stale = desk.config.audit is None and desk.study.config.get("audit") is not None
-    if stale or desk.waits_for(trained):  # stale: this process began before it was asked for
+    if desk.waits_for(trained):
         return False
     if winner is not None and desk.config.audit is not None and _queued(desk, winner, trained):
         return True
@@ -77,19 +71,19 @@ def choose(
     """Return the densities of an audit, `audit.arms` at most, each once.
 
     results: the complete trials of the search. First the winner, the search's best and the
-    published densities; the rest are spread evenly over the ranks, by what the search went by, of
-    all others that it trained to the end, with the first and the last of them.
+    published densities, half of all at most; the rest are spread evenly over the ranks, by what the
+    search went by, of all others that it trained to the end, with the first and the last of them.
     """
     assert config.audit is not None  # our caller's case
     ranked = [one for one in differences.ranked(results) if one.role != "identity"]
     published = [one for one in ranked if one.role == "published"]
-    first = [Chosen(winner.trial, "finalist", winner.label, winner.by_kernel_size())]
-    others = {one.number: one for one in [*ranked[:1], *published] if one.number != winner.trial}
-    first += [_chosen(one) for one in others.values()]
-    known = {one.trial for one in first}
-    rest = [one for one in ranked if one.number not in known]
-    spread = audit.spread(range(len(rest)), config.audit.arms - len(first))
-    return [*first, *(_chosen(rest[place]) for place in spread)][: config.audit.arms]
+    own = Chosen(winner.trial, "finalist", winner.label, winner.by_kernel_size())
+    known = {one.number: one for one in [*ranked[:1], *published] if one.number != winner.trial}
+    kept = [*known.values()][: config.audit.arms // 2 - 1]
+    left_out = {winner.trial, *(one.number for one in kept)}
+    rest = [one for one in ranked if one.number not in left_out]
+    places = audit.spread(range(len(rest)), config.audit.arms - 1 - len(kept))
+    return [own, *map(_chosen, [*kept, *(rest[place] for place in places)])]
 
 
 def rate(
@@ -99,64 +93,10 @@ def rate(
     assert config.audit is not None  # our caller's case
     if config.audit.lr != "auto":
         return config.audit.lr
-    scores = calibration.scores(_rates(trained), rows)
+    scores = calibration.scores(rates(trained), rows)
     if not scores or _further_rates(config, trained, rows):
         return None
     return learning_rates.best(scores)
-
-
-def found(
-    study: Study,
-    config: StudyConfig,
-    winner: FinalistVerdict,
-    results: Sequence[TrialResult],
-    trained: Sequence[TrialRow],
-    rows: Sequence[LedgerRow],
-) -> Audit | None:
-    """Return what the audit says; None without one, or as long as it has not ended.
-
-    results: the complete trials of the search, identity first. trained, rows: the audit's.
-    """
-    ended = not any(trial.is_open for trial in trained)
-    if config.audit is None or not trained or not ended or to_come(study, config, winner, trained):
-        return None
-    lr, identity = rate(config, trained, rows), _first(trained, "identity")
-    told: dict[str, Any] = {"trial": winner.trial, "lr": lr}
-    if identity is None or identity.failed:
-        failed = _rates(trained)[0] if identity is None else identity
-        reason = f"identity could not be trained on the larger network: {failed.failure}"
-        return Audit(finding="open", reason=reason, **told)
-    values, lost = differences.final_values(rows), comparisons.diverged(rows)
-    base = values[identity.number]
-    whole = [trial for trial in trained if trial.role != "rate" and not trial.failed]
-    paired = {trial.number: differences.paired(values[trial.number], base) for trial in whole}
-    by_trial = {one.number: one for one in results}
-    compared = [
-        AuditArm(
-            trial=arm.origin,
-            label=arm.label,
-            densities={str(k): list(den) for k, den in arm.densities.items()},
-            proxy=_searched(by_trial.get(arm.origin)),
-            full=PairedDifference.of(paired[arm.number]),
-        )
-        for arm in whole
-        if arm.role in DENSITIES and arm.origin is not None
-    ]
-    gone = {arm.label: sorted(lost.get(arm.number, ())) for arm in whole}
-    failures = [arm for arm in trained if arm.role != "rate" and arm.failed]
-    reasons = [f"{arm.label} could not be trained with every seed: {arm.failure}"
-               for arm in failures]  # fmt: skip
-    return audit.judged(
-        Audit(
-            finding="open",
-            reason="; ".join(reasons) or None,
-            identity=statistics.fmean(base.values()),
-            arms=compared,
-            diverged={label: seeds for label, seeds in gone.items() if seeds},
-            **told,
-            **_of_the_winner(winner, whole, paired),
-        )
-    )
 
 
 def to_come(
@@ -168,7 +108,7 @@ def to_come(
     seeds, jobs = len(config.audit_seeds), 0
     if config.audit.lr == "auto" and not trained:
         jobs += len(_further_rates(config, trained, [])) * len(config.audit_rate_seeds)
-    if _first(trained, "identity") is None:
+    if first(trained, "identity") is None:
         return jobs + seeds * (1 + config.audit.arms + len(_controls(study, config)))
     return jobs + seeds * len(_lacking(study, config, winner, trained))
 
@@ -198,7 +138,7 @@ def _queued(desk: Desk, winner: FinalistVerdict, trained: Sequence[TrialRow]) ->
     if lr is None:
         return False
     new: list[tuple[Role, str, Arm, int | None]] = []
-    if _first(trained, "identity") is None:
+    if first(trained, "identity") is None:
         by = ranking.of(desk.study)
         results = differences.results(desk.trials("search"), desk.measured("search"), by)
         plain = arms.identity(config.kernel_size, lr, config.init)
@@ -247,7 +187,7 @@ def _further_rates(
     config: StudyConfig, trained: Sequence[TrialRow], rows: Sequence[LedgerRow]
 ) -> list[float]:
     """Return the rates that identity of the larger network is to be tried at next."""
-    middle, tried = config.audited.usual_lr, _rates(trained)
+    middle, tried = config.audited.usual_lr, rates(trained)
     assert middle is not None  # only a script has none, and there is none beside an audit
     if not tried:
         return learning_rates.grid(middle)
@@ -257,38 +197,18 @@ def _further_rates(
     return [] if further is None else [further]
 
 
-def _of_the_winner(
-    winner: FinalistVerdict, whole: Sequence[TrialRow], paired: Mapping[int, Difference]
-) -> dict[str, Any]:
-    """Return the winner's differences to identity and its controls on the larger network."""
-    own = {arm.role: arm.number for arm in whole if arm.origin == winner.trial}
-    number = next((own[role] for role in DENSITIES if role in own), None)
-    if number is None:
-        return {}
-    mine = paired[number].by_seed
-    told = {"to_identity": Comparison.of(paired[number])}
-    for role in ("control", "uniform"):
-        if role in own:
-            beside = differences.paired(mine, paired[own[role]].by_seed)
-            told[f"to_{role}"] = Comparison.of(beside)
-    return told
-
-
-def _searched(result: TrialResult | None) -> PairedDifference | None:
-    """Return what the search said of a trial; None of what was no trial of it."""
-    return None if result is None else PairedDifference.of(result.searched)
-
-
 def _chosen(result: TrialResult) -> Chosen:
     role: Role = "published" if result.role == "published" else "candidate"
     return Chosen(result.number, role, result.label, result.densities)
 
 
-def _rates(trained: Sequence[TrialRow]) -> list[TrialRow]:
+def rates(trained: Sequence[TrialRow]) -> list[TrialRow]:
+    """Return the trials of identity by which the rate is calibrated."""
     return [trial for trial in trained if trial.role == "rate"]
 
 
-def _first(trained: Sequence[TrialRow], role: Role) -> TrialRow | None:
+def first(trained: Sequence[TrialRow], role: Role) -> TrialRow | None:
+    """Return the first trial of a role; None as long as there is none."""
     return next((trial for trial in trained if trial.role == role), None)
 
 

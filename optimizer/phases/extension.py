@@ -67,7 +67,7 @@ def extend(engine: Engine, study: Study, asked: StudyConfig) -> Study:
     was: dict[str, Any] = {"seeds": study.config["confirm"]["seeds"], "verdicts": verdicts}
     config = asked.document()  # what the study knew nothing of is not asked for by a default
     config["confirm"] = {**study.config["confirm"], "seeds": asked.confirm.seeds}
-    return studies.reopen(engine, study.id, config, {"extended": was})
+    return _got(studies.reopen(engine, study.id, config, {"extended": was}), config)
 
 
 def checks_are_asked_for(study: Study, stored: StudyConfig, asked: StudyConfig) -> bool:
@@ -108,8 +108,23 @@ def check(
         )
     new = {audit.NORMALISED, "code"} if _changed(stored, asked) & {AUDIT} else set()
     known = {key: value for key, value in (facts() if new else {}).items() if key in new}
+    config = asked.document()
     phase: Phase = "audit" if _changed(stored, asked) == {AUDIT} else "check"
-    return studies.look_again(engine, study.id, asked.document(), known, phase)
+    return _got(studies.look_again(engine, study.id, config, known, phase), config)
+
+
+def _got(study: Study, config: dict[str, Any]) -> Study:
+    """Return a study that has the config which it was reopened with; UsageError if it has not.
+
+    Another process may have reopened it for something else at the same moment.
+    """
+    if study.config != config:
+        told = "; ".join(changes.between(study.config, config))
+        raise UsageError(
+            f"study {study.name} was reopened for something else at the same moment ({told}); to "
+            f"go on with that: densitune resume {study.name}"
+        )
+    return study
 
 
 def _changed(stored: StudyConfig, asked: StudyConfig) -> set[str]:

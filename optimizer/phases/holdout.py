@@ -18,6 +18,7 @@ from optimizer.evidence.verdicts import (
     of_study,
     of_test_split,
 )
+from optimizer.phases import comparisons
 from optimizer.phases.desk import Desk
 from storage import studies
 from storage.ledger import LedgerRow
@@ -72,6 +73,8 @@ def _of_the_audit(desk: Desk, winner: FinalistVerdict) -> Holdout | None:
     """
     pair, rows = _unsealed(desk, winner, "audit")
     whole = len(pair) == 2 and len(rows) == 2 * len(desk.config.audit_seeds)
+    if whole and comparisons.diverged(desk.measured("audit")).get(pair[0].number):
+        return Holdout(trial=winner.trial, reason="identity diverged on the larger network")
     return _said(winner, pair, rows) if whole else None
 
 

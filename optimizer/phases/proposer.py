@@ -5,8 +5,11 @@ in one transaction under a PostgreSQL advisory lock, Optuna's part of it too, an
 phase that the study is at; what it does depends on what is stored and on nothing else.
 """
 
+from collections.abc import Mapping
+
 from sqlalchemy import Engine
 
+from optimizer.config import study_file
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import StudyFailedError
 from optimizer.evidence import ranking
@@ -37,6 +40,7 @@ class Proposer:
     ) -> None:
         self._engine, self._study_id, self._config = engine, study_id, config
         self._creates = creates
+        self._stored: Mapping[str, object] = config.document()
         self._tables: Joined | None = None
         self._optuna: DensityStudy | None = None
 
@@ -64,6 +68,9 @@ class Proposer:
             study = None if connection is None else studies.read(connection, self._study_id)
             if connection is None or study is None or study.state != "running":
                 return False
+            if study.config != self._stored:  # what a study asks for may grow while we run
+                self._config = study_file.parse(study.config, f"of study {study.name}")
+                self._stored = study.config
             desk = Desk(connection, study, self._config)
             match study.phase:
                 case "calibrate":

@@ -30,7 +30,7 @@ def disagreements(preset: Preset, config: StudyConfig) -> Iterator[str]:
         return
     if told.trial != preset.provenance.trial:
         yield f"audit is of trial {told.trial}, the preset of {preset.provenance.trial}"
-    strange = list(_of_the_seeds(told, config))
+    strange = list(_of_the_seeds(told, config, preset.evidence.floor))
     yield from strange
     for arm in told.arms:
         yield from arithmetic.of_a_difference(f"audit of trial {arm.trial}", arm.full)
@@ -39,7 +39,7 @@ def disagreements(preset: Preset, config: StudyConfig) -> Iterator[str]:
     for name, stated in _compared(told).items():
         yield from arithmetic.of_an_interval(name, stated)
     if not strange:
-        yield from _of_the_finding(told)
+        yield from _of_the_finding(told, preset.evidence.floor)
 
 
 def _compared(told: Audit) -> Mapping[str, Comparison | None]:
@@ -50,7 +50,7 @@ def _compared(told: Audit) -> Mapping[str, Comparison | None]:
     }
 
 
-def _of_the_seeds(told: Audit, config: StudyConfig) -> Iterator[str]:
+def _of_the_seeds(told: Audit, config: StudyConfig, floor: float) -> Iterator[str]:
     full, searched = ({str(seed) for seed in seeds} for seeds in (config.audit_seeds, config.seeds))
     compared = [one.by_seed for one in _compared(told).values() if one is not None]
     trained = [*(arm.full.by_seed for arm in told.arms), *compared]
@@ -59,13 +59,20 @@ def _of_the_seeds(told: Audit, config: StudyConfig) -> Iterator[str]:
     if any(arm.proxy is not None and arm.proxy.by_seed.keys() != searched for arm in told.arms):
         yield "audit has differences of the proxy with other seeds than the search's"
     own = next((arm.full for arm in told.arms if arm.trial == told.trial), None)
-    if own is not None and (told.to_identity is None or told.to_identity.by_seed != own.by_seed):
+    if (
+        own is not None
+        and audit.unsound(told, floor) is None
+        and (told.to_identity is None or told.to_identity.by_seed != own.by_seed)
+    ):
         yield "audit.to_identity is not the difference of the winner among its arms"
 
 
-def _of_the_finding(told: Audit) -> Iterator[str]:
+def _of_the_finding(told: Audit, floor: float) -> Iterator[str]:
     """Yield what of correlation, loss and finding does not follow from the arms."""
-    follows = audit.judged(told)
+    follows = audit.judged(told, floor)
+    why = audit.unsound(told, floor)
+    if why is not None and why not in (told.reason or ""):
+        yield f"audit.reason does not say what is so: {why}"
     for name in ("correlation", "loss"):
         stated, found = getattr(told, name), getattr(follows, name)
         one, other = ({} if each is None else each.model_dump() for each in (stated, found))

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from support.databases import temporary
 from support.simulated import TESTED, create, go_on, noise, run, small
 
+from optimizer import snapshot
 from optimizer.cli import session
 from optimizer.config import study_file
 from optimizer.config.study_file import FRESH, StudyConfig
@@ -19,7 +20,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import audit as said
 from optimizer.evidence import differences
 from optimizer.evidence.audit import Audit
-from optimizer.phases import audit
+from optimizer.phases import audit, extension
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import document, exports, recheck
 from optimizer.show import programs, report, words
@@ -335,3 +336,94 @@ def test_an_extended_study_audits_what_its_new_winner_lacks(database: Engine) ->
     audited_already = other.number in {trial.origin for trial in now.audit.trials}
     assert lacking == [*([] if audited_already else ["finalist"]), "control", "uniform"]
     assert audit.to_come(now.study, now.config, another, now.audit.trials) == 3 * len(lacking)
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_an_identity_that_diverges_there_says_nothing_in_favour_of_the_winner(
+    database: Engine, tmp_path: Path, seeds: int
+) -> None:
+    config = audited()
+
+    def diverging(job: ClaimedJob) -> float:
+        lost = job.phase == "audit" and job.seed in config.audit_seeds[:seeds]
+        if lost and job.densities[3][0] == 1 and job.arm["mask"] != "uniform":
+            raise ArithmeticError
+        return same(job)
+
+    now = run(database, config, diverging)
+    found = result(now)
+    assert found.diverged["identity"] == list(config.audit_seeds[:seeds])
+    assert (found.finding, found.correlation, found.loss) == ("open", None, None)
+    assert found.to_identity is found.to_control is found.to_uniform is None
+    assert f"identity diverged on {seeds} seeds of the larger network" in (found.reason or "")
+    path, _ = exports.export(now, tmp_path)
+    recheck.check(document.load(path), document.content(path))
+
+
+def test_an_identity_below_the_floors_there_is_no_baseline(database: Engine) -> None:
+    def unlearnt(job: ClaimedJob) -> float:
+        return same(job) - 40 * (job.phase == "audit")
+
+    found = result(run(database, audited(), unlearnt))
+    assert (found.finding, found.to_identity) == ("open", None)
+    assert "not above what takes no deep network (0.000)" in (found.reason or "")
+
+
+def test_a_control_that_diverges_there_is_no_measure_of_the_winner(database: Engine) -> None:
+    def diverging(job: ClaimedJob) -> float:
+        if job.phase == "audit" and job.arm["mask"] == "uniform":
+            raise ArithmeticError
+        return same(job)
+
+    found = result(run(database, audited(), diverging))
+    assert found.to_uniform is None
+    assert found.to_control is not None
+    assert any(label.startswith("uniform mask") for label in found.diverged)
+
+
+@pytest.mark.parametrize("phase", ["audit", "search"])
+def test_an_arm_of_which_a_measurement_was_deleted_is_left_out_and_named(
+    database: Engine, tmp_path: Path, phase: str
+) -> None:
+    now = run(database, audited(), same)
+    gone = next(arm for arm in result(now).arms if arm.trial != result(now).trial)
+    lost = next(trial for trial in now.audit.trials if trial.origin == gone.trial)
+    number = lost.number if phase == "audit" else gone.trial
+    with database.begin() as connection:
+        connection.execute(
+            text(
+                "DELETE FROM densitune.measurements WHERE job_id = (SELECT min(id) FROM "
+                "densitune.jobs WHERE phase = :phase AND trial = :trial)"
+            ),
+            {"phase": phase, "trial": number},
+        )
+    left = snapshot.of(database, now.study.name)
+    found = result(left)
+    assert [arm for arm in result(now).arms if arm != gone] == found.arms
+    assert f"measurements of {gone.label} have been deleted" in (found.reason or "")
+    path, _ = exports.export(left, tmp_path)
+    recheck.check(document.load(path), document.content(path))
+    assert gone.label in report.render(left)
+
+
+def test_a_process_that_began_before_does_what_is_asked_for_since(database: Engine) -> None:
+    run(database, plain(), same)
+    both = audited().document()
+    both["confirm"]["arms"] = ["init_only"]
+    study_id = ask(database, study_file.parse(both, "by hand"))
+    study = studies.find(database, plain().name)
+    assert study is not None
+    assert study.phase == "check"
+    now = go_on(database, study_id, plain(), same)
+    assert result(now).finding == "carries_over"
+
+
+def test_of_two_audits_that_are_asked_for_at_once_one_is_refused(database: Engine) -> None:
+    run(database, plain(), same)
+    study = studies.find(database, plain().name)
+    assert study is not None
+    stored = study_file.parse(study.config, "of the study")
+    first = extension.check(database, study, stored, audited(), dict)
+    assert extension.check(database, study, stored, audited(), dict) == first
+    with pytest.raises(UsageError, match=r"at the same moment \(audit.budget: 8 -> 99\)"):
+        extension.check(database, study, stored, audited(budget=99), dict)

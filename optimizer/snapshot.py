@@ -118,8 +118,11 @@ class Snapshot:
         config, decided = self.config, self.study.verdicts is not None
         if self.results and not self.healthy:
             return advice.UNHEALTHY
-        told = self.own_rates
-        return advice.of_study(self.winner, config, self.controls, decided=decided, rates=told)
+        told, audited = self.own_rates, self.carried_over
+        return advice.of_study(
+            self.winner, config, self.controls, decided=decided, rates=told,
+            audited=None if audited is None else audited.finding,
+        )  # fmt: skip
 
     @property
     def own_rates(self) -> RateCheck | None:

@@ -153,6 +153,6 @@ class Audit(Section):
     """Peak of its learning rate, for all arms; auto is calibrated on identity of this network."""
     seeds: Annotated[int, Field(ge=2, le=100), Unit("seeds")] = 4
     """With how many fresh seeds each arm is trained."""
-    arms: Annotated[int, Field(ge=5, le=100), Unit("densities")] = 12
+    arms: Annotated[int, Field(ge=8, le=100), Unit("densities")] = 12
     """How many densities are trained beside identity: the winner, the search's best, the published
     ones, and others from the whole range of what the search saw."""

@@ -6,6 +6,7 @@ from densitune import density
 from optimizer.config.networks import NamedNetwork
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import cautions, differences
+from optimizer.evidence.audit import Finding
 from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import (
     Comparison,
@@ -28,6 +29,11 @@ UNHEALTHY = (
 )
 UNTESTED = "Use the plain convolution until fresh seeds confirm a density."
 EARLIER = "Use the plain convolution until a new study confirms this density: see the caution."
+LARGER = (
+    "Use the plain convolution on a larger network, or tune there: the audit's larger network does "
+    "not bear this density out."
+)
+"""What to do with a `better` that an audit speaks against."""
 NOT_SETTLED: dict[Control, str] = {
     "control": "whether another start does as well as this density was not settled",
     "uniform": "whether other steps do as well as this density was not settled",
@@ -42,10 +48,12 @@ def line(
     found: Found | None,
     wanted: Collection[Control],
     rates: RateCheck | None = None,
+    audited: Finding | None = None,
 ) -> str:
     """Return what to do where a density has this verdict, from a confirmation that found this.
 
-    wanted: the controls that `better` asks for. rates: what its rate check found, if there was one.
+    wanted: the controls that `better` asks for. rates: what its rate check found, if there was one;
+    audited: what its audit did.
     A control is recommended only if it is itself shown to help. What the study's `init` and the
     optimiser of its family make of a density decides how to say it.
     """
@@ -53,6 +61,8 @@ def line(
         case "better":
             if found is not None and cautions.left_open(verdict, found, wanted) is not None:
                 return EARLIER
+            if audited in ("does_not", "ranks_only"):
+                return LARGER
             if rates is not None and rates.holds is False:
                 return _at_its_rate(densities, config, rates)
             given = "; ".join(
@@ -87,11 +97,12 @@ def of_study(
     *,
     decided: bool,
     rates: RateCheck | None = None,
+    audited: Finding | None = None,
 ) -> str:
-    """Return what to do after a study, by the verdict on its winner and its rate check."""
+    """Return what to do after a study, by its winner's verdict, rate check and audit."""
     if winner is None:
         return PLAIN if decided else UNTESTED
-    return line(winner.verdict, winner.by_kernel_size(), config, winner, wanted, rates)
+    return line(winner.verdict, winner.by_kernel_size(), config, winner, wanted, rates, audited)
 
 
 def _at_its_rate(

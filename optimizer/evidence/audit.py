@@ -19,11 +19,13 @@ from optimizer.evidence.verdicts import Comparison, PairedDifference, Part
 Array = NDArray[np.float64]
 Table = Mapping[int, Mapping[int, float]]
 """Differences to identity by density (its trial in the search) and seed; none is left out."""
-Finding = Literal["carries_over", "does_not", "open"]
-"""Whether the ranking carries over to the larger network."""
+Finding = Literal["carries_over", "ranks_only", "does_not", "open"]
+"""Whether the ranking, and with it the winner, carries over to the larger network."""
 
 SENTENCE: dict[Finding, str] = {
     "carries_over": "the proxy ranks densities as the full network does",
+    "ranks_only": "the proxy ranks densities as the full network does, but its winner is behind "
+    "there: tune on the network itself",
     "does_not": "the proxy does not rank densities as the full network does: tune on the network "
     "itself",
     "open": "whether the proxy ranks densities as the full network does cannot be told from these "
@@ -36,8 +38,8 @@ LEAST_CEILING = 0.5
 """Where seeds blur more than that, nothing is said against the proxy."""
 IDENTITY = 0
 """Its trial in every search."""
-LEAST_ARMS = 5
-"""With fewer a rank correlation says nothing."""
+LEAST_ARMS = 8
+"""Identity among them; with fewer a rank correlation says too little."""
 RESAMPLED = 2000
 _SEED = 20_250_531
 
@@ -65,7 +67,11 @@ class RankCorrelation(Part):
     """The 95 % interval for other densities and seeds, as many of each: a percentile bootstrap."""
     ceiling: FiniteFloat | None
     """What perfect agreement would come to with the noise of these seeds: the root of the product
-    of both reliabilities. None where a single seed does not tell."""
+    of both reliabilities, of ranks within each seed: of raw differences, a few very harmful
+    densities would hide how little the others differ. None where a single seed does not tell."""
+    above: FiniteFloat | None = None
+    """The same correlation of identity and the densities above it on the proxy alone; None of fewer
+    than three. Harmful densities can make `value` large where the good ones have no order."""
 
 
 class Loss(Part):
@@ -118,10 +124,14 @@ def rank_correlation(proxy: Table, full: Table) -> RankCorrelation | None:
     means = [table.mean(axis=1) for table in tables]
     drawn = _resampled(*tables)
     low, high = np.quantile(drawn, [0.025, 0.975])
-    known = [reliability(table) for table in tables]
+    known = [reliability(_ranks(table.T).T) for table in tables]
     ceiling = None if None in known else float(np.sqrt(np.prod(np.array(known, dtype=float))))
     value = float(spearman(means[0][None], means[1][None])[0])
-    return RankCorrelation(value=value, low=float(low), high=float(high), ceiling=ceiling)
+    good = means[0] >= 0
+    above = float(spearman(*(mean[None, good] for mean in means))[0]) if good.sum() > 2 else None
+    return RankCorrelation(
+        value=value, low=float(low), high=float(high), ceiling=ceiling, above=above
+    )
 
 
 def spearman(one: Array, other: Array) -> Array:
@@ -178,17 +188,18 @@ def loss(full: Table, winner: int) -> Loss | None:
     )
 
 
-def found(correlation: RankCorrelation | None) -> Finding:
+def found(correlation: RankCorrelation | None, *, behind: bool = False) -> Finding:
     """Return what a rank correlation says: a rule that was fixed before any audit was made.
 
     It carries over if a poor proxy is out of the interval and the value is that of a good one. It
     does not if a good one is out of the interval, once that is corrected for the noise of seeds:
-    they pull a correlation towards zero by the factor `ceiling` (Spearman 1904).
+    they pull a correlation towards zero by the factor `ceiling` (Spearman 1904). behind: whether
+    the winner is shown to be below identity or another density there; the ranks alone carry over.
     """
     if correlation is None:
         return "open"
     if correlation.low > POOR and correlation.value >= GOOD:
-        return "carries_over"
+        return "ranks_only" if behind else "carries_over"
     ceiling = correlation.ceiling or 0.0
     if ceiling >= LEAST_CEILING and correlation.high < GOOD * ceiling:
         return "does_not"
@@ -224,8 +235,18 @@ def judged(told: Audit, floor: float = -math.inf) -> Audit:
     both = {trial: by_seed for trial, by_seed in full.items() if trial in proxy}
     correlation = rank_correlation(proxy, both)
     ahead = loss(full, told.trial) if told.trial in full else None
-    follows = {"correlation": correlation, "loss": ahead, "finding": found(correlation)}
+    follows = {
+        "correlation": correlation,
+        "loss": ahead,
+        "finding": found(correlation, behind=_behind(told.to_identity, ahead)),
+    }
     return told.model_copy(update=follows)
+
+
+def _behind(to_identity: Comparison | None, ahead: Loss | None) -> bool:
+    """Tell whether the winner is shown to be below identity, or below another density."""
+    below = to_identity is not None and to_identity.high < 0
+    return below or (ahead is not None and ahead.low > 0)
 
 
 def spread(ranked: Sequence[int], count: int) -> list[int]:

@@ -160,6 +160,7 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
     verdict: PresetVerdict = "unconfirmed" if finalist is None else finalist.verdict
     checked = snapshot.own_rates
     rates = checked if checked is not None and checked.trial == chosen.number else None
+    audited = _audit(snapshot, chosen.number)
     return Evidence(
         verdict=verdict,
         advice=advised(
@@ -169,11 +170,12 @@ def _evidence(snapshot: Snapshot, chosen: TrialResult) -> Evidence:
             finalist,
             snapshot.controls,
             rates,
+            audited,
             healthy=snapshot.healthy,
         ),
         note=notes.of(verdict, finalist, rates, snapshot.controls, healthy=snapshot.healthy),
         own_rates=rates,
-        audit=_audit(snapshot, chosen.number),
+        audit=audited,
         confirmation=None if finalist is None else _confirmation(snapshot, finalist),
         test=_test(snapshot, chosen.number),
         seeds=sorted(chosen.values),
@@ -220,13 +222,15 @@ def advised(
     found: Found | None,
     wanted: Collection[Control],
     rates: RateCheck | None = None,
+    audited: Audit | None = None,
     *,
     healthy: bool,
 ) -> str:
     """Return what to do where a density has this verdict, and identity was healthy or not."""
     if not healthy:
         return advice.UNHEALTHY
-    return advice.line(verdict, densities, config, found, wanted, rates)
+    said = None if audited is None else audited.finding
+    return advice.line(verdict, densities, config, found, wanted, rates, said)
 
 
 def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation:

@@ -161,6 +161,7 @@ def _of_the_verdict(preset: Preset, config: StudyConfig) -> Iterator[str]:
         confirmation,
         () if confirmation is None else asked(config.init, confirmation.uniform_is_identity),
         evidence.own_rates,
+        evidence.audit,
         healthy=complaint is None,
     )
     if evidence.advice not in ("", told):  # older presets have none

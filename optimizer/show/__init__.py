@@ -13,6 +13,7 @@ page                the report's page
 axes                what its figures have in common
 checks              the checks of the winner in it
 audit               what a larger network says, in it
+ranks               the ranks of an audit in words
 search              the search in the report
 response_model      the response over the search box that a model expects
 figures_search      figures of the search and of the response

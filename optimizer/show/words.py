@@ -4,12 +4,13 @@ from collections.abc import Mapping
 
 from densitune.density import Densities
 from optimizer.evidence import own_rates
-from optimizer.evidence.audit import SENTENCE, RankCorrelation
+from optimizer.evidence.audit import SENTENCE
 from optimizer.evidence.differences import TrialResult
 from optimizer.evidence.verdicts import MEANING, Comparison, FinalistVerdict, Holdout, asked
 from optimizer.phases import holdout
 from optimizer.presets import notes
 from optimizer.presets.document import Preset
+from optimizer.show import ranks
 from optimizer.snapshot import Snapshot
 from storage import printable
 
@@ -233,31 +234,15 @@ def about_audit(snapshot: Snapshot) -> str | None:
         return f"audit on the larger network: {begun}"
     parts = [SENTENCE[told.finding]]
     if told.correlation is not None:
-        parts.append(_ranks(told.correlation, len(told.arms) + 1))
+        parts.append(ranks.correlation(told.correlation, told.arms))
     if told.loss is not None:
-        ahead, unit = told.loss, snapshot.config.unit
-        parts.append(
-            f"the best there is ahead of the winner by {ahead.mean:.3f} {unit} "
-            f"[{ahead.low:.3f}, {ahead.high:.3f}]"
-        )
+        parts.append(ranks.loss(told.loss, told.trial, snapshot.config.unit))
     compared = {"identity": told.to_identity, "its scale control": told.to_control}
     numbers = _comparisons({**compared, "its uniform mask": told.to_uniform}, snapshot.config.unit)
     if numbers:
         parts.append(f"there the winner is {'; '.join(numbers)}")
     gone = [f"{label} diverged on {len(seeds)} seeds" for label, seeds in told.diverged.items()]
     return f"audit: {'; '.join([*parts, *gone, *filter(None, [told.reason])])}"
-
-
-def _ranks(told: RankCorrelation, arms: int) -> str:
-    """Return a rank correlation with its interval and what seeds take from it."""
-    text = f"rank correlation {told.value:+.2f} {_two(told.low, told.high)} over {arms} arms"
-    if told.ceiling is None:
-        return text
-    return f"{text}, where perfect agreement would come to {told.ceiling:.2f} with so few seeds"
-
-
-def _two(low: float, high: float) -> str:
-    return f"[{low:+.2f}, {high:+.2f}]"
 
 
 def about_test_split(snapshot: Snapshot) -> str | None:

@@ -80,7 +80,8 @@ def test_an_interval_covers_with_noise_in_both_coordinates(rank: float) -> None:
         ceilings.append(found.ceiling)
         covered += found.low <= truth <= found.high
     assert covered >= stats.binom.ppf(0.001, studies, 0.95)
-    assert np.mean(ceilings) == pytest.approx(shrunk, abs=0.05)
+    # Of ranks within single seeds, where noise weighs more: a little below, which is cautious.
+    assert shrunk - 0.1 < np.mean(ceilings) < shrunk
 
 
 def correlation(value: float, low: float, high: float, ceiling: float | None) -> RankCorrelation:
@@ -147,14 +148,14 @@ def test_a_proxy_that_ranks_as_the_full_network_does_carries_over_and_the_revers
 
 
 def test_what_was_learned_has_no_rank_and_is_compared_with_the_best_all_the_same() -> None:
-    arms = [arm(n, [n / 10], [n / 10, n / 10 + 0.01]) for n in range(1, 7)]
+    arms = [arm(n, [n / 10], [n / 10, n / 10 + 0.01]) for n in range(1, 8)]
     learned = arm(99, None, [0.1, 0.1])
     told = audit.judged(Audit(trial=99, finding="open", arms=[*arms, learned]))
     assert told.correlation is not None
     assert told.correlation.value == 1
     assert told.correlation.ceiling is None  # a single seed of the proxy does not tell
     assert told.loss is not None
-    assert told.loss.best == 6
+    assert told.loss.best == 7
 
 
 def test_the_loss_covers_although_the_best_is_chosen_by_the_same_numbers() -> None:
@@ -183,3 +184,47 @@ def test_what_is_spread_has_the_first_the_last_and_no_rank_twice(many: int, coun
         assert (chosen[0], chosen[-1]) == (0, many - 1)
         gaps = np.diff(chosen)
         assert gaps.max() - gaps.min() <= 1
+
+
+def test_the_ceiling_is_one_of_ranks_which_harmful_densities_do_not_raise() -> None:
+    """Ranks of truths that are alike but for two are mostly noise, however bad the two are."""
+    rng, ceilings, wrong = np.random.default_rng(5), [], 0
+    for _ in range(40):
+        truth = np.array([*(0.3 * rng.normal(size=22)), -10.0, -20.0])
+        measured = (truth[:, None] + rng.normal(size=(24, seeds)) for seeds in (2, 4))
+        found = audit.rank_correlation(*map(table, measured))
+        assert found is not None
+        assert found.ceiling is not None
+        ceilings.append(found.ceiling)
+        wrong += audit.found(found) == "does_not"
+    assert wrong <= stats.binom.ppf(0.999, 40, 0.025)
+    assert np.mean(ceilings) < 0.6  # of raw differences it would be 0.98
+
+
+def test_a_winner_that_is_behind_there_is_not_carried_over_with_the_ranks() -> None:
+    rng = np.random.default_rng(2)
+    truth = np.linspace(1.0, -1.0, 12)
+    there = np.array([-0.3, *truth[1:]])
+    arms = [
+        arm(n, [*(one + 0.01 * rng.normal(size=2))], [*(other + 0.01 * rng.normal(size=4))])
+        for n, (one, other) in enumerate(zip(truth, there, strict=True), start=1)
+    ]
+    told = audit.judged(Audit(trial=1, finding="open", arms=arms))
+    assert told.correlation is not None
+    assert told.correlation.value > GOOD
+    assert told.loss is not None
+    assert told.loss.low > 1
+    assert told.finding == "ranks_only"
+    assert audit.judged(told.model_copy(update={"trial": 2})).finding == "carries_over"
+
+
+def test_the_correlation_among_the_good_ones_is_told_apart() -> None:
+    good, bad = np.arange(1.0, 6.0), -np.arange(5.0, 10.0)
+    proxy = np.array([*good, *bad])[:, None] + np.zeros((10, 2))
+    full = np.array([*good[::-1], *bad])[:, None] + np.zeros((10, 3))
+    found = audit.rank_correlation(table(proxy), table(full))
+    assert found is not None
+    expected = stats.spearmanr([0, *good], [0, *good[::-1]]).statistic
+    assert found.above == pytest.approx(expected, abs=1e-12)
+    assert found.above is not None
+    assert found.value > found.above

@@ -17,8 +17,8 @@ from optimizer.cli import session
 from optimizer.config import study_file
 from optimizer.config.study_file import FRESH, StudyConfig
 from optimizer.errors import UsageError
+from optimizer.evidence import advice, differences
 from optimizer.evidence import audit as said
-from optimizer.evidence import differences
 from optimizer.evidence.audit import Audit
 from optimizer.phases import audit, extension
 from optimizer.phases.proposer import Proposer
@@ -118,6 +118,8 @@ def test_what_it_says_is_computed_from_both_networks_paired_differences(database
     assert found.loss.low == 0
     other = run(database, audited("other"), reverse)
     assert result(other).finding == "does_not"
+    assert (now.verdict, now.advice[:6], other.verdict) == ("better", "Use it", "better")
+    assert other.advice == advice.LARGER
     assert other.study.verdicts == now.study.verdicts
 
 

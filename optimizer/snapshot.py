@@ -118,11 +118,8 @@ class Snapshot:
         config, decided = self.config, self.study.verdicts is not None
         if self.results and not self.healthy:
             return advice.UNHEALTHY
-        told, audited = self.own_rates, self.carried_over
-        return advice.of_study(
-            self.winner, config, self.controls, decided=decided, rates=told,
-            audited=None if audited is None else audited.finding,
-        )  # fmt: skip
+        known = self.own_rates, self.carried_over
+        return advice.of_study(self.winner, config, self.controls, *known, decided=decided)
 
     @property
     def own_rates(self) -> RateCheck | None:

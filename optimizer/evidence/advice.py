@@ -6,7 +6,7 @@ from densitune import density
 from optimizer.config.networks import NamedNetwork
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import cautions, differences
-from optimizer.evidence.audit import Finding
+from optimizer.evidence.audit import Audit
 from optimizer.evidence.own_rates import RateCheck
 from optimizer.evidence.verdicts import (
     Comparison,
@@ -48,7 +48,7 @@ def line(
     found: Found | None,
     wanted: Collection[Control],
     rates: RateCheck | None = None,
-    audited: Finding | None = None,
+    audited: Audit | None = None,
 ) -> str:
     """Return what to do where a density has this verdict, from a confirmation that found this.
 
@@ -61,7 +61,7 @@ def line(
         case "better":
             if found is not None and cautions.left_open(verdict, found, wanted) is not None:
                 return EARLIER
-            if audited in ("does_not", "ranks_only"):
+            if audited is not None and audited.finding in ("does_not", "ranks_only"):
                 return LARGER
             if rates is not None and rates.holds is False:
                 return _at_its_rate(densities, config, rates)
@@ -94,10 +94,10 @@ def of_study(
     winner: FinalistVerdict | None,
     config: StudyConfig,
     wanted: Collection[Control],
+    rates: RateCheck | None = None,
+    audited: Audit | None = None,
     *,
     decided: bool,
-    rates: RateCheck | None = None,
-    audited: Finding | None = None,
 ) -> str:
     """Return what to do after a study, by its winner's verdict, rate check and audit."""
     if winner is None:

@@ -229,8 +229,7 @@ def advised(
     """Return what to do where a density has this verdict, and identity was healthy or not."""
     if not healthy:
         return advice.UNHEALTHY
-    said = None if audited is None else audited.finding
-    return advice.line(verdict, densities, config, found, wanted, rates, said)
+    return advice.line(verdict, densities, config, found, wanted, rates, audited)
 
 
 def _confirmation(snapshot: Snapshot, finalist: FinalistVerdict) -> Confirmation:

@@ -10,6 +10,7 @@ session        a study from creation to end, for the process that launches it
 display        what is shown of a running study
 fleet          local worker processes
 networks       a study's networks, its own and its audit's
+origin         whether data and code here are those of a study
 data           a study's data, with a bar for what is downloaded
 interruptions  what signals do to a command
 terms          on which terms a worker works

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from optimizer import snapshot
-from optimizer.cli import data, environment, interruptions, networks, train
+from optimizer.cli import data, environment, interruptions, networks, origin, train
 from optimizer.cli.options import Code, Device, LocalWorkers, Pack, PresetFolder, Storage, StudyName
 from optimizer.config import study_file
 from optimizer.errors import UsageError
@@ -48,7 +48,7 @@ def audit(
         )
     local = devices.spread(device, workers)
     environment.tell_code(code)
-    session.check_code(study, networks.code(stored))
+    origin.check_code(study, networks.code(stored))
     bank = data.prepare(asked)
     for line in networks.tried(asked, bank):
         printing.say(line)

@@ -14,7 +14,7 @@ import typer
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.cli import data, environment, interruptions, networks, working
+from optimizer.cli import data, environment, interruptions, networks, origin, working
 from optimizer.cli.options import (
     Again,
     Announce,
@@ -74,14 +74,14 @@ def launch(
 
     local = devices.spread(device, workers)
     environment.tell_code(code)
-    engine = environment.open_storage(storage)
-    if not again:
-        session.check_existing(engine, config, networks.code)
     bank = data.prepare(config)  # before anything is written
     for line in networks.tried(config, bank):
         printing.say(line)
+    engine = environment.open_storage(storage)
     if again:
         session.clear(engine, config.name)
+    else:
+        origin.check_existing(engine, config, networks.code)
     asked = "full" if config.proxy is None else config.training.precision  # a script has its own
     precision = devices.precision(asked, devices.resolve(device))
     found = studies.find(engine, config.name)
@@ -156,16 +156,15 @@ def resume(
     """Continue a study that was stopped or interrupted."""
     printing.say(f"{name}: starting")
     with interruptions.loading():
-        from optimizer.cli import session
         from workers.training import devices
 
     local = devices.spread(device, workers)
     environment.tell_code(code)
     engine = environment.open_storage(storage)
     study, stored = snapshot.find(engine, name)
-    session.check_code(study, networks.code(stored))
+    origin.check_code(study, networks.code(stored))
     bank = data.prepare(stored)
-    session.check_fingerprint(study, bank.source, bank.fingerprint)
+    origin.check_fingerprint(study, bank.source, bank.fingerprint)
     fleet = fleet_of(study, local, pack, storage)
     run_study(engine, study, stored, fleet, folder, until=until, force=force)
 

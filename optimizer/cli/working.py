@@ -11,7 +11,7 @@ import typer
 from sqlalchemy import Engine
 
 from optimizer import snapshot
-from optimizer.cli import data, environment, networks
+from optimizer.cli import data, environment, networks, origin
 from optimizer.cli.terms import Terms
 from optimizer.config.study_file import StudyConfig
 from optimizer.evidence import baseline
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 def work(engine: Engine, study: Study, config: StudyConfig, device_name: str, terms: Terms) -> None:
     """Work for a study in this process until it ends or a signal comes."""
-    from optimizer.cli import session
     from workers.service import checkpoint, loop
     from workers.service.notice import INTERRUPTED, Notice
     from workers.service.shift import Shift
@@ -37,9 +36,9 @@ def work(engine: Engine, study: Study, config: StudyConfig, device_name: str, te
     device = devices.resolve(device_name)
     devices.make_repeatable(device)
     with Shift(engine, study, device, environment.home() / "spool") as shift:
-        session.check_code(study, networks.code(config))
+        origin.check_code(study, networks.code(config))
         bank = data.prepare(config)
-        session.check_fingerprint(study, bank.source, bank.fingerprint)
+        origin.check_fingerprint(study, bank.source, bank.fingerprint)
         networks.tried(config, bank)
         precision, floors = snapshot.precision(study), baseline.floors(study, config)
         bench, larger = networks.benches(config, bank, precision, device_name, floors)

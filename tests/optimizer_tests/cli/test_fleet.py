@@ -16,7 +16,7 @@ from support.checkout import ROOT
 from support.stations import make_config
 from support.waiting import wait_for
 
-from optimizer.cli import environment, fleet, main, options, train
+from optimizer.cli import environment, fleet, main, options, working
 from optimizer.cli.terms import Terms
 from optimizer.config.study_file import StudyConfig
 from optimizer.errors import UsageError
@@ -81,7 +81,7 @@ def test_workers_of_a_fleet_are_told_the_terms(
         pass
     assert len(started) == 2
     reached: list[Terms] = []
-    monkeypatch.setattr(train, "_work", lambda *given: reached.append(given[-1]))
+    monkeypatch.setattr(working, "work", lambda *given: reached.append(given[-1]))
     monkeypatch.setenv("DENSITUNE_STORAGE", database_url)
     for command in started:
         place = command.index("worker")
@@ -94,7 +94,7 @@ def test_unless_told_a_worker_waits_for_ever_for_jobs_and_an_hour_for_the_storag
 ) -> None:
     given = make_study(database, budget=2)
     reached: list[Terms] = []
-    monkeypatch.setattr(train, "_work", lambda *given: reached.append(given[-1]))
+    monkeypatch.setattr(working, "work", lambda *given: reached.append(given[-1]))
     monkeypatch.setenv("DENSITUNE_STORAGE", database_url)
     main.app(["worker", given.name, "--device", "cpu"], standalone_mode=False)
     assert reached == [Terms(None, environment.home() / "checkpoints", math.inf, 3600.0)]

@@ -21,7 +21,11 @@ def recorded(told: Audit) -> dict[str, Comparison | PairedDifference | None]:
 
 def disagreements(preset: Preset, config: StudyConfig) -> Iterator[str]:
     """Yield what does not follow: seeds, differences, correlation, loss and finding."""
-    told = preset.evidence.audit
+    told, test = preset.evidence.audit, preset.evidence.test
+    if test is not None and test.larger is not None:
+        larger = {str(seed) for seed in test.larger.seeds}
+        if told is None or not larger <= {str(seed) for seed in config.audit_seeds}:
+            yield "test.larger is of no audit with the config's seeds"
     if told is None:
         return
     most = 0 if config.audit is None else config.audit.arms + 1  # of an extended study one more
@@ -30,6 +34,7 @@ def disagreements(preset: Preset, config: StudyConfig) -> Iterator[str]:
         return
     if told.trial != preset.provenance.trial:
         yield f"audit is of trial {told.trial}, the preset of {preset.provenance.trial}"
+    yield from _of_the_study(preset, told, config)
     strange = list(_of_the_seeds(told, config, preset.evidence.floor))
     yield from strange
     for arm in told.arms:
@@ -48,6 +53,31 @@ def _compared(told: Audit) -> Mapping[str, Comparison | None]:
         "audit.to_control": told.to_control,
         "audit.to_uniform": told.to_uniform,
     }
+
+
+def _of_the_study(preset: Preset, told: Audit, config: StudyConfig) -> Iterator[str]:
+    """Yield what of the audit contradicts the rest of the preset."""
+    asked = None if config.audit is None else config.audit.lr
+    if asked is None or asked not in ("auto", told.lr):
+        yield f"audit has the rate {told.lr}, and its config asks for {asked}"
+    seeds = set(config.audit_seeds)
+    if any(not set(lost) <= seeds for lost in told.diverged.values()):
+        yield "audit.diverged names seeds that are not the config's"
+    if any(arm.trial < 1 or (arm.proxy is None and arm.trial != told.trial) for arm in told.arms):
+        yield "audit has arms that are no trials of the search"
+    own = next((arm for arm in told.arms if arm.trial == told.trial), None)
+    if own is None:
+        if told.reason is None or told.to_identity is not None:
+            yield "audit has no arm of the winner, and does not say why or compares it"
+        return
+    if own.densities.keys() != preset.densities.keys() or any(
+        list(own.densities[size]) != list(den) for size, den in preset.densities.items()
+    ):
+        yield f"audit has {own.densities} as the winner's density, and the preset another"
+    searched = preset.evidence.difference_to_identity
+    by_metric = preset.evidence.searched_by == "metric"
+    if own.proxy is not None and by_metric and not arithmetic.alike(own.proxy.mean, searched.mean):
+        yield f"audit.proxy of the winner is {own.proxy.mean}, and its difference {searched.mean}"
 
 
 def _of_the_seeds(told: Audit, config: StudyConfig, floor: float) -> Iterator[str]:

@@ -20,6 +20,7 @@ from optimizer.errors import UsageError
 from optimizer.evidence import advice, differences
 from optimizer.evidence import audit as said
 from optimizer.evidence.audit import Audit
+from optimizer.evidence.verdicts import PairedDifference
 from optimizer.phases import audit, extension
 from optimizer.phases.proposer import Proposer
 from optimizer.presets import document, exports, recheck
@@ -151,9 +152,11 @@ def test_preset_report_and_status_say_it_and_verify_computes_it_anew(
         ({"finding": "does_not"}, "audit says does_not, and its arms carries_over"),
         ({"correlation": None}, "audit.correlation is None, and its arms say"),
         ({"loss": None}, "audit.loss is None"),
-        ({"arms": []}, "audit.correlation is"),
         ({"trial": 999}, "audit is of trial 999, the preset of"),
         ({"to_identity": None}, "audit.to_identity is not the difference of the winner"),
+        ({"lr": 99.0}, "audit has the rate 99.0, and its config asks for"),
+        ({"diverged": {"somebody": [7]}}, "audit.diverged names seeds that are not the config's"),
+        ({"arms": []}, "audit has no arm of the winner"),
     ],
 )
 def test_a_preset_whose_audit_does_not_follow_from_its_arms_is_refused(
@@ -170,6 +173,34 @@ def test_a_preset_whose_audit_does_not_follow_from_its_arms_is_refused(
             }
         )
     )
+    with pytest.raises(UsageError, match=re.escape(complaint)):
+        recheck.check(forged, forged.model_dump(by_alias=True))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"densities": {"3": [9.9]}}, "as the winner's density, and the preset another"),
+        ({"proxy": None, "trial": 0}, "audit has arms that are no trials of the search"),
+        (
+            {"proxy": PairedDifference(mean=55.0, standard_error=1.0, by_seed={"0": 55.0})},
+            "audit.proxy of the winner is 55.0",
+        ),
+    ],
+)
+def test_a_preset_whose_audit_is_of_another_winner_is_refused(
+    audited_preset: document.Preset, change: dict[str, Any], complaint: str
+) -> None:
+    evidence = audited_preset.evidence
+    assert evidence.audit is not None
+    number = audited_preset.provenance.trial
+    arms = [
+        arm.model_copy(update=change if arm.trial == number else {}) for arm in evidence.audit.arms
+    ]
+    altered = evidence.model_copy(
+        update={"audit": evidence.audit.model_copy(update={"arms": arms})}
+    )
+    forged = document.sealed(audited_preset.model_copy(update={"evidence": altered}))
     with pytest.raises(UsageError, match=re.escape(complaint)):
         recheck.check(forged, forged.model_dump(by_alias=True))
 

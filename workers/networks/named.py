@@ -54,8 +54,8 @@ class Network:
     """Where that code is looked for on this machine."""
 
     @property
-    def library(self) -> str | None:
-        """Return whose network it is; None if it is the user's own."""
+    def package(self) -> str | None:
+        """Return which package's network it is; None if it is the user's own."""
         source = self.name.partition(":")[0]
         return source if source in LIBRARIES else None
 
@@ -65,7 +65,7 @@ class Network:
 
         The libraries' take it. A network of the user's may not: `view` fails there, for example.
         """
-        return self.library is not None
+        return self.package is not None
 
 
 def code(name: str, place: Place) -> str:
@@ -150,7 +150,7 @@ def said(error: BaseException) -> str:
 def _builder(network: Network, kwargs: dict[str, Any]) -> Callable[[], Any]:
     """Return what builds a network; UsageError if there is no such network."""
     channels, classes = network.channels, network.classes
-    if network.library is None:
+    if network.package is None:
         function = entries.load(entries.find(network.name, network.place))
         return lambda: function(channels, classes, **kwargs)
     given = next((key for key, value in kwargs.items() if value and _is_of_weights(key)), None)
@@ -164,7 +164,7 @@ def _builder(network: Network, kwargs: dict[str, Any]) -> Callable[[], Any]:
     # Who denoises has an output channel for each channel, which these libraries call a class.
     outputs = classes or channels
     name = network.name.partition(":")[2]
-    if network.library == "torchvision":
+    if network.package == "torchvision":
         return _torchvision(name, {"num_classes": outputs, **kwargs})
     return _timm(name, {"num_classes": outputs, "in_chans": channels, **kwargs})
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sqlalchemy import Engine, text
 from support.databases import temporary
-from support.simulated import TESTED, create, go_on, noise, run, small
+from support.simulated import create, go_on, noise, run, small
 
 from optimizer import snapshot
 from optimizer.cli import session
@@ -266,10 +266,8 @@ def test_a_process_that_began_before_the_audit_was_asked_for_does_not_end_it(
 def test_the_larger_networks_test_split_is_sealed_until_the_audit_has_ended(
     database: Engine, tmp_path: Path, later: bool
 ) -> None:
-    section: dict[str, Any] = dict(TESTED["data"])  # type: ignore[arg-type]
-    given = study_file.parse(
-        {**audited().document(), "data": {"task": "folder", **section}}, "by hand"
-    )
+    section = {"task": "folder", "folder": "photographs", "test": "others"}
+    given = study_file.parse({**audited().document(), "data": section}, "by hand")
     before = given.model_copy(update={"audit": None}) if later else given
 
     def measured(job: ClaimedJob) -> float:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def decades(job: ClaimedJob) -> float:
     return math.log10((job.arm["lr"] or LR) / LR)
 
 
-def wanting(best: dict[str, float], top: dict[str, float]) -> Measure:
+def wanting(best: dict[str, float], top: dict[str, float]) -> Callable[[ClaimedJob], float]:
     """Every arm wants a rate of its own, so many decades from the study's, and reaches its top."""
 
     def measure(job: ClaimedJob) -> float:
@@ -288,7 +289,7 @@ def test_what_could_not_be_trained_is_said_and_the_verdict_stands(
         final = job.seed >= 3 * FRESH
         if job.phase == "check" and job.arm["mask"] == "uniform" and final == (broken == "finals"):
             raise OSError("unreadable")
-        return wanting({}, {"finalist": 1.0, "uniform": 0.3})(job)  # type: ignore[return-value]
+        return wanting({}, {"finalist": 1.0, "uniform": 0.3})(job)
 
     now = run(database, asked(), failing)
     assert (now.study.state, now.verdict) == ("finished", "better")
@@ -310,7 +311,7 @@ def test_a_rate_whose_training_failed_without_diverging_is_not_left_out(database
         plain = job.densities == {3: (1.0,)} and not job.arm["gain"]
         if job.phase == "check" and plain and decades(job) < -0.2:
             raise OSError("unreadable")
-        return wanting({"identity": -0.5}, {"finalist": 1.0, "identity": 1.0})(job)  # type: ignore[return-value]
+        return wanting({"identity": -0.5}, {"finalist": 1.0, "identity": 1.0})(job)
 
     now = run(database, asked(), failing)
     assert (now.study.phase, now.verdict) == ("decided", "better")
@@ -331,7 +332,7 @@ def test_rates_at_which_training_diverges_are_left_out_and_later_divergences_sco
         unlucky = job.seed == 3 * FRESH + 1 and job.arm["mask"] == "uniform"
         if job.phase == "check" and (high or unlucky):
             raise ArithmeticError
-        return wanting({}, {"finalist": 1.0, "uniform": 0.3})(job)  # type: ignore[return-value]
+        return wanting({}, {"finalist": 1.0, "uniform": 0.3})(job)
 
     told = checked(run(database, asked(), measure))
     assert {arm: len(rates) for arm, rates in told.tried.items()} == {
@@ -359,7 +360,7 @@ def test_while_it_goes_on_the_verdict_is_shown_with_how_far_it_is(database: Engi
     def until(job: ClaimedJob) -> float:
         if job.seed >= 3 * FRESH:
             raise StopError
-        return SPATIAL(job)  # type: ignore[return-value]
+        return SPATIAL(job)
 
     study_id = create(database, given)
     with pytest.raises(StopError):

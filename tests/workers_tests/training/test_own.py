@@ -118,7 +118,8 @@ def test_a_metric_to_be_minimized_is_negated_and_told_by_item() -> None:
     assert made.score.value == pytest.approx(sum(made.score.images) / 24)
     assert all(value <= 0 for value in made.score.images)
     assert made.sealed is not None
-    assert made.sealed.extra["test"] == loaded.test.fingerprint  # type: ignore[union-attr]
+    assert loaded.test is not None
+    assert made.sealed.extra["test"] == loaded.test.fingerprint
     assert made.sealed.value == pytest.approx(made.score.value)  # the same items
 
 

@@ -1,6 +1,5 @@
 """What an arm of a study does to a model: its density or mask, and where its weights start."""
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import cast
@@ -8,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from densitune import conversion, density
+from densitune import conversion, density, repeatable
 from densitune.choices import Init, Mask, Start
 from densitune.weighted_conv import WeightedConv
 
@@ -107,8 +106,7 @@ def draw(module: nn.Module, seed: int, name: str) -> None:
 
     On the CPU, so that every device has the same.
     """
-    digest = hashlib.blake2b(repr((seed, "weights", name)).encode(), digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    generator = torch.Generator().manual_seed(repeatable.derive(seed, "weights", name))
     weight, bias = cast(nn.Parameter, module.weight), cast(nn.Parameter | None, module.bias)
     drawn = torch.empty(weight.shape, dtype=weight.dtype)
     nn.init.kaiming_normal_(drawn, mode="fan_out", nonlinearity="relu", generator=generator)

@@ -5,7 +5,6 @@ on nothing else: not on the density, the place in a pack, or what was drawn befo
 the same seed therefore see the same initial weights, batches, augmentation and noise.
 """
 
-import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-
-def derive(seed: int, *purpose: str | int) -> int:
-    """Return a 63-bit seed for one purpose."""
-    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+from densitune.repeatable import derive as derive  # the process of a script has it, too
 
 
 def generator(

@@ -40,16 +40,7 @@ def signals(count, seed):
     clean = torch.sin(torch.arange(64) * (0.1 + 0.4 * pitch) + 6 * phase)
     return clean, clean + 0.5 * torch.randn(clean.shape, generator=draw)
 """
-BEFORE = """
-import sys
-
-import torch
-
-from models import build
-from optimizer import of
-from workers import signals
-
-EPOCHS, RATE, SEED = 8, 0.01, 0
+SHARED = """EPOCHS, RATE, SEED = 8, 0.01, 0
 
 
 def error(model, clean, noisy):
@@ -63,7 +54,20 @@ def train_one_epoch(model, tuner, clean, noisy):
         tuner.zero_grad()
         loss.backward()
         tuner.step()
+"""
+BEFORE = (
+    """
+import sys
 
+import torch
+
+from models import build
+from optimizer import of
+from workers import signals
+
+"""
+    + SHARED
+    + """
 
 def main():
     torch.manual_seed(SEED)
@@ -80,7 +84,9 @@ def main():
 if __name__ == "__main__":
     main()
 """
-AFTER = """
+)
+AFTER = (
+    """
 import sys
 
 import densitune
@@ -90,21 +96,9 @@ from models import build
 from optimizer import of
 from workers import signals
 
-EPOCHS, RATE, SEED = 8, 0.01, 0
-
-
-def error(model, clean, noisy):
-    with torch.no_grad():
-        return float(((model(noisy) - clean) ** 2).mean())
-
-
-def train_one_epoch(model, tuner, clean, noisy):
-    for batch in torch.randperm(len(clean)).split(16):
-        loss = ((model(noisy[batch]) - clean[batch]) ** 2).mean()
-        tuner.zero_grad()
-        loss.backward()
-        tuner.step()
-
+"""
+    + SHARED
+    + """
 
 def train(run):
     torch.manual_seed(run.seed)
@@ -126,6 +120,7 @@ if __name__ == "__main__":
     model = train(densitune.Run(seed=SEED, lr=RATE, budget=EPOCHS))
     torch.save(model.state_dict(), sys.argv[1])
 """
+)
 STUDY = """
 name: own
 task: python

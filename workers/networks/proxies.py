@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from densitune import density
 from densitune.conversion import apply_densities
-from densitune.treatment import Treatment, masked
+from densitune.treatment import Treatment, draw, masked
 from densitune.weighted_conv import WeightedConv
 from optimizer.arms import Init, Mask, Start
 from optimizer.learning_rates import Family, Kind
@@ -174,7 +174,7 @@ def _drawn(
     if init != "model":
         for name, module in model.named_modules():
             if isinstance(module, WeightedConv):
-                _init_library(module, generator(seed, "weights", name))
+                draw(module, seed, name)
     return model
 
 
@@ -219,24 +219,16 @@ def _initialise(model: nn.Module, seed: int) -> None:
     """Give every parameter and buffer of an empty model its initial value."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            draw = generator(seed, "weights", name)
             if isinstance(module, nn.Conv2d) and _is_spatial(module):
-                _init_library(module, draw)
+                draw(module, seed, name)
             else:
-                _init_torch(module, draw)
+                _init_torch(module, generator(seed, "weights", name))
         elif callable(reset := getattr(module, "reset_parameters", None)):
             reset()  # normalisations and NAFNet's scales: constants
 
 
 def _is_spatial(conv: nn.Conv2d) -> bool:
     return all(side > 1 and side % 2 == 1 for side in conv.kernel_size)
-
-
-def _init_library(conv: nn.Conv2d | WeightedConv, draw: torch.Generator) -> None:
-    """Draw as the authors' layer does: Kaiming normal over fan_out, zero bias (wConv.py)."""
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu", generator=draw)
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
 
 
 def _init_torch(layer: nn.Conv2d | nn.Linear, draw: torch.Generator) -> None:

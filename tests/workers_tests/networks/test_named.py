@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkout import ROOT
+from support.named import network
 from torch import nn
 
 from densitune import density
@@ -20,21 +20,6 @@ from workers.networks import named, proxies
 from workers.networks.named import Network
 
 DEN = {3: (0.4,)}
-
-
-def network(name: str, kwargs: str = "{}", **changes: Any) -> Network:
-    usual = Network(
-        name=name if ":" in name else f"support.networks:{name}",
-        kwargs=kwargs,
-        layers=(),
-        kernel_sizes=(3,),
-        channels=1,
-        classes=4,
-        kind="classifier",
-        code="",
-        place=ROOT / "tests",
-    )
-    return replace(usual, **changes)
 
 
 def build(given: Network, init: Init = "model", **how: Any) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.checkout import ROOT
+from support.named import network
 
 from optimizer.arms import Arm
 from optimizer.errors import UsageError
@@ -27,21 +27,6 @@ CPU = torch.device("cpu")
 IDENTITY, OTHER = Arm({3: (1.0,)}), Arm({3: (0.4,)})
 UNIFORM = Arm({3: (0.4,)}, mask="uniform")
 LEARNING = Arm({3: (1.0,)}, trainable=True)
-
-
-def network(name: str, kwargs: str = "{}", **changes: Any) -> Network:
-    usual = Network(
-        name=name if ":" in name else f"support.networks:{name}",
-        kwargs=kwargs,
-        layers=(),
-        kernel_sizes=(3,),
-        channels=1,
-        classes=4,
-        kind="classifier",
-        code="",
-        place=ROOT / "tests",
-    )
-    return replace(usual, **changes)
 
 
 DENOISER = network("denoiser", '{"depthwise": true}', classes=None, kind="regressor")

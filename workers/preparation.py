@@ -24,13 +24,12 @@ from workers.networks import named, proxies, scale_free
 from workers.networks.named import Network
 from workers.networks.proxies import Proxy
 from workers.scripts.contract import Contract
-from workers.scripts.process import ScriptError
+from workers.scripts.floor import floor_of
 from workers.scripts.script import Script, find_script
 from workers.scripts.stage import Stage
 from workers.training import baselines, dry_run
 from workers.training.own import Own
 from workers.training.recipe import Recipe, steps_per_epoch
-from workers.training.scores import MOST
 from workers.training.tasks import Classification, Denoising, Task, Tried
 
 Progress = Callable[[int, int], None]
@@ -195,23 +194,10 @@ def contract(
 def script_floor(config: StudyConfig, entry: Entry, device: torch.device) -> float:
     """Return the floor of a script, given or computed by it; higher is better.
 
-    UsageError if its function fails or returns no finite number.
+    UsageError if its function fails or returns no number within the bounds of a metric.
     """
     assert isinstance(config.data, tasks.ScriptData)  # our caller's case
-    floor, script = config.data.floor, _script(config, entry, 0.0)
-    if isinstance(floor, str):
-        entries.find(floor, entry.place)  # its fingerprint is the entry's
-        stage = Stage(script, entry, device)
-        try:
-            told = stage.call(floor)
-        except ScriptError as error:
-            raise UsageError(f"data.floor {floor} failed: {error}") from error
-        finally:
-            stage.close()
-        if isinstance(told, str) or not abs(told) <= MOST:
-            raise UsageError(f"data.floor {floor} returned {told!r}; it lies within +-{MOST:,.0f}")
-        floor = told
-    return script.score(floor, {}).value
+    return floor_of(_script(config, entry, 0.0), entry, device, config.data.floor)
 
 
 def _script(config: StudyConfig, entry: Entry, floor: float) -> Script:

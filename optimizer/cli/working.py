@@ -39,7 +39,7 @@ def work(engine: Engine, study: Study, config: StudyConfig, device_name: str, te
         origin.check_code(study, networks.code(config))
         bank = data.prepare(config)
         origin.check_fingerprint(study, bank.source, bank.fingerprint)
-        networks.tried(config, bank)
+        networks.tried(config, bank)  # what only this machine cannot train must fail no job
         precision, floors = snapshot.precision(study), baseline.floors(study, config)
         bench, larger = networks.benches(config, bank, precision, device_name, floors)
         with Notice(shift.hand_back) as notice:
